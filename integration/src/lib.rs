@@ -1,0 +1,1 @@
+//! Meshes in one test process, interoperability, chaos, benchmarks and the demo.

@@ -1,0 +1,1 @@
+//! The identity service: certificate authority and ASAP key repository.

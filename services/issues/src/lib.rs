@@ -1,0 +1,1 @@
+//! Sample product service: work items, comments and attachments of each tenant.

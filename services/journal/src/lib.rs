@@ -1,0 +1,1 @@
+//! The truth behind each replicated kind, and the publishing side of replication.

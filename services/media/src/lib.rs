@@ -1,0 +1,1 @@
+//! Sample product service: files of each tenant, with thumbnails.

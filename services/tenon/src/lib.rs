@@ -1,0 +1,1 @@
+//! The control plane's roles, the operator's commands and `tenon up`.

@@ -1,0 +1,1 @@
+//! ASAP tokens and keys: parse, mint, verify.

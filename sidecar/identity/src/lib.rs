@@ -1,0 +1,1 @@
+//! SPIFFE identities of the mesh: SVIDs, trust bundles, TLS configurations, joining and renewing.

@@ -1,0 +1,1 @@
+//! The data plane: one process beside each instance of a service.

@@ -1,0 +1,1 @@
+//! The following side of the replication protocol, with its state on disk.
