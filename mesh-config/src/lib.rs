@@ -1,1 +1,34 @@
 //! Mesh policy files: read, checked and compiled into the records that the mesh replicates.
+//!
+//! Raw YAML → [`Mesh`] (cannot be wrong) → [`Records`]. Everything that is wrong is reported at once, each with file, line
+//! and column. Only [`read_folder`] and [`load`] touch the file system; nothing here reads the clock.
+
+mod compile;
+mod folder;
+mod mesh;
+pub mod names;
+mod parse;
+mod problem;
+pub mod tenant;
+
+use std::path::Path;
+
+pub use crate::{
+    compile::{Records, compile},
+    folder::{MAX_FILE_BYTES, SourceFile, read_folder},
+    mesh::{
+        Allowlist, Caller, ControlPlaneAddresses, Expect, Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof,
+        Quarantine, Rate, Residency, Rule, Service, TenantCondition, TestCall,
+    },
+    parse::parse,
+    problem::{Problem, Problems},
+};
+
+/// Reads and checks a folder of policy files.
+///
+/// # Errors
+/// Everything that is wrong in any of its files; each problem names its file as the user can open it.
+pub fn load(dir: &Path) -> Result<Mesh, Problems> {
+    let files = read_folder(dir)?;
+    parse(&files).map_err(|problems| problems.below(dir))
+}
