@@ -1,0 +1,34 @@
+//! Where a follower gets its stream from.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use tenon_proto::replication::v1::{FollowRequest, FollowResponse, replication_client::ReplicationClient};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, transport::Channel};
+
+/// The largest message a follower takes: well above what publishers send, so that one large record never stops a kind.
+const LARGEST_MESSAGE_BYTES: usize = 64 << 20;
+
+/// What a parent sends on one stream.
+pub type Responses = Pin<Box<dyn Stream<Item = Result<FollowResponse, Status>> + Send>>;
+
+/// A source of one kind's stream: a gRPC channel in life, an object in memory in tests of the protocol.
+#[tonic::async_trait]
+pub trait Parent: Send + Sync + 'static {
+    /// Opens a stream. The first of `requests` is `Start`; closing them ends the stream.
+    ///
+    /// # Errors
+    /// The status with which the parent refused, or why it could not be reached.
+    async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status>;
+}
+
+#[tonic::async_trait]
+impl Parent for Channel {
+    async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status> {
+        let mut client = ReplicationClient::new(self.clone()).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
+        let response = client.follow(ReceiverStream::new(requests)).await?;
+        Ok(Box::pin(response.into_inner()))
+    }
+}

@@ -1,0 +1,165 @@
+//! The map as its readers see it.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{Position, machine::Ledger};
+
+/// What a follower holds of one kind. Cheap to clone; all clones are the same map.
+#[derive(Debug)]
+pub struct Replica<V> {
+    shared: Arc<Shared<V>>,
+}
+
+impl<V> Clone for Replica<V> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// How a follower is doing, for admin pages and metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// What is held; absent before the first complete snapshot.
+    pub position: Option<Position>,
+    /// Whether the parent has been heard on the present stream.
+    pub connected: bool,
+    /// Time since the parent's last message; absent before the first.
+    pub last_heartbeat_age: Option<Duration>,
+    /// Refusals sent to the parent since the start.
+    pub nacks: u64,
+    /// Why the last stream ended or the last record was refused; absent when all is well.
+    pub last_error: Option<String>,
+    /// Why the state file could not be written, while that lasts.
+    pub state_error: Option<String>,
+    /// Records that readers find.
+    pub records: usize,
+    /// Records of the parent that do not decode here; readers find what was held before.
+    pub refused_records: usize,
+    /// Snapshots taken over since the start.
+    pub snapshots: u64,
+    /// Times that the digest showed a difference from the parent.
+    pub divergences: u64,
+}
+
+impl<V> Replica<V> {
+    /// The value of `key`. Takes no lock; before the first complete snapshot nothing is found.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Arc<V>> {
+        let table = self.shared.table.load();
+        table.as_ref()?.pin().get(key).map(|entry| Arc::clone(&entry.value))
+    }
+
+    /// Everything up to this position can be read; absent before the first complete snapshot. Takes no lock.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        self.shared.position.load().as_deref().copied()
+    }
+
+    /// All records, in no order. Records that change meanwhile appear before or after their change.
+    #[must_use]
+    pub fn entries(&self) -> Vec<(Arc<str>, Arc<V>)> {
+        let table = self.shared.table.load();
+        let Some(table) = table.as_ref() else { return Vec::new() };
+        table.pin().iter().map(|(key, entry)| (Arc::clone(key), Arc::clone(&entry.value))).collect()
+    }
+
+    /// Announces each position once it can be read.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Option<Position>> {
+        self.shared.announced.subscribe()
+    }
+
+    /// Waits until everything up to `position` can be read. Never ends if that never comes: bound it with a timeout.
+    pub async fn wait_for(&self, position: Position) {
+        let mut positions = self.subscribe();
+        // The sender lives in `self.shared`, so the channel cannot be closed here.
+        let _ = positions.wait_for(|held| *held >= Some(position)).await;
+    }
+
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let health = self.shared.health();
+        let mut status = health.status.clone();
+        status.last_heartbeat_age = health.heard.map(|heard| heard.elapsed());
+        drop(health);
+        status.position = self.position();
+        status.records = self.shared.table.load().as_ref().map_or(0, |table| table.len());
+        status
+    }
+
+    pub(crate) const fn of(shared: Arc<Shared<V>>) -> Self {
+        Self { shared }
+    }
+}
+
+/// One history's map. A snapshot makes a new one; deltas change it in place.
+pub(crate) type Table<V> = papaya::HashMap<Arc<str>, Entry<V>, ahash::RandomState>;
+
+#[derive(Debug)]
+pub(crate) struct Entry<V> {
+    pub(crate) revision: u64,
+    pub(crate) value: Arc<V>,
+}
+
+impl<V> Clone for Entry<V> {
+    fn clone(&self) -> Self {
+        Self { revision: self.revision, value: Arc::clone(&self.value) }
+    }
+}
+
+/// What the follower writes and the readers read.
+#[derive(Debug)]
+pub(crate) struct Shared<V> {
+    /// Absent before the first complete snapshot, so that an empty map and an unknown one differ.
+    pub(crate) table: ArcSwapOption<Table<V>>,
+    /// What readers may rely on: behind the table for a moment, never ahead of it.
+    position: ArcSwapOption<Position>,
+    /// The same for those who wait.
+    announced: watch::Sender<Option<Position>>,
+    /// The writer's account of the table. Whoever holds it sees the table between two messages. Readers never take it.
+    ledger: Mutex<Ledger>,
+    health: Mutex<Health>,
+}
+
+/// The part of the status that the follower itself keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    pub(crate) status: Status,
+    pub(crate) heard: Option<Instant>,
+}
+
+impl<V> Shared<V> {
+    pub(crate) fn new() -> Self {
+        Self {
+            table: ArcSwapOption::empty(),
+            position: ArcSwapOption::empty(),
+            announced: watch::Sender::new(None),
+            ledger: Mutex::default(),
+            health: Mutex::default(),
+        }
+    }
+
+    /// Tells readers that everything up to `position` is in the table.
+    pub(crate) fn announce(&self, position: Position) {
+        self.position.store(Some(Arc::new(position)));
+        self.announced.send_replace(Some(position));
+    }
+
+    pub(crate) fn announcements(&self) -> watch::Receiver<Option<Position>> {
+        self.announced.subscribe()
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
