@@ -1,1 +1,25 @@
 //! What a sidecar decides: pure functions over snapshots of state, without IO and without a clock.
+//!
+//! [`inbound::decide`] and [`outbound::decide`] are the two decisions of a call (DESIGN §3). The proxy calls them with a
+//! view of the request's head; `tenon policy explain` and `PolicyTest` call the same functions through [`explain`]. On
+//! the good path neither allocates. Nothing here knows hyper, tokio or the replication protocol.
+
+pub mod balance;
+pub mod deadline;
+pub mod explain;
+pub mod inbound;
+pub mod outbound;
+pub mod policy;
+mod position;
+mod quarantine;
+mod reason;
+mod refusal;
+pub mod tenancy;
+mod wire;
+
+pub use position::{Position, PositionError};
+pub use quarantine::Quarantined;
+pub use reason::{Code, Reason};
+pub use refusal::Refusal;
+pub use tenancy::Tenants;
+pub use wire::{Credentials, Named, Proven, Token};

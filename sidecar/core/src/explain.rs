@@ -1,0 +1,227 @@
+//! What would happen to a call: `tenon policy explain` and `PolicyTest`, offline and online (DESIGN §8). The answer comes
+//! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use mesh_config::names::{RegionName, ServiceName};
+use prost::Message as _;
+use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
+
+use crate::{
+    Named, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, inbound,
+    outbound::{self, Destinations},
+    policy::{Nearest, Policy},
+    tenancy::{Held, Tenant},
+};
+
+/// A mesh as its records describe it, ready to be asked.
+#[derive(Debug)]
+pub struct Mesh {
+    policies: BTreeMap<String, Arc<Policy>>,
+    routes: Vec<proto::Route>,
+    quarantined: Quarantined,
+    /// `None`: no tenant is known, so each that is named is assumed to be a servable one.
+    tenants: Option<Held>,
+}
+
+/// A call that might be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The calling service.
+    pub caller: &'a str,
+    /// The called service.
+    pub service: &'a str,
+    /// `/package.Service/Method`, without query.
+    pub path: &'a str,
+    /// The tenant's id.
+    pub tenant: Option<&'a str>,
+    /// Where the called instance runs. Absent: the tenant's home region, so that residency is satisfied.
+    pub region: Option<&'a str>,
+}
+
+/// What would happen, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Whether the call passes.
+    pub allowed: bool,
+    /// Why not.
+    pub reason: Option<Reason>,
+    /// The same for people; one line.
+    pub message: Option<String>,
+    /// The Allowlist of the rule that decided; or that whose audit mode let pass what no rule matches.
+    pub allowlist: Option<String>,
+    /// The rule that decided, also when its conditions then refused.
+    pub rule: Option<String>,
+    /// Where that rule stands, `media.yaml:12`.
+    pub source: Option<String>,
+    /// When no rule matches: the one that came closest.
+    pub nearest: Option<Nearest>,
+    /// What audit mode let pass, and enforcing would refuse.
+    pub audited: Option<Reason>,
+    /// What was taken for granted for lack of knowledge, in words.
+    pub assumed: Vec<String>,
+}
+
+impl Mesh {
+    /// Takes the records of a compiled folder (`mesh_config::compile`) or of the policy service's `Describe`.
+    ///
+    /// `tenants`: `Some` is all there are, and others are unknown; `None` means that nothing is known of tenants, so that
+    /// each that is named is assumed active, licensed and at home where the callee runs.
+    ///
+    /// # Errors
+    /// Says which record cannot be used.
+    pub fn new<'r>(
+        services: impl IntoIterator<Item = &'r proto::ServicePolicy>,
+        routes: impl IntoIterator<Item = &'r proto::Route>,
+        quarantines: impl IntoIterator<Item = &'r proto::Quarantine>,
+        tenants: Option<Vec<TenantContext>>,
+    ) -> Result<Self, String> {
+        let compile = |record: &proto::ServicePolicy| Ok((record.service.clone(), Arc::new(Policy::try_from(record)?)));
+        Ok(Mesh {
+            policies: services.into_iter().map(compile).collect::<Result<_, String>>()?,
+            routes: routes.into_iter().cloned().collect(),
+            quarantined: quarantines.into_iter().collect(),
+            tenants: tenants.map(hold).transpose()?,
+        })
+    }
+
+    /// What would happen to the call at `now` (Unix seconds).
+    ///
+    /// Outbound's checks that do not depend on running instances are made too: `SERVICE_UNKNOWN`, `QUARANTINED` and the
+    /// grammar of the tenant id. That the tenant is in flight is assumed where the caller's `originates` is false.
+    ///
+    /// # Errors
+    /// The caller, the service or the region is not a name at all.
+    pub fn explain(&self, call: &Call<'_>, now: u64) -> Result<Explanation, String> {
+        let name = |text: &str| ServiceName::try_from(text).map_err(|error| error.to_string());
+        let (caller, callee) = (name(call.caller)?, name(call.service)?);
+        let policy = self.policies.get(call.service).map_or_else(|| Arc::new(Policy::empty()), Arc::clone);
+        let mut assumed = Vec::new();
+        let tenants = self.tenants_for(call, &policy, &mut assumed)?;
+        let region = instance_region(call, &tenants)?;
+
+        let outcome = self.outbound(call, &tenants, caller, region.as_ref(), &mut assumed).map_err(inbound::Stop::from);
+        let outcome = outcome.and_then(|()| {
+            let (policy, quarantined) = (Some(Arc::clone(&policy)), self.quarantined.clone());
+            let state = inbound::State { me: callee, region, policy, quarantined, policy_position: None };
+            let (token, tenant) = (Token::One(""), named(call));
+            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token: None };
+            inbound::decide(&state, &tenants, &mut Proven, call.caller, &head, now, true)
+        });
+        Ok(match outcome {
+            Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),
+            Err(inbound::Stop::Refused(refusal)) => refused(&policy, refusal, assumed),
+            Err(inbound::Stop::WaitFor(position)) => {
+                refused(&policy, Refusal::new(Reason::TenantStale, format!("revision {position} is not here")), assumed)
+            }
+        })
+    }
+
+    /// The tenants that the mesh knows, or one made up from the call.
+    fn tenants_for(&self, call: &Call<'_>, policy: &Policy, assumed: &mut Vec<String>) -> Result<Held, String> {
+        let (None, Some(id)) = (&self.tenants, call.tenant) else {
+            return Ok(self.tenants.clone().unwrap_or_default());
+        };
+        let products = policy.product().map(|product| {
+            let state = tenon_proto::tcs::v1::product::State::Active.into();
+            (product.to_owned(), tenon_proto::tcs::v1::Product { state, ..Default::default() })
+        });
+        let context = TenantContext {
+            tenant_id: id.to_owned(),
+            status: tenon_proto::tcs::v1::tenant_context::Status::Active.into(),
+            region: call.region.unwrap_or(ANYWHERE).to_owned(),
+            products: products.into_iter().collect(),
+            ..Default::default()
+        };
+        // An id that breaks the grammar cannot be held, and is then as unknown as it should be.
+        let Ok(tenants) = hold(vec![context]) else { return hold(Vec::new()) };
+        assumed.push(format!("tenant {id} is known, active, licensed and at home where the instance runs"));
+        Ok(tenants)
+    }
+
+    /// Outbound's decision, given one instance of the service in `region`.
+    fn outbound(
+        &self,
+        call: &Call<'_>,
+        tenants: &Held,
+        caller: ServiceName,
+        region: Option<&RegionName>,
+        assumed: &mut Vec<String>,
+    ) -> Result<(), Refusal> {
+        let here = region.map_or(ANYWHERE, RegionName::as_str).to_owned();
+        let endpoint = proto::Endpoint {
+            service: call.service.to_owned(),
+            region: here.clone(),
+            zone: String::new(),
+            address: "127.0.0.1:15006".to_owned(),
+        };
+        let (destinations, _unusable) = Destinations::build(&self.routes, [&endpoint], (None, None), None);
+        let originates = self.policies.get(call.caller).is_none_or(|policy| policy.originates());
+        let (quarantined, destinations) = (self.quarantined.clone(), Some(destinations));
+        let state = outbound::State { me: caller, region: None, zone: None, originates, quarantined, destinations };
+        let authority = format!("{}.{here}", call.service);
+        let head = outbound::Head { authority: &authority, tenant_ids: named(call), tenant_hosts: Named::None };
+        outbound::decide(&state, tenants, &head, |_| true)?;
+        if let (false, Some(tenant)) = (originates, call.tenant) {
+            assumed.push(format!("{} is serving tenant {tenant} at the moment (originates: false)", call.caller));
+        }
+        Ok(())
+    }
+}
+
+/// Stands for the region of an instance when nothing in the call says which.
+const ANYWHERE: &str = "anywhere";
+
+fn hold(tenants: Vec<TenantContext>) -> Result<Held, String> {
+    let decode = |context: TenantContext| Tenant::decode(Bytes::from(context.encode_to_vec()));
+    let tenants = tenants.into_iter().map(decode).collect::<Result<Vec<_>, String>>()?;
+    Ok(Held::snapshot(Position { epoch: 1, revision: 1 }, tenants))
+}
+
+fn named<'a>(call: &Call<'a>) -> Named<'a> {
+    call.tenant.map_or(Named::None, Named::One)
+}
+
+/// Where the called instance runs: as the call says, else in the tenant's home.
+fn instance_region(call: &Call<'_>, tenants: &Held) -> Result<Option<RegionName>, String> {
+    if let Some(region) = call.region {
+        return RegionName::try_from(region).map(Some).map_err(|error| error.to_string());
+    }
+    let home = call.tenant.and_then(|id| tenants.get(id));
+    Ok(home.and_then(|tenant| RegionName::try_from(tenant.region()).ok()))
+}
+
+fn passed(policy: &Policy, rule: Option<u32>, audited: Option<Refusal>, assumed: Vec<String>) -> Explanation {
+    let decided = rule.and_then(|index| policy.rule(index));
+    let allowlist = decided.map(|rule| &*rule.allowlist).or(policy.audit_allowlist());
+    Explanation {
+        allowed: true,
+        reason: None,
+        message: None,
+        allowlist: allowlist.map(str::to_owned),
+        rule: decided.map(|rule| rule.name.to_string()),
+        source: decided.map(|rule| rule.source.to_string()),
+        audited: audited.as_ref().map(|refusal| refusal.reason),
+        nearest: audited.and_then(|refusal| refusal.nearest).map(|nearest| *nearest),
+        assumed,
+    }
+}
+
+fn refused(policy: &Policy, refusal: Refusal, assumed: Vec<String>) -> Explanation {
+    let decided = refusal.rule.and_then(|index| policy.rule(index));
+    Explanation {
+        allowed: false,
+        reason: Some(refusal.reason),
+        message: Some(refusal.message),
+        allowlist: decided.map(|rule| rule.allowlist.to_string()),
+        rule: decided.map(|rule| rule.name.to_string()),
+        source: decided.map(|rule| rule.source.to_string()),
+        nearest: refusal.nearest.map(|nearest| *nearest),
+        audited: None,
+        assumed,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! The decision on a call that came from another sidecar (DESIGN §3, "Inbound").
+
+use std::sync::Arc;
+
+use mesh_config::names::{RegionName, ServiceName, TenantId};
+
+use crate::{
+    Credentials, Named, Position, Quarantined, Reason, Refusal, Tenants, Token,
+    policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
+    tenancy::{ProductState, Status, Tenant},
+};
+
+/// All that inbound decisions are made from but tenants and keys: one snapshot, so that no decision mixes two revisions.
+#[derive(Debug)]
+pub struct State {
+    /// The callee.
+    pub me: ServiceName,
+    /// Where this instance runs; without one it serves no tenant of a service with `residency: home`.
+    pub region: Option<RegionName>,
+    /// `None` until the first snapshot ever; a snapshot without a record for this service is [`Policy::empty`].
+    pub policy: Option<Arc<Policy>>,
+    /// Who is cut off.
+    pub quarantined: Quarantined,
+    /// What `policy` was made from: `policy_revision` in refusals.
+    pub policy_position: Option<Position>,
+}
+
+/// What of a request's head decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// Without query: `req.uri().path()`.
+    pub path: &'a str,
+    /// `x-asap-token`, else `authorization: Bearer`.
+    pub token: Token<'a>,
+    /// `x-tenant-id`.
+    pub tenant: Named<'a>,
+    /// `x-tenant-revision`. When it stands several times or is not text: `Some("")`.
+    pub tenant_revision: Option<&'a str>,
+    /// `txn-token`.
+    pub txn_token: Option<&'a str>,
+}
+
+/// The call is allowed.
+#[derive(Debug)]
+pub struct Verdict<R> {
+    /// Whose context the app is handed.
+    pub tenant: Option<R>,
+    /// The rule that decided, an index into [`Policy::rules`]; `None` when audit mode let pass what no rule matches.
+    pub rule: Option<u32>,
+    /// What audit mode let pass: to be logged and counted.
+    pub audited: Option<Refusal>,
+}
+
+/// The call is not allowed, or not yet.
+#[derive(Debug)]
+pub enum Stop {
+    /// Answer with this.
+    Refused(Refusal),
+    /// The caller saw a newer revision than the replica has: wait for it, 250 ms at most, and decide again with
+    /// `waited`.
+    WaitFor(Position),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Stop::Refused(refusal)
+    }
+}
+
+/// Decides one call of `peer`, the service that mTLS proved, at `now` (Unix seconds).
+///
+/// The checks are those of DESIGN §3 in their order; the first failure answers. `waited` says that the replica was waited
+/// for before, so that a revision it still lacks is `TENANT_STALE`.
+///
+/// # Errors
+/// [`Stop::Refused`] with the reason, or [`Stop::WaitFor`] at most once a call.
+pub fn decide<T: Tenants, C: Credentials>(
+    state: &State,
+    tenants: &T,
+    credentials: &mut C,
+    peer: &str,
+    head: &Head<'_>,
+    now: u64,
+    waited: bool,
+) -> Result<Verdict<T::Ref>, Stop> {
+    authenticate(credentials, peer, head.token, now)?;
+    state.quarantined.check(peer, state.me.as_str())?;
+    let mut granted = allowlist(state, peer, head.path)?;
+    granted.enforce(transaction(&granted, head.txn_token))?;
+    let fresh = granted.enforce(freshness(&granted, tenants, head, waited))?;
+    let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, now))?;
+    Ok(Verdict { tenant: fresh.and(tenant).flatten(), rule: granted.rule, audited: granted.audited })
+}
+
+/// What the allowlist granted, and under which conditions.
+struct Granted {
+    rule: Option<u32>,
+    tenant: TenantRequirement,
+    proof: Proof,
+    /// The conditions are logged and not enforced.
+    audit: bool,
+    /// The first thing that audit mode let pass.
+    audited: Option<Refusal>,
+}
+
+impl Granted {
+    fn by(index: u32, rule: &Rule) -> Self {
+        Granted { rule: Some(index), tenant: rule.tenant, proof: rule.proof, audit: rule.audit, audited: None }
+    }
+
+    /// No rule matched, in audit mode: a tenant is attached if it is a servable one.
+    fn by_audit(refusal: Refusal) -> Self {
+        let tenant = TenantRequirement::Optional;
+        Granted { rule: None, tenant, proof: Proof::None, audit: true, audited: Some(refusal) }
+    }
+
+    /// The outcome of a condition: a failure ends the call, or in audit mode is written down.
+    fn enforce<T>(&mut self, outcome: Result<T, Stop>) -> Result<Option<T>, Stop> {
+        match outcome {
+            Ok(value) => Ok(Some(value)),
+            Err(Stop::Refused(refusal)) if self.audit => {
+                let rule = self.rule;
+                self.audited.get_or_insert_with(|| refusal.by_rule(rule));
+                Ok(None)
+            }
+            Err(Stop::Refused(refusal)) => Err(Stop::Refused(refusal.by_rule(self.rule))),
+            Err(wait @ Stop::WaitFor(_)) => Err(wait),
+        }
+    }
+}
+
+fn authenticate(credentials: &mut impl Credentials, peer: &str, token: Token<'_>, now: u64) -> Result<(), Refusal> {
+    match token {
+        Token::One(token) => credentials.verify(peer, token, now),
+        Token::Missing => Err(Refusal::new(Reason::AsapMissing, "the request carries no ASAP token")),
+        Token::Ambiguous => {
+            Err(Refusal::new(Reason::AsapMalformed, "expected exactly one ASAP token, as a bearer token"))
+        }
+    }
+}
+
+fn allowlist(state: &State, peer: &str, path: &str) -> Result<Granted, Refusal> {
+    let Some(policy) = &state.policy else {
+        let message = format!("service {} has not received its policy yet", state.me);
+        return Err(Refusal::new(Reason::PolicyUnavailable, message));
+    };
+    match policy.authorize(peer, path) {
+        Match::Rule(index, rule) => Ok(Granted::by(index, rule)),
+        Match::Nothing => {
+            let message = format!("no rule of service {} allows {peer} the path {path}", state.me);
+            let nearest = policy.nearest(peer, path).map(Box::new);
+            let refusal = Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) };
+            if policy.audit_allowlist().is_some() { Ok(Granted::by_audit(refusal)) } else { Err(refusal) }
+        }
+    }
+}
+
+/// Transaction tokens are not verified yet, so none is good enough: fail closed.
+fn transaction(granted: &Granted, token: Option<&str>) -> Result<(), Stop> {
+    let (reason, message) = match (granted.proof, token) {
+        (Proof::None, _) => return Ok(()),
+        (Proof::Transaction, None) => (Reason::TxnMissing, "the rule wants a transaction token"),
+        (Proof::Transaction, Some(_)) => (Reason::TxnInvalid, "this sidecar cannot verify transaction tokens"),
+    };
+    Err(Refusal::new(reason, message).into())
+}
+
+/// Whether the replica has what the caller has seen. Concerns calls whose tenant is looked at; before the first snapshot
+/// there is nothing to compare with, and [`admit`] says so.
+fn freshness(granted: &Granted, tenants: &impl Tenants, head: &Head<'_>, waited: bool) -> Result<(), Stop> {
+    let (TenantRequirement::Required | TenantRequirement::Optional, Named::One(_) | Named::Many, Some(seen)) =
+        (granted.tenant, head.tenant, head.tenant_revision)
+    else {
+        return Ok(());
+    };
+    let stale = |message: String| Err(Refusal::new(Reason::TenantStale, message).into());
+    let Ok(seen) = seen.parse::<Position>() else {
+        return stale("x-tenant-revision is not <epoch>.<revision>".to_owned());
+    };
+    match tenants.position() {
+        Some(reached) if reached < seen && waited => {
+            stale(format!("the caller saw {seen}, this replica has {reached}"))
+        }
+        Some(reached) if reached < seen => Err(Stop::WaitFor(seen)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Finds the tenant and checks that this instance may serve it.
+fn admit<T: Tenants>(
+    granted: &Granted,
+    state: &State,
+    tenants: &T,
+    named: Named<'_>,
+    now: u64,
+) -> Result<Option<T::Ref>, Stop> {
+    let refuse = |reason, message: String| Err(Refusal::new(reason, message).into());
+    let id = match (granted.tenant, named) {
+        (TenantRequirement::None, _) | (TenantRequirement::Optional, Named::None) => return Ok(None),
+        (TenantRequirement::Required, Named::None) => {
+            return refuse(Reason::TenantRequired, "the rule wants a tenant and the call names none".to_owned());
+        }
+        // TENANT_AMBIGUOUS is the app's mistake and outbound's word; over the wire two ids are nobody's id.
+        (_, Named::Many) => return refuse(Reason::TenantUnknown, "the call names several tenants".to_owned()),
+        (_, Named::One(id)) => id,
+    };
+    match tenants.get(id) {
+        Some(tenant) => Ok(servable(state, &tenant, now).map(|()| Some(tenant))?),
+        None => Err(unknown(tenants, id).into()),
+    }
+}
+
+/// Active, licensed and at home here.
+fn servable(state: &State, tenant: &Tenant, now: u64) -> Result<(), Refusal> {
+    let (id, policy) = (tenant.id(), state.policy.as_deref());
+    match tenant.status() {
+        Status::Active => {}
+        Status::Suspended => return Err(Refusal::new(Reason::TenantSuspended, format!("tenant {id} is suspended"))),
+    }
+    if let Some(product) = policy.and_then(Policy::product) {
+        match tenant.product(product, now) {
+            ProductState::Active => {}
+            ProductState::Inactive => {
+                let message = format!("tenant {id} has no licence for product {product}");
+                return Err(Refusal::new(Reason::ProductNotLicensed, message));
+            }
+            ProductState::Suspended => {
+                let message = format!("product {product} of tenant {id} is suspended");
+                return Err(Refusal::new(Reason::ProductSuspended, message));
+            }
+        }
+    }
+    match (policy.map(Policy::residency).unwrap_or_default(), &state.region) {
+        (Residency::Any, _) => Ok(()),
+        (Residency::Home, Some(here)) if here.as_str() == tenant.region() => Ok(()),
+        (Residency::Home, _) => {
+            let message = format!("the home region of tenant {id} is not served by this instance of {}", state.me);
+            Err(Refusal::new(Reason::TenantWrongRegion, message))
+        }
+    }
+}
+
+/// Why nobody was found under `id`.
+fn unknown(tenants: &impl Tenants, id: &str) -> Refusal {
+    match TenantId::try_from(id) {
+        Err(_) => Refusal::new(Reason::TenantUnknown, "what the call names is not a tenant id"),
+        Ok(id) if tenants.position().is_some() => {
+            Refusal::new(Reason::TenantUnknown, format!("nobody knows tenant {id}"))
+        }
+        Ok(_) => Refusal::new(Reason::TcsUnavailable, "this sidecar has not received the tenants yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! The decision on a call of the sidecar's own app (DESIGN §3, "Outbound").
+
+mod destination;
+
+use mesh_config::names::{RegionName, ServiceName, TenantId, ZoneName};
+
+use crate::{Named, Position, Quarantined, Reason, Refusal, Tenants, balance::Candidates, policy::Residency};
+
+pub use self::destination::{Destination, Destinations};
+
+/// All that outbound decisions are made from but tenants: one snapshot, so that no decision mixes two revisions.
+#[derive(Debug)]
+pub struct State {
+    /// The caller.
+    pub me: ServiceName,
+    /// Where this instance runs.
+    pub region: Option<RegionName>,
+    /// Where it runs within the region.
+    pub zone: Option<ZoneName>,
+    /// Whether the app may call for tenants that it is not serving at the moment; `false` while its own policy is unknown.
+    pub originates: bool,
+    /// Who is cut off.
+    pub quarantined: Quarantined,
+    /// Every service of the mesh; `None` until the first complete snapshot of routes ever.
+    pub destinations: Option<Destinations>,
+}
+
+/// What of a request's head decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// `:authority`: `media`, `media.eu-west`, each with or without a port, which is ignored.
+    pub authority: &'a str,
+    /// `x-tenant-id`.
+    pub tenant_ids: Named<'a>,
+    /// `x-tenant-host`.
+    pub tenant_hosts: Named<'a>,
+}
+
+/// Where the call goes, and for whom.
+#[derive(Debug)]
+pub struct Verdict<'s, R> {
+    /// The service.
+    pub destination: &'s Destination,
+    /// The tenant.
+    pub tenant: CallFor<R>,
+    /// The instances to try, at least one.
+    pub candidates: Candidates<'s>,
+}
+
+/// For whom a call is made.
+#[derive(Debug)]
+pub enum CallFor<R> {
+    /// It names no tenant.
+    Nobody,
+    /// A tenant of the replica, and the position of its record: `x-tenant-revision`.
+    Tenant(R, Position),
+    /// An id that the replica does not have (yet): passed on, the callee decides.
+    Unknown(TenantId),
+}
+
+impl<R: std::ops::Deref<Target = crate::tenancy::Tenant>> CallFor<R> {
+    /// `x-tenant-id` of the call.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            CallFor::Nobody => None,
+            CallFor::Tenant(tenant, _) => Some(tenant.id()),
+            CallFor::Unknown(id) => Some(id.as_str()),
+        }
+    }
+
+    /// `x-tenant-revision` of the call.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            CallFor::Tenant(_, position) => Some(*position),
+            CallFor::Nobody | CallFor::Unknown(_) => None,
+        }
+    }
+
+    /// The tenant's home region, where it is known.
+    fn home(&self) -> Option<&str> {
+        match self {
+            CallFor::Tenant(tenant, _) => Some(tenant.region()),
+            CallFor::Nobody | CallFor::Unknown(_) => None,
+        }
+    }
+}
+
+/// Decides one call of the app. `in_flight` says whether the app is serving a tenant right now; it is asked only when the
+/// service does not originate calls.
+///
+/// # Errors
+/// `POLICY_UNAVAILABLE`, `SERVICE_UNKNOWN`, `QUARANTINED`, `TENANT_AMBIGUOUS`, `TENANT_UNKNOWN`, `TCS_UNAVAILABLE`,
+/// `TENANT_NOT_IN_FLIGHT` or `NO_ENDPOINT`, in this order.
+pub fn decide<'s, T: Tenants>(
+    state: &'s State,
+    tenants: &T,
+    head: &Head<'_>,
+    in_flight: impl Fn(&str) -> bool,
+) -> Result<Verdict<'s, T::Ref>, Refusal> {
+    let (destination, pinned) = find(state, head.authority)?;
+    state.quarantined.check(state.me.as_str(), destination.service().as_str())?;
+    let tenant = identify(tenants, head)?;
+    originate(state, tenant.id(), in_flight)?;
+    let home = if destination.residency() == Residency::Home { tenant.home() } else { None };
+    let candidates = candidates(destination, pinned.or(home))?;
+    Ok(Verdict { destination, tenant, candidates })
+}
+
+/// The service that the authority names, and the region when it pins one.
+fn find<'s, 'h>(state: &'s State, authority: &'h str) -> Result<(&'s Destination, Option<&'h str>), Refusal> {
+    let Some(destinations) = &state.destinations else {
+        return Err(Refusal::new(Reason::PolicyUnavailable, "this sidecar has not received the mesh's services yet"));
+    };
+    let name = match authority.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        Some(_) | None => authority,
+    };
+    // Names of services have no dots.
+    let (service, region) = match name.split_once('.') {
+        Some((service, region)) => (service, Some(region)),
+        None => (name, None),
+    };
+    match destinations.get(service) {
+        Some(destination) => Ok((destination, region)),
+        None => {
+            Err(Refusal::new(Reason::ServiceUnknown, format!("nobody defines a service for authority {authority:?}")))
+        }
+    }
+}
+
+/// For whom the call is. An id that nobody has is passed on: a rule with `tenant: none` takes any.
+fn identify<T: Tenants>(tenants: &T, head: &Head<'_>) -> Result<CallFor<T::Ref>, Refusal> {
+    // Read before the tenant: should a new epoch come between, the call asks for less than it could, never for more.
+    let position = tenants.position();
+    match (head.tenant_ids, head.tenant_hosts) {
+        (Named::None, Named::None) => Ok(CallFor::Nobody),
+        (Named::One(id), Named::None) => match position.and_then(|position| Some((tenants.get(id)?, position))) {
+            Some((tenant, position)) => Ok(found(tenant, position)),
+            None => TenantId::try_from(id)
+                .map(CallFor::Unknown)
+                .map_err(|_| Refusal::new(Reason::TenantUnknown, "x-tenant-id is not a tenant id")),
+        },
+        (Named::None, Named::One(host)) => {
+            let Some(position) = position else {
+                return Err(Refusal::new(Reason::TcsUnavailable, "this sidecar has not received the tenants yet"));
+            };
+            match by_host(tenants, host) {
+                Some(tenant) => Ok(found(tenant, position)),
+                None => Err(Refusal::new(Reason::TenantUnknown, "no tenant has the host that x-tenant-host names")),
+            }
+        }
+        (Named::Many, _) | (_, Named::Many) | (Named::One(_), Named::One(_)) => {
+            let message = "expected one x-tenant-id or one x-tenant-host, not several and not both";
+            Err(Refusal::new(Reason::TenantAmbiguous, message))
+        }
+    }
+}
+
+fn found<R: std::ops::Deref<Target = crate::tenancy::Tenant>>(tenant: R, position: Position) -> CallFor<R> {
+    let position = Position { revision: tenant.revision(), ..position };
+    CallFor::Tenant(tenant, position)
+}
+
+/// Host names compare without case (RFC 4343); the replica holds them in lower case.
+fn by_host<T: Tenants>(tenants: &T, host: &str) -> Option<T::Ref> {
+    if !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return tenants.by_host(host);
+    }
+    let mut lower = [0; 253];
+    let lower = lower.get_mut(..host.len())?;
+    lower.copy_from_slice(host.as_bytes());
+    lower.make_ascii_lowercase();
+    tenants.by_host(std::str::from_utf8(lower).ok()?)
+}
+
+fn originate(state: &State, tenant: Option<&str>, in_flight: impl Fn(&str) -> bool) -> Result<(), Refusal> {
+    match tenant {
+        Some(id) if !state.originates && !in_flight(id) => {
+            let message = format!("service {} may call only for tenants it is serving, and {id} is none", state.me);
+            Err(Refusal::new(Reason::TenantNotInFlight, message))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn candidates<'s>(destination: &'s Destination, region: Option<&str>) -> Result<Candidates<'s>, Refusal> {
+    let candidates = destination.endpoints().candidates(region);
+    if !candidates.is_empty() {
+        return Ok(candidates);
+    }
+    let service = destination.service();
+    let message = match region {
+        Some(region) => format!("service {service} has no instance in region {region:?}"),
+        None => format!("service {service} has no instance"),
+    };
+    Err(Refusal::new(Reason::NoEndpoint, message))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+//! What a refused call is answered with.
+
+use std::fmt;
+
+use crate::{Reason, policy::Nearest};
+
+/// A call that Tenon itself ends, and what everyone concerned needs to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What a program matches.
+    pub reason: Reason,
+    /// What a person reads: one line, without the reason before it, nothing secret and nothing of another tenant.
+    pub message: String,
+    /// The rule that matched before its conditions refused: an index into [`crate::policy::Policy::rules`].
+    pub rule: Option<u32>,
+    /// The rule that came closest, for the callee's log and `tenon explain`; never for the caller.
+    pub nearest: Option<Box<Nearest>>,
+}
+
+impl Refusal {
+    /// A refusal that no rule was involved in.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), rule: None, nearest: None }
+    }
+
+    /// Names the rule whose conditions refused.
+    #[must_use]
+    pub fn by_rule(self, rule: Option<u32>) -> Self {
+        Self { rule, ..self }
+    }
+}
+
+/// `REASON: message`, as `grpc-message` begins.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason, self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
