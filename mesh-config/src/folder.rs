@@ -1,11 +1,17 @@
 //! Reading the files of a policy folder.
 
-use std::path::Path;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use crate::Problems;
+use crate::{Problem, Problems};
 
 /// The largest policy file that is read. A million rules fit into several of them; anything larger is a mistake.
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// How deep folders may stand in one another.
+const MAX_FOLDERS: usize = 32;
 
 /// One policy file as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +24,118 @@ pub struct SourceFile {
 
 /// Reads every `*.yaml` below the folder, in the byte order of their paths.
 ///
+/// Symbolic links are followed, as Kubernetes mounts every file by one. Files and folders whose name begins with `.` are
+/// passed over: among them are the generations of such a mount and the backups of editors.
+///
 /// # Errors
 /// Everything that could not be read; each problem names its file as the user can open it.
 pub fn read_folder(dir: &Path) -> Result<Vec<SourceFile>, Problems> {
-    Err(Problems::of_file(dir.display().to_string(), "not read yet"))
+    let mut walk = Walk { found: Vec::new(), problems: Vec::new(), above: Vec::new() };
+    walk.folder(dir, "");
+    walk.found.sort_unstable();
+    let mut files = Vec::with_capacity(walk.found.len());
+    for (path, file) in std::mem::take(&mut walk.found) {
+        match read_file(&file) {
+            Ok(text) => files.push(SourceFile { path, text }),
+            Err((line, column, message)) => {
+                walk.problems.push(Problem { file: file.display().to_string(), line, column, message });
+            }
+        }
+    }
+    if walk.problems.is_empty() {
+        Ok(files)
+    } else {
+        walk.problems.sort_unstable();
+        Err(Problems(walk.problems))
+    }
+}
+
+struct Walk {
+    /// Path below the folder, and how it is opened.
+    found: Vec<(String, PathBuf)>,
+    problems: Vec<Problem>,
+    /// The folders that the walk stands in, links resolved: one that comes again is a loop.
+    above: Vec<PathBuf>,
+}
+
+impl Walk {
+    fn folder(&mut self, dir: &Path, below: &str) {
+        let entries = match dir.canonicalize().and_then(|real| Ok((fs::read_dir(dir)?, real))) {
+            Ok((_, real)) if self.above.contains(&real) || self.above.len() >= MAX_FOLDERS => {
+                let message = "a folder that contains itself by a symbolic link, expected a tree of folders";
+                return self.problem(dir, message.to_owned());
+            }
+            Ok((entries, real)) => {
+                self.above.push(real);
+                entries
+            }
+            Err(error) => {
+                return self.problem(dir, format!("cannot read this folder: {error}, expected policy files in it"));
+            }
+        };
+        for entry in entries {
+            match entry {
+                Ok(entry) => self.entry(&entry, below),
+                Err(error) => {
+                    self.problem(dir, format!("cannot read this folder: {error}, expected policy files in it"))
+                }
+            }
+        }
+        self.above.pop();
+    }
+
+    fn entry(&mut self, entry: &fs::DirEntry, below: &str) {
+        let path = entry.path();
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else {
+            if path.extension().is_some_and(|extension| extension == "yaml") {
+                self.problem(&path, "a file name that is not UTF-8, expected one that is".to_owned());
+            }
+            return;
+        };
+        if name.starts_with('.') {
+            return;
+        }
+        let below = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => self.folder(&path, &below),
+            Ok(metadata) if name.ends_with(".yaml") => {
+                if !metadata.is_file() {
+                    self.problem(&path, "neither a file nor a folder, expected a policy file".to_owned());
+                } else {
+                    self.found.push((below, path));
+                }
+            }
+            Ok(_) => {}
+            Err(error) if name.ends_with(".yaml") => {
+                self.problem(&path, format!("cannot read this file: {error}, expected a policy file"));
+            }
+            // A link to nowhere that claims to be no policy.
+            Err(_) => {}
+        }
+    }
+
+    fn problem(&mut self, path: &Path, message: String) {
+        self.problems.push(Problem { file: path.display().to_string(), line: 1, column: 1, message });
+    }
+}
+
+/// The text of a file, or the line and column of what is wrong with it.
+fn read_file(path: &Path) -> Result<String, (u32, u32, String)> {
+    let unreadable = |error: io::Error| (1, 1, format!("cannot read this file: {error}, expected a policy file"));
+    let file = fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large, also one that grows meanwhile.
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_BYTES + 1), &mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err((1, 1, "the file is larger than 4 MiB, expected smaller files: split it".to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good =
+            String::from_utf8_lossy(error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default());
+        let line = good.matches('\n').count() + 1;
+        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        (number(line), number(column), "a byte that is not UTF-8, expected text in UTF-8".to_owned())
+    })
 }

@@ -10,6 +10,7 @@ pub mod names;
 mod parse;
 mod problem;
 pub mod tenant;
+pub mod yaml;
 
 use std::path::Path;
 

@@ -1,11 +1,168 @@
 //! From policy files to a checked mesh.
+//!
+//! Every document is read on its own and notes what it defines and what it names; then the names are compared. So all
+//! that is wrong is found in one go.
 
-use crate::{Mesh, Problems, SourceFile};
+mod allowlist;
+mod document;
+mod local;
+mod policy_test;
 
-/// Checks policy files as a whole mesh.
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use crate::{
+    Mesh, Problem, Problems, SourceFile,
+    mesh::{Allowlist, LocalMesh, PolicyTest, Quarantine, Service},
+    names::{DocumentName, RegionName, ServiceName, TrustDomain},
+    yaml::{self, At, Reader, suggestion},
+};
+
+/// Checks policy files as a whole mesh. Their order does not matter.
 ///
 /// # Errors
-/// Everything that is wrong, in the order of file, line and column.
-pub fn parse(_files: &[SourceFile]) -> Result<Mesh, Problems> {
-    Err(Problems::of_file("", "not parsed yet"))
+/// Everything that is wrong, in the order of file, line and column. The files are named as given.
+pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
+    let mut files: Vec<&SourceFile> = files.iter().collect();
+    files.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    let mut problems = Vec::new();
+    let mut draft = Draft::default();
+    let mut previous: Option<&SourceFile> = None;
+    for file in files.iter().copied() {
+        if previous.is_some_and(|previous| previous.path == file.path) {
+            problems.push(problem(&file.path, At { line: 1, column: 1 }, "this file is given twice, expected it once"));
+            continue;
+        }
+        previous = Some(file);
+        let (documents, complete) = yaml::read(&file.path, &file.text, &mut problems);
+        draft.unseen |= !complete;
+        let mut reader = Reader::new(&file.path, &mut problems);
+        for node in &documents {
+            document::read(&mut reader, node, &mut draft);
+        }
+    }
+    draft.check_references(&mut problems);
+    if !draft.unseen && !draft.defined.contains_key(MESH) {
+        let first = files.first().map(|file| file.path.as_str()).unwrap_or_default();
+        let message = match files.is_empty() {
+            true => "no *.yaml file, expected policy files with one document of kind Mesh",
+            false => "no document of kind Mesh, expected one in these files",
+        };
+        problems.push(problem(first, At { line: 1, column: 1 }, message));
+    }
+    match draft.mesh {
+        Some(header) if problems.is_empty() => Ok(Mesh {
+            name: header.name,
+            trust_domain: header.trust_domain,
+            regions: header.regions,
+            services: draft.services,
+            allowlists: draft.allowlists,
+            quarantines: draft.quarantines,
+            local: draft.local,
+            tests: draft.tests,
+        }),
+        _ => {
+            problems.sort();
+            Err(Problems(problems))
+        }
+    }
 }
+
+/// What has been read so far.
+#[derive(Default)]
+struct Draft {
+    mesh: Option<Header>,
+    services: BTreeMap<ServiceName, Service>,
+    allowlists: Vec<Allowlist>,
+    quarantines: Vec<Quarantine>,
+    local: Option<LocalMesh>,
+    tests: Vec<PolicyTest>,
+    /// Where each name was defined first, by what it names ("Service", "rule of media").
+    defined: HashMap<String, BTreeMap<String, Place>>,
+    /// Names that must be defined somewhere.
+    references: Vec<Reference>,
+    /// Something could not be read that may define any name: a name that nobody defines is then no problem of its own.
+    unseen: bool,
+}
+
+/// The document of kind `Mesh`.
+struct Header {
+    name: DocumentName,
+    trust_domain: TrustDomain,
+    regions: Vec<RegionName>,
+}
+
+/// A place in one of the files.
+#[derive(Clone)]
+struct Place {
+    file: String,
+    at: At,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.at.line, self.at.column)
+    }
+}
+
+/// A name that must be defined somewhere.
+struct Reference {
+    /// "Service" or "region".
+    what: &'static str,
+    name: String,
+    place: Place,
+}
+
+impl Draft {
+    /// Notes that a name is defined here; a second time is a problem. No name: there is only one of the kind.
+    fn define(&mut self, reader: &mut Reader<'_>, what: &str, name: &str, at: At) {
+        let names = self.defined.entry(what.to_owned()).or_default();
+        match names.get(name) {
+            Some(first) => {
+                let named = if name.is_empty() { String::new() } else { format!(" named {name:?}") };
+                reader.problem(at, format!("a second {what}{named}, expected one: the first is at {first}"));
+            }
+            None => {
+                names.insert(name.to_owned(), Place { file: reader.file().to_owned(), at });
+            }
+        }
+    }
+
+    /// Notes that a name must be defined somewhere.
+    fn refer(&mut self, reader: &Reader<'_>, what: &'static str, name: &str, at: At) {
+        let place = Place { file: reader.file().to_owned(), at };
+        self.references.push(Reference { what, name: name.to_owned(), place });
+    }
+
+    fn check_references(&self, problems: &mut Vec<Problem>) {
+        let nothing = BTreeMap::new();
+        for Reference { what, name, place } in &self.references {
+            let names = self.defined.get(*what).unwrap_or(&nothing);
+            if names.contains_key(name) || self.unseen || (*what == REGION && names.is_empty()) {
+                continue;
+            }
+            let hint = suggestion(name, names.keys().map(String::as_str));
+            let expected = match *what {
+                REGION => "one of the regions of the Mesh document",
+                _ => "the name of a Service document",
+            };
+            problems.push(problem(&place.file, place.at, format!("no {what} {name:?}{hint}, expected {expected}")));
+        }
+    }
+}
+
+/// What the document of kind `Mesh` defines.
+const MESH: &str = "Mesh";
+/// What a document of kind `Service` defines.
+const SERVICE: &str = "Service";
+/// What the list of regions defines.
+const REGION: &str = "region";
+
+fn problem(file: &str, at: At, message: impl Into<String>) -> Problem {
+    Problem { file: file.to_owned(), line: at.line, column: at.column, message: message.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,11 +26,6 @@ impl fmt::Display for Problem {
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// One problem of a whole file or folder, at its first character.
-    pub(crate) fn of_file(file: impl Into<String>, message: impl Into<String>) -> Self {
-        Self(vec![Problem { file: file.into(), line: 1, column: 1, message: message.into() }])
-    }
-
     /// Names each file as a user can open it: the folder joined with the path below it.
     #[must_use]
     pub fn below(mut self, folder: &Path) -> Self {

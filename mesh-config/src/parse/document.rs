@@ -1,0 +1,194 @@
+//! The frame of every document, and the small kinds: `Mesh`, `Service`, `Quarantine`.
+
+use super::{Draft, Header, MESH, REGION, SERVICE, allowlist, local, policy_test};
+use crate::{
+    mesh::{Quarantine, Residency, Service},
+    names::{DocumentName, RegionName, ServiceName, control_plane},
+    yaml::{At, Fields, Node, Reader},
+};
+
+const API_VERSION: &str = "tenon.dev/v1";
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Mesh,
+    Service,
+    Allowlist,
+    LocalMesh,
+    Quarantine,
+    PolicyTest,
+    /// Of the format, but nothing enforces it yet: to take it and do nothing would be worse than to refuse it.
+    Later(&'static str),
+}
+
+const KINDS: &[(&str, Kind)] = &[
+    ("Mesh", Kind::Mesh),
+    ("Service", Kind::Service),
+    ("Allowlist", Kind::Allowlist),
+    ("LocalMesh", Kind::LocalMesh),
+    ("Quarantine", Kind::Quarantine),
+    ("PolicyTest", Kind::PolicyTest),
+    ("Route", Kind::Later("Route")),
+    ("ExternalClient", Kind::Later("ExternalClient")),
+];
+
+/// Reads one document into the draft.
+pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
+    // Until its kind and name are known, it may define anything.
+    let unseen = std::mem::replace(&mut draft.unseen, true);
+    let Some(fields) = reader.fields(node, "a document", &["apiVersion", "kind", "metadata", "spec"]) else { return };
+    if let Some(version) = fields.required(reader, "apiVersion", API_VERSION) {
+        reader.choice(version, &[(API_VERSION, ())]);
+    }
+    let Some(kind_node) = fields.required(reader, "kind", "the kind of the document") else { return };
+    let Some(kind) = reader.choice(kind_node, KINDS) else { return };
+    if let Kind::Later(name) = kind {
+        draft.unseen = unseen;
+        reader
+            .problem(kind_node.at, format!("kind {name} is not supported by this version, expected no such document"));
+        return;
+    }
+    let name = fields.required(reader, "metadata", "a map with name").and_then(|node| metadata(reader, node));
+    let spec = fields.required(reader, "spec", "a map with what the document says");
+    let Some((name_node, name)) = name else { return };
+    draft.unseen = unseen;
+    match kind {
+        Kind::Mesh => mesh(reader, name, kind_node.at, spec, draft),
+        Kind::Service => service(reader, name_node, spec, draft),
+        Kind::Allowlist => {
+            draft.define(reader, "Allowlist", name.as_str(), name_node.at);
+            let allowlist = spec.and_then(|spec| allowlist::read(reader, name, spec, draft));
+            draft.allowlists.extend(allowlist);
+        }
+        Kind::LocalMesh => {
+            draft.define(reader, "LocalMesh", "", kind_node.at);
+            let local = spec.and_then(|spec| local::read(reader, spec, draft));
+            draft.local = draft.local.take().or(local);
+        }
+        Kind::Quarantine => {
+            draft.define(reader, "Quarantine", name.as_str(), name_node.at);
+            let quarantine = spec.and_then(|spec| quarantine(reader, name, spec, draft));
+            draft.quarantines.extend(quarantine);
+        }
+        Kind::PolicyTest => {
+            draft.define(reader, "PolicyTest", name.as_str(), name_node.at);
+            let test = spec.and_then(|spec| policy_test::read(reader, name, spec, draft));
+            draft.tests.extend(test);
+        }
+        Kind::Later(_) => {}
+    }
+}
+
+fn metadata<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<(&'n Node, DocumentName)> {
+    let fields = reader.fields(node, "metadata", &["name"])?;
+    let name = fields.required(reader, "name", "the name of the document")?;
+    Some((name, reader.parsed(name, "the name of the document")?))
+}
+
+fn mesh(reader: &mut Reader<'_>, name: DocumentName, at: At, spec: Option<&Node>, draft: &mut Draft) {
+    draft.define(reader, MESH, "", at);
+    let fields = spec.and_then(|spec| reader.fields(spec, "the spec of a Mesh", &["trustDomain", "regions"]));
+    let Some(fields) = fields else { return };
+    let trust_domain = fields
+        .required(reader, "trustDomain", "the SPIFFE trust domain")
+        .and_then(|node| reader.parsed(node, "a trust domain"));
+    let regions =
+        fields.required(reader, "regions", "a list of region names").and_then(|node| regions(reader, node, draft));
+    if let (Some(trust_domain), Some(regions), None) = (trust_domain, regions, &draft.mesh) {
+        draft.mesh = Some(Header { name, trust_domain, regions });
+    }
+}
+
+fn regions(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<RegionName>> {
+    let mut whole = true;
+    let mut regions = Vec::new();
+    for item in reader.list(node, "region names")? {
+        match reader.parsed::<RegionName>(item, "a region name") {
+            Some(region) => {
+                draft.define(reader, REGION, region.as_str(), item.at);
+                regions.push(region);
+            }
+            None => whole = false,
+        }
+    }
+    whole.then_some(regions)
+}
+
+fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft: &mut Draft) {
+    let name: Option<ServiceName> = reader.parsed(name_node, "a service name");
+    match &name {
+        Some(name) => draft.define(reader, SERVICE, name.as_str(), name_node.at),
+        None => draft.unseen = true,
+    }
+    if name.as_ref().is_some_and(|name| name.as_str().starts_with(control_plane::PREFIX)) {
+        let message = "a name of the control plane, expected a service name that does not begin with \"tenon-\"";
+        reader.problem(name_node.at, message);
+    }
+    let fields =
+        spec.and_then(|spec| reader.fields(spec, "the spec of a Service", &["product", "residency", "originates"]));
+    let Some(fields) = fields else { return };
+    let product = match fields.optional("product") {
+        Some(node) => reader.parsed(node, "a product name").map(Some),
+        None => Some(None),
+    };
+    let residency = or_default(reader, fields, "residency", Residency::Any, |reader, node| {
+        reader.choice(node, &[("any", Residency::Any), ("home", Residency::Home)])
+    });
+    let originates = or_default(reader, fields, "originates", true, |reader, node| reader.boolean(node));
+    if let (Some(name), Some(product), Some(residency), Some(originates)) = (name, product, residency, originates) {
+        draft.services.insert(name.clone(), Service { name, product, residency, originates });
+    }
+}
+
+fn quarantine(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<Quarantine> {
+    let fields = reader.fields(spec, "the spec of a Quarantine", &["services", "reason"])?;
+    let services = fields.required(reader, "services", "a list of service names");
+    let services = services.and_then(|node| service_names(reader, node, draft));
+    let reason = or_default(reader, fields, "reason", String::new(), |reader, node| {
+        reader.text(node, "a reason").map(str::to_owned)
+    });
+    Some(Quarantine { name, services: services?, reason: reason? })
+}
+
+fn service_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<ServiceName>> {
+    let mut whole = true;
+    let mut names: Vec<ServiceName> = Vec::new();
+    for item in reader.list(node, "service names")? {
+        match service_name(reader, item, draft) {
+            Some(name) if names.contains(&name) => {
+                reader.problem(item.at, format!("service {:?} stands twice, expected it once", name.as_str()));
+            }
+            Some(name) => names.push(name),
+            None => whole = false,
+        }
+    }
+    whole.then_some(names)
+}
+
+/// A service name that a Service document must define.
+pub(super) fn service_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<ServiceName> {
+    let name: ServiceName = reader.parsed(node, "a service name")?;
+    draft.refer(reader, SERVICE, name.as_str(), node.at);
+    Some(name)
+}
+
+/// A region name that the Mesh document must define.
+pub(super) fn region_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<RegionName> {
+    let name: RegionName = reader.parsed(node, "a region name")?;
+    draft.refer(reader, REGION, name.as_str(), node.at);
+    Some(name)
+}
+
+/// A field's value, its default when it is absent, `None` when it is wrong.
+pub(super) fn or_default<T>(
+    reader: &mut Reader<'_>,
+    fields: Fields<'_>,
+    name: &str,
+    default: T,
+    read: impl FnOnce(&mut Reader<'_>, &Node) -> Option<T>,
+) -> Option<T> {
+    match fields.optional(name) {
+        Some(node) => read(reader, node),
+        None => Some(default),
+    }
+}

@@ -1,0 +1,199 @@
+//! The kind `LocalMesh`: what `tenon up` runs on one machine.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use super::{
+    Draft,
+    document::{or_default, region_name, service_name},
+};
+use crate::{
+    mesh::{ControlPlaneAddresses, Instance, LocalMesh, Outbound},
+    names::short,
+    yaml::{At, Node, Reader},
+};
+
+pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> Option<LocalMesh> {
+    let fields = reader.fields(spec, "the spec of a LocalMesh", &["instances", "controlPlane"])?;
+    let mut taken = Taken::default();
+    let control_plane = match fields.optional("controlPlane") {
+        Some(node) => control_plane(reader, node, &mut taken),
+        None => {
+            let defaults = ControlPlaneAddresses::default();
+            for (name, address) in by_name(&defaults) {
+                taken.take(reader, fields.at(), address, format!("the default of the control plane's {name}"));
+            }
+            Some(defaults)
+        }
+    };
+    let node = fields.required(reader, "instances", "a list of instances")?;
+    let nodes = reader.list(node, "instances")?;
+    let mut apps = Vec::new();
+    let instances: Vec<Instance> =
+        nodes.iter().filter_map(|node| instance(reader, node, draft, &mut taken, &mut apps)).collect();
+    for (at, address) in apps {
+        taken.check(reader, at, address);
+    }
+    (instances.len() == nodes.len()).then_some(())?;
+    Some(LocalMesh { instances, control_plane: control_plane? })
+}
+
+fn by_name(addresses: &ControlPlaneAddresses) -> [(&'static str, SocketAddr); 5] {
+    [
+        ("identity", addresses.identity),
+        ("keyRepository", addresses.key_repository),
+        ("tcs", addresses.tcs),
+        ("policy", addresses.policy),
+        ("dashboard", addresses.dashboard),
+    ]
+}
+
+fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Option<ControlPlaneAddresses> {
+    let known = &["identity", "keyRepository", "tcs", "policy", "dashboard"];
+    let fields = reader.fields(node, "the addresses of the control plane", known)?;
+    let defaults = ControlPlaneAddresses::default();
+    let [identity, key_repository, tcs, policy, dashboard] = by_name(&defaults).map(|(name, default)| {
+        let read = or_default(reader, fields, name, default, address)?;
+        let at = fields.optional(name).map_or(fields.at(), |node| node.at);
+        taken.take(reader, at, read, format!("the control plane's {name}"));
+        Some(read)
+    });
+    Some(ControlPlaneAddresses {
+        identity: identity?,
+        key_repository: key_repository?,
+        tcs: tcs?,
+        policy: policy?,
+        dashboard: dashboard?,
+    })
+}
+
+const INSTANCE: &[&str] = &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin"];
+
+fn instance(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    draft: &mut Draft,
+    taken: &mut Taken,
+    apps: &mut Vec<(At, SocketAddr)>,
+) -> Option<Instance> {
+    let fields = reader.fields(node, "an instance", INSTANCE)?;
+    let service = fields.required(reader, "service", "the name of a service");
+    let service = service.and_then(|node| service_name(reader, node, draft));
+    let region = fields.required(reader, "region", "the name of a region");
+    let region = region.and_then(|node| region_name(reader, node, draft));
+    let zone = or_default(reader, fields, "zone", None, |reader, node| reader.parsed(node, "a zone name").map(Some));
+    let app = or_default(reader, fields, "app", None, |reader, node| address(reader, node).map(Some));
+    if let (Some(Some(app)), Some(node)) = (app, fields.optional("app")) {
+        apps.push((node.at, app));
+    }
+    let command = or_default(reader, fields, "command", Vec::new(), command);
+    let at = |name: &str| fields.optional(name).map_or(fields.at(), |node| node.at);
+    let named = |name: &str| format!("the {name} listener of the instance in line {}", node.at.line);
+    let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let outbound = or_default(reader, fields, "outbound", Outbound::Tcp(local(15001)), outbound);
+    match &outbound {
+        Some(Outbound::Tcp(address)) => taken.take(reader, at("outbound"), *address, named("outbound")),
+        Some(Outbound::Unix(path)) => taken.take_path(reader, at("outbound"), path, named("outbound")),
+        None => {}
+    }
+    let [inbound, admin] = [("inbound", 15006), ("admin", 15000)].map(|(name, port)| {
+        let read = or_default(reader, fields, name, local(port), address)?;
+        taken.take(reader, at(name), read, named(name));
+        Some(read)
+    });
+    Some(Instance {
+        service: service?,
+        region: region?,
+        zone: zone?,
+        app: app?,
+        command: command?,
+        outbound: outbound?,
+        inbound: inbound?,
+        admin: admin?,
+    })
+}
+
+const ADDRESS: &str = "an IP address with a port, as 127.0.0.1:9002";
+
+fn address(reader: &mut Reader<'_>, node: &Node) -> Option<SocketAddr> {
+    let text = reader.text(node, ADDRESS)?;
+    let address: Option<SocketAddr> = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    if address.is_none() {
+        reader.problem(node.at, format!("address {:?} is not well formed, expected {ADDRESS}", short(text)));
+    }
+    address
+}
+
+/// The app speaks plaintext there, so nobody else may reach it.
+fn outbound(reader: &mut Reader<'_>, node: &Node) -> Option<Outbound> {
+    let text = reader.text(node, "a loopback address with a port, or unix:PATH")?;
+    if let Some(path) = text.strip_prefix("unix:") {
+        if path.is_empty() || path.contains('\0') {
+            reader.problem(node.at, "no path behind unix:, expected unix:PATH");
+            return None;
+        }
+        return Some(Outbound::Unix(PathBuf::from(path)));
+    }
+    let address = address(reader, node)?;
+    if !address.ip().is_loopback() {
+        let message =
+            format!("outbound {text:?} can be reached from other machines, expected a loopback address or unix:PATH");
+        reader.problem(node.at, message);
+        return None;
+    }
+    Some(Outbound::Tcp(address))
+}
+
+fn command(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
+    let items = reader.list(node, "the program and its arguments")?;
+    let words: Vec<String> = items
+        .iter()
+        .filter_map(|item| match reader.text(item, "a program or argument")? {
+            text if text.contains('\0') => {
+                reader.problem(item.at, "an argument with U+0000, expected one without");
+                None
+            }
+            text => Some(text.to_owned()),
+        })
+        .collect();
+    (words.len() == items.len()).then_some(words)
+}
+
+/// The listeners of one machine.
+#[derive(Default)]
+struct Taken {
+    addresses: Vec<(SocketAddr, String)>,
+    paths: Vec<(PathBuf, String)>,
+}
+
+impl Taken {
+    /// Notes a listener; one that collides with another is a problem.
+    fn take(&mut self, reader: &mut Reader<'_>, at: At, address: SocketAddr, what: String) {
+        if self.check(reader, at, address) {
+            self.addresses.push((address, what));
+        }
+    }
+
+    /// Whether no listener so far stands in the way.
+    fn check(&self, reader: &mut Reader<'_>, at: At, address: SocketAddr) -> bool {
+        let other = self.addresses.iter().find(|(other, _)| {
+            let any = |ip: IpAddr| ip.is_unspecified();
+            other.port() == address.port() && (other.ip() == address.ip() || any(other.ip()) || any(address.ip()))
+        });
+        if let Some((_, what)) = other {
+            reader.problem(at, format!("address {address} is taken by {what}, expected one of its own"));
+        }
+        other.is_none()
+    }
+
+    fn take_path(&mut self, reader: &mut Reader<'_>, at: At, path: &PathBuf, what: String) {
+        match self.paths.iter().find(|(other, _)| other == path) {
+            Some((_, first)) => {
+                reader.problem(at, format!("unix:{} is taken by {first}, expected one of its own", path.display()));
+            }
+            None => self.paths.push((path.clone(), what)),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The kind `PolicyTest`.
+
+use std::collections::HashMap;
+
+use tenon_proto::tcs::v1::TenantContext;
+
+use super::{
+    Draft,
+    document::{or_default, region_name},
+};
+use crate::{
+    mesh::{Expect, PolicyTest, TestCall},
+    names::{DocumentName, short},
+    tenant,
+    yaml::{self, At, Node, Reader},
+};
+
+pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<PolicyTest> {
+    let fields = reader.fields(spec, "the spec of a PolicyTest", &["tenants", "calls"])?;
+    let tenants = or_default(reader, fields, "tenants", Vec::new(), tenants);
+    let calls = fields.required(reader, "calls", "a list of calls").and_then(|node| {
+        let nodes = reader.list(node, "calls")?;
+        let calls: Vec<TestCall> = nodes.iter().filter_map(|node| call(reader, node, draft)).collect();
+        (calls.len() == nodes.len()).then_some(calls)
+    });
+    Some(PolicyTest { name, tenants: tenants?, calls: calls? })
+}
+
+fn tenants(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<TenantContext>> {
+    let mut ids: HashMap<String, At> = HashMap::new();
+    let nodes = reader.list(node, "tenant contexts")?;
+    let mut tenants = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let tenant: TenantContext = match yaml::from_node(node) {
+            Ok(tenant) => tenant,
+            Err(error) => {
+                let message = format!("{}, expected a TenantContext in proto3 JSON", error.message);
+                reader.problem(error.at.unwrap_or(node.at), message);
+                continue;
+            }
+        };
+        if let Err(messages) = tenant::check(&tenant) {
+            messages.into_iter().for_each(|message| reader.problem(node.at, message));
+            continue;
+        }
+        match ids.insert(tenant.tenant_id.clone(), node.at) {
+            Some(At { line, column }) => {
+                let id = &tenant.tenant_id;
+                reader.problem(
+                    node.at,
+                    format!("tenant {id:?} stands twice, expected it once: the first is at {line}:{column}"),
+                );
+            }
+            None => tenants.push(tenant),
+        }
+    }
+    (tenants.len() == nodes.len()).then_some(tenants)
+}
+
+fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestCall> {
+    let fields = reader.fields(node, "a call", &["caller", "service", "path", "tenant", "region", "expect"])?;
+    let caller = fields.required(reader, "caller", "a service name");
+    let caller = caller.and_then(|node| reader.parsed(node, "a service name"));
+    let service = fields.required(reader, "service", "a service name");
+    let service = service.and_then(|node| reader.parsed(node, "a service name"));
+    let path = fields.required(reader, "path", "a gRPC path").and_then(|node| path(reader, node));
+    let tenant = or_default(reader, fields, "tenant", None, |reader, node| {
+        Some(Some(reader.text(node, "a tenant id")?.to_owned()))
+    });
+    let region = or_default(reader, fields, "region", None, |reader, node| region_name(reader, node, draft).map(Some));
+    let expect = fields.required(reader, "expect", EXPECT).and_then(|node| expect(reader, node));
+    let source = format!("{}:{}:{}", reader.file(), node.at.line, node.at.column);
+    Some(TestCall {
+        caller: caller?,
+        service: service?,
+        path: path?,
+        tenant: tenant?,
+        region: region?,
+        expect: expect?,
+        source,
+    })
+}
+
+fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
+    let text = reader.text(node, "a gRPC path")?;
+    if text.starts_with('/') {
+        return Some(text.to_owned());
+    }
+    reader.problem(node.at, format!("path {:?} is not well formed, expected /package.Service/Method", short(text)));
+    None
+}
+
+const EXPECT: &str = "ALLOWED or the reason of a refusal, as TENANT_UNKNOWN";
+
+fn expect(reader: &mut Reader<'_>, node: &Node) -> Option<Expect> {
+    let text = reader.text(node, EXPECT)?;
+    if text == "ALLOWED" {
+        return Some(Expect::Allowed);
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
+        return Some(Expect::Refused(text.to_owned()));
+    }
+    reader.problem(node.at, format!("found text {:?}, expected {EXPECT}", short(text)));
+    None
+}

@@ -1,0 +1,182 @@
+//! Takes typed values out of nodes and notes each that is not what it should be.
+
+use std::{fmt::Display, str::FromStr};
+
+use super::{At, Entry, Node, Value};
+use crate::{Problem, names::short};
+
+/// Reads the nodes of one file. Every method that returns `None` has noted why.
+#[derive(Debug)]
+pub struct Reader<'f> {
+    /// The file's name in problems.
+    file: &'f str,
+    /// What was wrong so far.
+    problems: &'f mut Vec<Problem>,
+}
+
+impl<'f> Reader<'f> {
+    /// A reader that adds what is wrong to the given problems.
+    pub fn new(file: &'f str, problems: &'f mut Vec<Problem>) -> Self {
+        Self { file, problems }
+    }
+
+    /// The file's name.
+    pub fn file(&self) -> &'f str {
+        self.file
+    }
+
+    /// Notes a problem: what is wrong, and what was expected.
+    pub fn problem(&mut self, at: At, message: impl Into<String>) {
+        let file = self.file.to_owned();
+        self.problems.push(Problem { file, line: at.line, column: at.column, message: message.into() });
+    }
+
+    /// The fields of a map; each that is not known is a problem. `what` names the map in messages.
+    pub fn fields<'n>(
+        &mut self,
+        node: &'n Node,
+        what: &'static str,
+        known: &'static [&'static str],
+    ) -> Option<Fields<'n>> {
+        let Value::Map(entries) = &node.value else {
+            self.expected(node, &format!("{what}: a map with {}", known.join(", ")));
+            return None;
+        };
+        for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+            let hint = suggestion(&entry.key, known.iter().copied());
+            let message = format!("unknown field {:?} in {what}{hint}, expected {}", short(&entry.key), one_of(known));
+            self.problem(entry.at, message);
+        }
+        Some(Fields { at: node.at, what, entries })
+    }
+
+    /// Text. `what` says what it is to be: "a reason".
+    pub fn text<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n str> {
+        match &node.value {
+            Value::Text(text) => Some(text),
+            Value::Bool(_) | Value::Integer(_) | Value::Float(_) => {
+                let found = node.value.describe();
+                self.problem(node.at, format!("found {found}, expected {what}: put it in quotes to make it text"));
+                None
+            }
+            Value::Null | Value::List(_) | Value::Map(_) => {
+                self.expected(node, what);
+                None
+            }
+        }
+    }
+
+    /// Text in the form of a type, which says itself what it expects.
+    pub fn parsed<T: FromStr<Err: Display>>(&mut self, node: &Node, what: &str) -> Option<T> {
+        match self.text(node, what)?.parse() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.problem(node.at, error.to_string());
+                None
+            }
+        }
+    }
+
+    /// `true` or `false`.
+    pub fn boolean(&mut self, node: &Node) -> Option<bool> {
+        match &node.value {
+            Value::Bool(value) => Some(*value),
+            Value::Null | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::List(_) | Value::Map(_) => {
+                self.expected(node, "true or false");
+                None
+            }
+        }
+    }
+
+    /// A whole number of at least `least`.
+    pub fn number(&mut self, node: &Node, least: u64) -> Option<u64> {
+        let value = if let Value::Integer(value) = &node.value { u64::try_from(*value).ok() } else { None };
+        let value = value.filter(|value| *value >= least);
+        if value.is_none() {
+            self.expected(node, &format!("a whole number of at least {least}"));
+        }
+        value
+    }
+
+    /// One of a few words.
+    pub fn choice<T: Copy>(&mut self, node: &Node, choices: &[(&'static str, T)]) -> Option<T> {
+        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let expected = one_of(&words);
+        let text = self.text(node, &expected)?;
+        let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
+        if found.is_none() {
+            let hint = suggestion(text, words.iter().copied());
+            self.problem(node.at, format!("found text {:?}{hint}, expected {expected}", short(text)));
+        }
+        found
+    }
+
+    /// A list with something in it. `what` says what of: "service names".
+    pub fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Node]> {
+        match &node.value {
+            Value::List(items) if !items.is_empty() => Some(items),
+            Value::List(_) => {
+                self.problem(node.at, format!("an empty list, expected a list of {what} with at least one of them"));
+                None
+            }
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::Map(_) => {
+                self.expected(node, &format!("a list of {what}"));
+                None
+            }
+        }
+    }
+
+    fn expected(&mut self, node: &Node, what: &str) {
+        self.problem(node.at, format!("found {}, expected {what}", node.value.describe()));
+    }
+}
+
+/// The fields of a map.
+#[derive(Debug, Clone, Copy)]
+pub struct Fields<'n> {
+    /// Where the map begins.
+    at: At,
+    /// What the map is, in messages.
+    what: &'static str,
+    entries: &'n [Entry],
+}
+
+impl<'n> Fields<'n> {
+    /// Where the map begins.
+    pub fn at(&self) -> At {
+        self.at
+    }
+
+    /// The value of a field that may be absent.
+    pub fn optional(&self, name: &str) -> Option<&'n Node> {
+        self.entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
+    }
+
+    /// The value of a field that must be there. `expected` says what should stand in it.
+    pub fn required(&self, reader: &mut Reader<'_>, name: &str, expected: &str) -> Option<&'n Node> {
+        let found = self.optional(name);
+        if found.is_none() {
+            reader.problem(self.at, format!("missing field {name:?} in {}, expected {expected}", self.what));
+        }
+        found
+    }
+}
+
+/// ` (did you mean "x"?)` when one of the candidates is close to what was written, else nothing.
+pub fn suggestion<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
+    let near = candidates
+        .into_iter()
+        .map(|candidate| (strsim::osa_distance(&short(written), candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
+        .min();
+    near.map(|(_, candidate)| format!(" (did you mean {candidate:?}?)")).unwrap_or_default()
+}
+
+/// `a, b or c`
+fn one_of(words: &[&str]) -> String {
+    match words {
+        [] => "nothing".to_owned(),
+        [word] => (*word).to_owned(),
+        [words @ .., last] => format!("{} or {last}", words.join(", ")),
+    }
+}
