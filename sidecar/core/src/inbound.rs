@@ -6,6 +6,7 @@ use mesh_config::names::{RegionName, ServiceName, TenantId};
 
 use crate::{
     Credentials, Named, Position, Quarantined, Reason, Refusal, Tenants, Token,
+    refusal::shown,
     policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
     tenancy::{ProductState, Status, Tenant},
 };
@@ -147,7 +148,7 @@ fn allowlist(state: &State, peer: &str, path: &str) -> Result<Granted, Refusal> 
     match policy.authorize(peer, path) {
         Match::Rule(index, rule) => Ok(Granted::by(index, rule)),
         Match::Nothing => {
-            let message = format!("no rule of service {} allows {peer} the path {path}", state.me);
+            let message = format!("no rule of service {} allows {peer} the path {}", state.me, shown(path));
             let nearest = policy.nearest(peer, path).map(Box::new);
             let refusal = Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) };
             if policy.audit_allowlist().is_some() { Ok(Granted::by_audit(refusal)) } else { Err(refusal) }

@@ -2,9 +2,14 @@
 
 mod destination;
 
+use std::ops::Deref;
+
 use mesh_config::names::{RegionName, ServiceName, TenantId, ZoneName};
 
-use crate::{Named, Position, Quarantined, Reason, Refusal, Tenants, balance::Candidates, policy::Residency};
+use crate::{
+    Named, Position, Quarantined, Reason, Refusal, Tenants, balance::Candidates, policy::Residency, refusal::shown,
+    tenancy::Tenant,
+};
 
 pub use self::destination::{Destination, Destinations};
 
@@ -58,7 +63,7 @@ pub enum CallFor<R> {
     Unknown(TenantId),
 }
 
-impl<R: std::ops::Deref<Target = crate::tenancy::Tenant>> CallFor<R> {
+impl<R: Deref<Target = Tenant>> CallFor<R> {
     /// `x-tenant-id` of the call.
     pub fn id(&self) -> Option<&str> {
         match self {
@@ -123,7 +128,7 @@ fn find<'s, 'h>(state: &'s State, authority: &'h str) -> Result<(&'s Destination
     match destinations.get(service) {
         Some(destination) => Ok((destination, region)),
         None => {
-            Err(Refusal::new(Reason::ServiceUnknown, format!("nobody defines a service for authority {authority:?}")))
+            Err(Refusal::new(Reason::ServiceUnknown, format!("nobody defines a service for authority {:?}", shown(authority))))
         }
     }
 }
@@ -156,7 +161,7 @@ fn identify<T: Tenants>(tenants: &T, head: &Head<'_>) -> Result<CallFor<T::Ref>,
     }
 }
 
-fn found<R: std::ops::Deref<Target = crate::tenancy::Tenant>>(tenant: R, position: Position) -> CallFor<R> {
+fn found<R: Deref<Target = Tenant>>(tenant: R, position: Position) -> CallFor<R> {
     let position = Position { revision: tenant.revision(), ..position };
     CallFor::Tenant(tenant, position)
 }
@@ -190,7 +195,7 @@ fn candidates<'s>(destination: &'s Destination, region: Option<&str>) -> Result<
     }
     let service = destination.service();
     let message = match region {
-        Some(region) => format!("service {service} has no instance in region {region:?}"),
+        Some(region) => format!("service {service} has no instance in region {:?}", shown(region)),
         None => format!("service {service} has no instance"),
     };
     Err(Refusal::new(Reason::NoEndpoint, message))

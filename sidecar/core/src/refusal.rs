@@ -38,3 +38,21 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// At most 200 bytes of what the caller wrote, so that a message stays a line.
+pub(crate) fn shown(text: &str) -> &str {
+    let end = (0..=text.len().min(200)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_wrote_is_cut_between_characters() {
+        assert_eq!(shown("/media.v1.Media/Get"), "/media.v1.Media/Get");
+        assert_eq!(shown(&"é".repeat(300)).len(), 200);
+        assert_eq!(shown(&format!("x{}", "é".repeat(300))).len(), 199);
+    }
+}

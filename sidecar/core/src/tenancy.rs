@@ -183,7 +183,7 @@ impl Product {
     }
 
     fn at(self, now: u64) -> ProductState {
-        let ran_out = i64::try_from(now).is_ok_and(|now| now > self.licensed_until);
+        let ran_out = i64::try_from(now).unwrap_or(i64::MAX) > self.licensed_until;
         if ran_out && self.state == ProductState::Active { ProductState::Inactive } else { self.state }
     }
 }

@@ -74,10 +74,7 @@ impl Policy {
             .min();
         let same_caller = ["*", caller].iter().filter_map(|name| self.first_of_caller.get(*name)).min();
         let (missed, index) = same_service.or(same_caller.map(|&index| (Missed::Service, index)))?;
-        let (Missed::CallerAndMethod, Some(&other)) = (missed, same_caller) else {
-            return self.describe(missed, index);
-        };
-        self.describe(missed, index).or_else(|| self.describe(Missed::Service, other))
+        self.describe(missed, index)
     }
 
     fn describe(&self, missed: Missed, index: u32) -> Option<Nearest> {

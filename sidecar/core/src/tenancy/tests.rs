@@ -1,1 +1,107 @@
+use pbjson_types::Timestamp;
 
+use super::*;
+
+fn product(state: proto::product::State, license_expires_at: Option<i64>) -> proto::Product {
+    let license_expires_at = license_expires_at.map(|seconds| Timestamp { seconds, nanos: 0 });
+    proto::Product { state: state.into(), license_expires_at, ..Default::default() }
+}
+
+fn acme() -> proto::TenantContext {
+    let products = [
+        ("crm", product(proto::product::State::Suspended, None)),
+        ("media", product(proto::product::State::Active, Some(1_000))),
+        ("wiki", product(proto::product::State::Active, None)),
+        ("zeta", product(proto::product::State::Inactive, None)),
+    ];
+    proto::TenantContext {
+        tenant_id: "acme".into(),
+        revision: 7,
+        status: proto::tenant_context::Status::Active.into(),
+        hosts: vec!["acme.example".into()],
+        region: "us-east".into(),
+        products: products.into_iter().map(|(name, product)| (name.to_owned(), product)).collect(),
+        ..Default::default()
+    }
+}
+
+fn raw(context: &proto::TenantContext) -> Bytes {
+    context.encode_to_vec().into()
+}
+
+#[test]
+fn a_tenant_keeps_what_decisions_need_and_the_context_as_it_came() {
+    let raw = raw(&acme());
+    let tenant = Tenant::decode(raw.clone()).unwrap();
+    assert_eq!((tenant.id(), tenant.region(), tenant.revision()), ("acme", "us-east", 7));
+    assert_eq!(tenant.status(), Status::Active);
+    assert_eq!(tenant.hosts(), ["acme.example"]);
+    assert_eq!(tenant.context(), &raw);
+}
+
+#[test]
+fn a_product_is_active_while_its_licence_lasts() {
+    let tenant = Tenant::decode(raw(&acme())).unwrap();
+    for (product, now, expected) in [
+        ("media", 0, ProductState::Active),
+        ("media", 1_000, ProductState::Active),
+        ("media", 1_001, ProductState::Inactive),
+
+        ("wiki", 1_001, ProductState::Active),
+        ("crm", 0, ProductState::Suspended),
+        ("zeta", 0, ProductState::Inactive),
+        ("missing", 0, ProductState::Inactive),
+        ("", 0, ProductState::Inactive),
+        ("med", 0, ProductState::Inactive),
+        ("us-east", 0, ProductState::Inactive),
+    ] {
+        assert_eq!(tenant.product(product, now), expected, "{product} at {now}");
+    }
+}
+
+#[test]
+fn a_licence_that_ended_before_1970_has_ended() {
+    let mut context = acme();
+    context.products.insert("old".into(), product(proto::product::State::Active, Some(-5)));
+    assert_eq!(Tenant::decode(raw(&context)).unwrap().product("old", 0), ProductState::Inactive);
+}
+
+#[test]
+fn a_status_that_this_version_does_not_know_is_not_served() {
+    for (status, expected) in [(0, Status::Suspended), (1, Status::Active), (2, Status::Suspended), (9, Status::Suspended)] {
+        let context = proto::TenantContext { status, ..acme() };
+        assert_eq!(Tenant::decode(raw(&context)).unwrap().status(), expected, "{status}");
+    }
+    for (state, expected) in [(0, ProductState::Inactive), (9, ProductState::Inactive)] {
+        let mut context = acme();
+        context.products.insert("new".into(), proto::Product { state, ..Default::default() });
+        assert_eq!(Tenant::decode(raw(&context)).unwrap().product("new", 0), expected, "{state}");
+    }
+}
+
+#[test]
+fn what_is_no_tenant_context_is_an_error() {
+    assert!(Tenant::decode(Bytes::from_static(&[0xff])).is_err());
+    for id in ["", "Acme", "a.b", "-a"] {
+        assert!(Tenant::decode(raw(&proto::TenantContext { tenant_id: id.into(), ..acme() })).is_err(), "{id:?}");
+    }
+}
+
+#[test]
+fn a_record_must_hold_the_tenant_of_its_key_and_gives_the_revision() {
+    let tenant = Tenant::decode_record("acme", 42, raw(&acme())).unwrap();
+    assert_eq!(tenant.revision(), 42);
+    assert!(Tenant::decode_record("other", 42, raw(&acme())).is_err());
+}
+
+#[test]
+fn held_tenants_are_found_by_id_and_by_host() {
+    let position = Position { epoch: 1, revision: 7 };
+    let held = Held::snapshot(position, [Tenant::decode(raw(&acme())).unwrap()]);
+    assert_eq!(held.position(), Some(position));
+    assert_eq!(held.get("acme").unwrap().id(), "acme");
+    assert_eq!(held.by_host("acme.example").unwrap().id(), "acme");
+    assert!(held.get("acme.example").is_none());
+    assert!(held.by_host("acme").is_none());
+    assert_eq!(Held::nothing_yet().position(), None);
+}
