@@ -1,0 +1,116 @@
+//! The root certificates of one trust domain.
+
+use aws_lc_rs::digest;
+use mesh_config::names::TrustDomain;
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+
+/// The roots that a mesh trusts, for one trust domain. Never empty, and every root is a certificate.
+#[derive(Clone, Debug)]
+pub struct TrustBundle {
+    trust_domain: TrustDomain,
+    roots: Vec<CertificateDer<'static>>,
+    /// The same roots as webpki wants them, parsed once.
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+/// Why something is not a trust bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// There is no root in it.
+    #[error("the trust bundle holds no root certificate")]
+    Empty,
+    /// One of the roots is not an X.509 v3 certificate.
+    #[error("root {index} of the trust bundle is not an X.509 certificate")]
+    Root {
+        /// Position within the bundle, from 0.
+        index: usize,
+        /// What the parser said.
+        source: webpki::Error,
+    },
+    /// It is not PEM, or holds something that is not a certificate.
+    #[error("the trust bundle is not a list of PEM certificates")]
+    Pem,
+    /// The trust domain breaks the grammar of names.
+    #[error("the trust domain of the bundle is not a valid name")]
+    TrustDomain,
+}
+
+impl TrustBundle {
+    /// Roots in their order, which counts: the pin is over their concatenation.
+    pub fn new(trust_domain: TrustDomain, roots: Vec<CertificateDer<'static>>) -> Result<Self, BundleError> {
+        if roots.is_empty() {
+            return Err(BundleError::Empty);
+        }
+        let mut anchors = Vec::with_capacity(roots.len());
+        for (index, root) in roots.iter().enumerate() {
+            let anchor =
+                webpki::anchor_from_trusted_cert(root).map_err(|source| BundleError::Root { index, source })?;
+            anchors.push(anchor.to_owned());
+        }
+        Ok(Self { trust_domain, roots, anchors })
+    }
+
+    /// One or more `CERTIFICATE` blocks.
+    pub fn from_pem(trust_domain: TrustDomain, text: &str) -> Result<Self, BundleError> {
+        let blocks = pem::parse_many(text).map_err(|_| BundleError::Pem)?;
+        if blocks.iter().any(|block| block.tag() != "CERTIFICATE") {
+            return Err(BundleError::Pem);
+        }
+        Self::new(trust_domain, blocks.into_iter().map(|block| block.into_contents().into()).collect())
+    }
+
+    /// As `CERTIFICATE` blocks, in order.
+    pub fn to_pem(&self) -> String {
+        crate::svid::certificates_to_pem(&self.roots)
+    }
+
+    /// From the wire.
+    pub fn from_proto(bundle: &tenon_proto::identity::v1::TrustBundle) -> Result<Self, BundleError> {
+        let trust_domain = TrustDomain::try_from(bundle.trust_domain.as_str()).map_err(|_| BundleError::TrustDomain)?;
+        Self::new(trust_domain, bundle.roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect())
+    }
+
+    /// For the wire.
+    pub fn to_proto(&self) -> tenon_proto::identity::v1::TrustBundle {
+        tenon_proto::identity::v1::TrustBundle {
+            trust_domain: self.trust_domain.as_str().to_owned(),
+            roots: self.roots.iter().map(|root| root.to_vec().into()).collect(),
+        }
+    }
+
+    /// The trust domain that these roots speak for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The roots, DER, in order.
+    pub fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
+    }
+
+    /// SHA-256 over the roots' DER, one after the other.
+    pub fn sha256(&self) -> [u8; 32] {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for root in &self.roots {
+            hash.update(root);
+        }
+        hash.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// [`Self::sha256`] in lower hexadecimal: what a process that joins is told beforehand.
+    pub fn pin(&self) -> String {
+        crate::svid::hex(&self.sha256())
+    }
+
+    pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.anchors
+    }
+}
+
+impl PartialEq for TrustBundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.trust_domain == other.trust_domain && self.roots == other.roots
+    }
+}
+
+impl Eq for TrustBundle {}

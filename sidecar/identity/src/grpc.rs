@@ -1,0 +1,11 @@
+//! gRPC between the processes of the control plane and their followers: mTLS channels, and servers that refuse every
+//! RPC which does not stand in their authorization table.
+
+mod authorization;
+mod channel;
+mod server;
+
+pub use authorization::{Rpc, Who, uncovered};
+pub use channel::channel;
+pub(crate) use channel::channel_with;
+pub use server::Server;

@@ -1,0 +1,140 @@
+//! Who may call which RPC. Default deny: what no table names is refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::Either;
+use http::{Request, Response};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service;
+
+use crate::{Identity, Peer, Workload};
+
+/// One row of an authorization table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rpc {
+    /// `/package.Service/Method`, byte for byte.
+    pub path: &'static str,
+    /// Who may call it.
+    pub who: Who,
+}
+
+/// Who may call an RPC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// Whoever can connect; on a server with [`crate::tls::Clients::Optional`] that is without any certificate.
+    Anyone,
+    /// Any service of the mesh.
+    Services,
+    /// Any operator.
+    Operators,
+    /// Any service and any operator.
+    ServicesAndOperators,
+    /// These services alone.
+    Only(&'static [&'static str]),
+}
+
+impl Who {
+    fn admits(self, peer: Option<&Peer>) -> bool {
+        let workload = peer.map(|peer| peer.id.workload());
+        match (self, workload) {
+            (Who::Anyone, _)
+            | (Who::Services | Who::ServicesAndOperators, Some(Workload::Service(_)))
+            | (Who::Operators | Who::ServicesAndOperators, Some(Workload::Operator(_))) => true,
+            (Who::Only(names), Some(Workload::Service(name))) => names.contains(&name.as_str()),
+            (Who::Services | Who::Operators | Who::ServicesAndOperators | Who::Only(_), _) => false,
+        }
+    }
+}
+
+/// The RPCs of `services` (full names: `tenon.tcs.v1.TenantContextService`) that `table` does not name, from the
+/// descriptors of `tenon-proto`; a service that those do not have is named too. For tests: must be empty.
+pub fn uncovered(services: &[&str], table: &[Rpc]) -> Vec<String> {
+    let files = FileDescriptorSet::decode(tenon_proto::FILE_DESCRIPTOR_SET).expect("our own descriptors decode");
+    let mut missing = Vec::new();
+    for wanted in services {
+        let methods: Vec<String> = files
+            .file
+            .iter()
+            .flat_map(|file| {
+                file.service.iter().map(move |service| (format!("{}.{}", file.package(), service.name()), service))
+            })
+            .filter(|(name, _)| name == wanted)
+            .flat_map(|(name, service)| service.method.iter().map(move |method| format!("/{name}/{}", method.name())))
+            .collect();
+        if methods.is_empty() {
+            missing.push(format!("/{wanted}/*"));
+        }
+        missing.extend(methods.into_iter().filter(|path| table.iter().all(|rpc| rpc.path != path)));
+    }
+    missing
+}
+
+/// Health and reflection, which every [`super::Server`] has.
+pub(super) const BUILT_IN: &[Rpc] = &[
+    Rpc { path: "/grpc.health.v1.Health/Check", who: Who::ServicesAndOperators },
+    Rpc { path: "/grpc.health.v1.Health/List", who: Who::ServicesAndOperators },
+    Rpc { path: "/grpc.health.v1.Health/Watch", who: Who::ServicesAndOperators },
+    Rpc { path: "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", who: Who::ServicesAndOperators },
+    Rpc { path: "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", who: Who::ServicesAndOperators },
+];
+
+/// What the server's connection proved, as tonic hands it to each request.
+#[derive(Clone, Debug)]
+pub(super) struct Connection(pub Option<Arc<Peer>>);
+
+/// A service that lets through what its table admits, with the [`Peer`] among the request's extensions.
+#[derive(Clone)]
+pub(super) struct Guard<S> {
+    inner: S,
+    identity: Arc<Identity>,
+    table: Arc<HashMap<&'static str, Who>>,
+}
+
+impl<S> Guard<S> {
+    pub(super) fn new(inner: S, identity: Arc<Identity>, table: &'static [Rpc]) -> Self {
+        let table = table.iter().chain(BUILT_IN).map(|rpc| (rpc.path, rpc.who)).collect();
+        Self { inner, identity, table: Arc::new(table) }
+    }
+
+    fn admit(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
+        if peer.is_some_and(|peer| self.identity.is_revoked(peer)) {
+            return Err(Status::unauthenticated("the caller's identity is revoked"));
+        }
+        match (self.table.get(path), peer) {
+            (Some(who), _) if who.admits(peer) => Ok(()),
+            (Some(_), None) => Err(Status::unauthenticated("this call needs a client certificate")),
+            (Some(_), Some(peer)) => Err(Status::permission_denied(format!("{} may not call {path}", peer.id))),
+            (None, _) => Err(Status::permission_denied("nobody may call this path")),
+        }
+    }
+}
+
+impl<S> Service<Request<Body>> for Guard<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, std::future::Ready<Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let peer = request.extensions().get::<Connection>().and_then(|connection| connection.0.clone());
+        if let Err(status) = self.admit(request.uri().path(), peer.as_deref()) {
+            tracing::info!(path = request.uri().path(), peer = peer.map(|peer| peer.id.to_string()), "call refused");
+            return Either::Right(std::future::ready(Ok(status.into_http())));
+        }
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(Peer::clone(&peer));
+        }
+        Either::Left(self.inner.call(request))
+    }
+}

@@ -1,0 +1,112 @@
+//! A process's identity as it is right now.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use mesh_config::names::ServiceName;
+
+use crate::{Peer, SpiffeId, Svid, TrustBundle};
+
+/// Who this process is, whom it trusts and whom no longer. Shared; its parts are swapped while it is in use, and a
+/// handshake sees either the old or the new one, never half of each.
+#[derive(Debug)]
+pub struct Identity {
+    /// Fixed: a process never becomes somebody else.
+    id: SpiffeId,
+    svid: ArcSwap<Svid>,
+    bundle: ArcSwap<TrustBundle>,
+    revoked: ArcSwap<Revoked>,
+}
+
+/// Peers whose certificates are refused although they are valid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// Every SVID of these services.
+    pub services: HashSet<ServiceName>,
+    /// These certificates: lower hexadecimal without leading zero bytes.
+    pub serials: HashSet<String>,
+}
+
+/// A new SVID or bundle is somebody else's.
+#[derive(Debug, thiserror::Error)]
+#[error("expected {expected}, got {got}")]
+pub struct Mismatch {
+    expected: String,
+    got: String,
+}
+
+impl Identity {
+    /// Starts with nothing revoked.
+    pub fn new(svid: Svid, bundle: TrustBundle) -> Arc<Self> {
+        Arc::new(Self {
+            id: svid.id().clone(),
+            svid: ArcSwap::from_pointee(svid),
+            bundle: ArcSwap::from_pointee(bundle),
+            revoked: ArcSwap::default(),
+        })
+    }
+
+    /// Who this process is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The service that this process is; none for an operator.
+    pub fn service(&self) -> Option<&ServiceName> {
+        self.id.service_name()
+    }
+
+    /// The current SVID.
+    pub fn svid(&self) -> Arc<Svid> {
+        self.svid.load_full()
+    }
+
+    /// The current trust bundle.
+    pub fn bundle(&self) -> Arc<TrustBundle> {
+        self.bundle.load_full()
+    }
+
+    /// The current revocations.
+    pub fn revoked(&self) -> Arc<Revoked> {
+        self.revoked.load_full()
+    }
+
+    /// From the next handshake on this SVID is shown. Refuses one with another SPIFFE id and keeps the old.
+    pub fn set_svid(&self, svid: Svid) -> Result<(), Mismatch> {
+        if *svid.id() != self.id {
+            return Err(Mismatch { expected: self.id.to_string(), got: svid.id().to_string() });
+        }
+        self.svid.store(Arc::new(svid));
+        Ok(())
+    }
+
+    /// From the next handshake on these roots are trusted. Refuses those of another trust domain and keeps the old.
+    pub fn set_bundle(&self, bundle: TrustBundle) -> Result<(), Mismatch> {
+        if bundle.trust_domain() != self.id.trust_domain() {
+            return Err(Mismatch {
+                expected: self.id.trust_domain().to_string(),
+                got: bundle.trust_domain().to_string(),
+            });
+        }
+        self.bundle.store(Arc::new(bundle));
+        Ok(())
+    }
+
+    /// From the next handshake on, and the next request to [`crate::grpc::Server`], these peers are refused. Other
+    /// open connections are for their owner to close.
+    pub fn set_revoked(&self, revoked: Revoked) {
+        self.revoked.store(Arc::new(revoked));
+    }
+
+    /// Whether this peer's service or certificate is revoked.
+    pub fn is_revoked(&self, peer: &Peer) -> bool {
+        self.revoked.load().names(&peer.id, &peer.serial)
+    }
+}
+
+impl Revoked {
+    pub(crate) fn names(&self, id: &SpiffeId, serial: &str) -> bool {
+        self.serials.contains(serial) || id.service_name().is_some_and(|name| self.services.contains(name))
+    }
+}

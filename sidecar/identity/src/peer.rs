@@ -1,0 +1,76 @@
+//! Who is at the other end of a connection.
+
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{SpiffeId, SpiffeIdError};
+
+/// What TLS proved of the other side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its SPIFFE id.
+    pub id: SpiffeId,
+    /// Serial of its certificate: lower hexadecimal without leading zero bytes, as revocations name it.
+    pub serial: String,
+    /// Last second in which its certificate is valid, Unix time.
+    pub not_after: u64,
+}
+
+/// What this mesh reads of a certificate's own fields. Nothing here says that anyone trusts it.
+pub(crate) struct Leaf {
+    pub id: SpiffeId,
+    pub serial: String,
+    pub not_before: u64,
+    pub not_after: u64,
+}
+
+/// Why a certificate is not an SVID of this mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LeafError {
+    #[error("the certificate is not well-formed X.509")]
+    Encoding,
+    #[error("the certificate has {0} URI names where an SVID has exactly one")]
+    UriNames(usize),
+    #[error("the URI name of the certificate is not a SPIFFE id of this mesh")]
+    SpiffeId(#[source] SpiffeIdError),
+    #[error("the certificate is a CA's")]
+    Authority,
+}
+
+impl Leaf {
+    /// Reads a leaf certificate by the rules of X509-SVID §2, §4: exactly one URI name, not an authority.
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, LeafError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| LeafError::Encoding)?;
+        if !rest.is_empty() {
+            return Err(LeafError::Encoding);
+        }
+        if certificate.is_ca() {
+            return Err(LeafError::Authority);
+        }
+        let names = certificate.subject_alternative_name().map_err(|_| LeafError::Encoding)?;
+        let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+        let (Some(uri), None) = (uris.next(), uris.next()) else {
+            let count = names.iter().flat_map(|names| &names.value.general_names);
+            return Err(LeafError::UriNames(count.filter(|name| matches!(name, GeneralName::URI(_))).count()));
+        };
+        let time = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
+        Ok(Self {
+            id: uri.parse().map_err(LeafError::SpiffeId)?,
+            serial: serial(certificate.raw_serial()),
+            not_before: time(certificate.validity().not_before),
+            not_after: time(certificate.validity().not_after),
+        })
+    }
+
+    pub(crate) fn into_peer(self) -> Peer {
+        Peer { id: self.id, serial: self.serial, not_after: self.not_after }
+    }
+}
+
+fn serial(raw: &[u8]) -> String {
+    let first = raw.iter().position(|byte| *byte != 0).unwrap_or(raw.len());
+    crate::svid::hex(&raw[first..])
+}

@@ -1,0 +1,173 @@
+//! A small certificate authority for tests: makes good SVIDs and every kind of bad one. Not for production use: it
+//! panics on bad input, and its keys live in memory only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_config::names::{ServiceName, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::{Identity, SpiffeId, Svid, TrustBundle, clock};
+
+/// A root with its key, for one trust domain.
+pub struct Ca {
+    trust_domain: TrustDomain,
+    root: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// What a certificate shall look like. [`Leaf::service`] is a good one; set the fields that shall be wrong.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// URI names, any number.
+    pub uris: Vec<String>,
+    /// DNS names, any number.
+    pub dns: Vec<String>,
+    /// Extended key usages; empty: no such extension.
+    pub usages: Vec<ExtendedKeyUsagePurpose>,
+    /// Valid from, Unix seconds.
+    pub not_before: u64,
+    /// Valid until, Unix seconds.
+    pub not_after: u64,
+    /// The serial, big endian.
+    pub serial: Vec<u8>,
+    /// Whether it claims to be an authority.
+    pub authority: bool,
+}
+
+/// `name` as a service name.
+pub fn service(name: &str) -> ServiceName {
+    ServiceName::try_from(name).expect("a service name")
+}
+
+/// `name` as a trust domain.
+pub fn trust_domain(name: &str) -> TrustDomain {
+    TrustDomain::try_from(name).expect("a trust domain")
+}
+
+impl Leaf {
+    /// A good SVID with this URI, valid for an hour around now, for both sides of a handshake.
+    pub fn uri(uri: &str) -> Self {
+        let now = clock::unix_seconds();
+        Self {
+            uris: vec![uri.to_owned()],
+            dns: Vec::new(),
+            usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+            not_before: now - 60,
+            not_after: now + 3600,
+            serial: (0..16).map(|index| if index == 0 { 1 } else { rand::random() }).collect(),
+            authority: false,
+        }
+    }
+}
+
+impl Ca {
+    /// A new root for `domain`.
+    pub fn new(domain: &str) -> Self {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, format!("{domain} root"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.subject_alt_names = vec![uri(&format!("spiffe://{domain}"))];
+        let root = params.self_signed(&key).expect("a root");
+        Self { trust_domain: trust_domain(domain), root: root.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    /// Its trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The root alone.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The root as a bundle.
+    pub fn bundle(&self) -> TrustBundle {
+        TrustBundle::new(self.trust_domain.clone(), vec![self.root.clone()]).expect("a bundle")
+    }
+
+    /// The id of `name` here.
+    pub fn id(&self, name: &str) -> SpiffeId {
+        SpiffeId::service(self.trust_domain.clone(), service(name))
+    }
+
+    /// A good SVID of the service `name`.
+    pub fn svid(&self, name: &str) -> Svid {
+        self.svid_of(&Leaf::uri(&self.id(name).to_string()))
+    }
+
+    /// A good SVID of the operator `name`.
+    pub fn operator(&self, name: &str) -> Svid {
+        self.svid_of(&Leaf::uri(&format!("spiffe://{}/operator/{name}", self.trust_domain)))
+    }
+
+    /// A good SVID of the service `name` that is valid for `life` from now.
+    pub fn short_lived(&self, name: &str, life: Duration) -> Svid {
+        let now = clock::unix_seconds();
+        self.svid_of(&Leaf { not_after: now + life.as_secs(), ..Leaf::uri(&self.id(name).to_string()) })
+    }
+
+    /// The identity of the service `name`, trusting this root.
+    pub fn identity(&self, name: &str) -> Arc<Identity> {
+        Identity::new(self.svid(name), self.bundle())
+    }
+
+    /// The identity of the operator `name`, trusting this root.
+    pub fn operator_identity(&self, name: &str) -> Arc<Identity> {
+        Identity::new(self.operator(name), self.bundle())
+    }
+
+    /// As described, as long as [`Svid`] can hold it: exactly one URI that is a SPIFFE id, not an authority.
+    pub fn svid_of(&self, leaf: &Leaf) -> Svid {
+        let (chain, key) = self.certificate(leaf);
+        Svid::from_der(chain, key).expect("an SVID")
+    }
+
+    /// As described, however wrong: a chain and its PKCS#8 key.
+    pub fn certificate(&self, leaf: &Leaf) -> (Vec<CertificateDer<'static>>, Zeroizing<Vec<u8>>) {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let certificate = params(leaf).signed_by(&key, &self.issuer).expect("a certificate");
+        (vec![certificate.der().clone()], Zeroizing::new(key.serialize_der()))
+    }
+
+    /// A chain for a CSR (PKCS#10, DER): its public key with the names of `leaf`, as an identity service would issue.
+    pub fn sign(&self, csr: &[u8], leaf: &Leaf) -> Vec<CertificateDer<'static>> {
+        let mut request = rcgen::CertificateSigningRequestParams::from_der(&csr.into()).expect("a CSR");
+        request.params = params(leaf);
+        vec![request.signed_by(&self.issuer).expect("a certificate").der().clone()]
+    }
+}
+
+fn params(leaf: &Leaf) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = leaf.uris.iter().map(|text| uri(text)).collect();
+    params
+        .subject_alt_names
+        .extend(leaf.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().expect("ASCII"))));
+    params.extended_key_usages.clone_from(&leaf.usages);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    let time = |seconds: u64| std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+    params.not_before = time(leaf.not_before).into();
+    params.not_after = time(leaf.not_after).into();
+    params.serial_number = Some(SerialNumber::from_slice(&leaf.serial));
+    if leaf.authority {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+    }
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().expect("ASCII"))
+}
