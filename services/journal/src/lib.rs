@@ -1,1 +1,164 @@
-//! The truth behind each replicated kind, and the publishing side of replication.
+//! The truth behind each replicated kind, and the publishing side of replication (DESIGN §5).
+//!
+//! A [`Journal`] keeps the records of one kind and the order in which they changed; [`Embedded`] keeps it in one file. A
+//! [`Publisher`] turns a journal into views and serves each view to its followers; [`ReplicationService`] is the gRPC service
+//! over all publishers of a process.
+//!
+//! Never here: what records mean. Keys are text, values are bytes; [`Views`] tells who may see which.
+
+mod embedded;
+mod publisher;
+mod service;
+
+pub use embedded::{Embedded, OpenError, Options};
+pub use publisher::{Everything, FollowStream, Publisher, Settings, ViewName, Views};
+pub use replica::Position;
+pub use service::{REPLICATION_AUTHORIZATION, ReplicationServer, ReplicationService};
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+/// The records of one kind, and the order in which they changed. One history an epoch, one sequence of revisions a kind.
+#[tonic::async_trait]
+pub trait Journal: Send + Sync + 'static {
+    /// Writes all of `writes` or none, each at a revision of its own, in order. When it returns, they are durable; when its
+    /// future is dropped, they may be.
+    ///
+    /// Returns the position of the last write; of the head when there are none.
+    ///
+    /// # Errors
+    /// [`AppendError`]; then nothing has changed.
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError>;
+
+    /// The present record of `key`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn get(&self, key: &str) -> Result<Option<Record>, ReadError>;
+
+    /// All records as they were at one position, in the byte order of their keys.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn snapshot(&self) -> Result<Snapshot, ReadError>;
+
+    /// The position of the last write.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn head(&self) -> Result<Position, ReadError>;
+
+    /// Number of records.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn count(&self) -> Result<u64, ReadError>;
+
+    /// Every change after `from`, in order, without a gap, a few at a time; then each as it is written. It ends only with
+    /// an error.
+    fn tail(&self, from: Position) -> Tail;
+}
+
+/// What [`Journal::tail`] returns: never an empty list.
+pub type Tail = Pin<Box<dyn Stream<Item = Result<Vec<Entry>, TailError>> + Send>>;
+
+/// One change that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub key: String,
+    /// Absent: the record goes. Deleting what is not there is a change as well.
+    pub value: Option<Bytes>,
+    pub expected: Expected,
+}
+
+impl Write {
+    /// Sets `key`, whatever it was.
+    pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Self { key: key.into(), value: Some(value.into()), expected: Expected::Any }
+    }
+
+    /// Deletes `key`, whatever it was.
+    pub fn delete(key: impl Into<String>) -> Self {
+        Self { key: key.into(), value: None, expected: Expected::Any }
+    }
+
+    /// The same write, under a condition.
+    #[must_use]
+    pub fn expecting(mut self, expected: Expected) -> Self {
+        self.expected = expected;
+        self
+    }
+}
+
+/// What must be true of a key for its write to be made. Earlier writes of the same batch count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Any,
+    /// There is no record.
+    Absent,
+    /// There is a record, and this revision wrote it.
+    Revision(u64),
+}
+
+/// A record as it is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub key: String,
+    /// The revision that wrote it.
+    pub revision: u64,
+    pub value: Bytes,
+}
+
+/// All records at one position.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub position: Position,
+    pub records: Vec<Record>,
+}
+
+/// A change that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub revision: u64,
+    /// Absent: the record went.
+    pub value: Option<Bytes>,
+}
+
+/// Why nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// A condition was not met.
+    #[error("{key} is at {}, not at {expected:?}: read it again and decide anew", at(*actual))]
+    Conflict {
+        key: String,
+        expected: Expected,
+        /// The revision that wrote the present record, if there is one.
+        actual: Option<u64>,
+    },
+    #[error("no room left on the disk of the store: free some, then write again; nothing has changed")]
+    Full(#[source] redb::Error),
+    #[error("the store cannot be written; nothing has changed")]
+    Failed(#[source] redb::Error),
+}
+
+/// The store cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the store cannot be read")]
+pub struct ReadError(#[from] pub redb::Error);
+
+/// Why a tail ended.
+#[derive(Debug, thiserror::Error)]
+pub enum TailError {
+    /// Changes after the asked position are no longer kept, or it is of another history: take a snapshot.
+    #[error("the changes after the asked position are no longer kept")]
+    Compacted,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+fn at(revision: Option<u64>) -> String {
+    revision.map_or_else(|| "no record".to_owned(), |revision| format!("revision {revision}"))
+}
