@@ -1,1 +1,348 @@
+use std::sync::Arc;
 
+use bytes::Bytes;
+use prost::Message as _;
+use tenon_proto::{policy::v1 as policy, tcs::v1 as tcs};
+
+use super::*;
+use crate::tenancy::Held;
+
+const NOW: u64 = 1_000;
+const REACHED: Position = Position { epoch: 5, revision: 10 };
+
+/// Takes the token "good", and refuses another one by its text.
+struct Tokens;
+
+impl Credentials for Tokens {
+    fn verify(&mut self, peer: &str, token: &str, now: u64) -> Result<(), Refusal> {
+        assert_eq!(now, NOW);
+        match token {
+            "good" => Ok(()),
+            reason => Err(Refusal::new(reason.parse().unwrap(), format!("token of {peer}"))),
+        }
+    }
+}
+
+fn rule(name: &str, path: &str, change: impl FnOnce(&mut policy::Rule)) -> policy::Rule {
+    let mut rule = policy::Rule {
+        allowlist: "media".into(),
+        name: name.into(),
+        callers: vec!["issues".into(), "wiki".into()],
+        paths: vec![path.into()],
+        ..Default::default()
+    };
+    change(&mut rule);
+    rule
+}
+
+/// Paths are named after what their rule wants.
+fn record() -> policy::ServicePolicy {
+    let optional = policy::TenantRequirement::Optional.into();
+    let none = policy::TenantRequirement::None.into();
+    let transaction = policy::Proof::Transaction.into();
+    policy::ServicePolicy {
+        service: "media".into(),
+        product: "media".into(),
+        residency: policy::Residency::Home.into(),
+        originates: true,
+        rules: vec![
+            rule("required", "/m.M/Required", |_| {}),
+            rule("optional", "/m.M/Optional", |rule| rule.tenant = optional),
+            rule("none", "/m.M/None", |rule| rule.tenant = none),
+            rule("proof", "/m.M/Proof", |rule| rule.proof = transaction),
+            rule("audit", "/m.M/Audit", |rule| rule.audit = true),
+            rule("audit-proof", "/m.M/AuditProof", |rule| (rule.audit, rule.proof) = (true, transaction)),
+        ],
+        audit_allowlist: String::new(),
+    }
+}
+
+fn state(record: &policy::ServicePolicy) -> State {
+    let wiki = policy::Quarantine { service: "wiki".into(), reason: "lost key".into() };
+    State {
+        me: "media".parse().unwrap(),
+        region: Some("us-east".parse().unwrap()),
+        policy: Some(Arc::new(Policy::try_from(record).unwrap())),
+        quarantined: [&wiki].into_iter().collect(),
+        policy_position: Some(Position { epoch: 1, revision: 1 }),
+    }
+}
+
+fn tenant(id: &str, change: impl FnOnce(&mut tcs::TenantContext)) -> Tenant {
+    let media = tcs::Product { state: tcs::product::State::Active.into(), ..Default::default() };
+    let mut context = tcs::TenantContext {
+        tenant_id: id.into(),
+        status: tcs::tenant_context::Status::Active.into(),
+        region: "us-east".into(),
+        products: [("media".to_owned(), media)].into(),
+        ..Default::default()
+    };
+    change(&mut context);
+    Tenant::decode(Bytes::from(context.encode_to_vec())).unwrap()
+}
+
+fn with_state(context: &mut tcs::TenantContext, state: tcs::product::State) {
+    context.products.entry("media".into()).or_default().state = state.into();
+}
+
+/// Tenants are named after what is the matter with them.
+fn tenants() -> Held {
+    let expired = |seconds| Some(pbjson_types::Timestamp { seconds, nanos: 0 });
+    Held::snapshot(
+        REACHED,
+        [
+            tenant("acme", |_| {}),
+            tenant("suspended", |context| context.status = tcs::tenant_context::Status::Suspended.into()),
+            tenant("without-product", |context| context.products.clear()),
+            tenant("inactive", |context| with_state(context, tcs::product::State::Inactive)),
+            tenant("product-suspended", |context| with_state(context, tcs::product::State::Suspended)),
+            tenant("expired", |context| {
+                context.products.entry("media".into()).or_default().license_expires_at = expired(999);
+            }),
+            tenant("expires-now", |context| {
+                context.products.entry("media".into()).or_default().license_expires_at = expired(1_000);
+            }),
+            tenant("european", |context| context.region = "eu-west".into()),
+            tenant("homeless", |context| context.region = String::new()),
+        ],
+    )
+}
+
+fn head<'a>(path: &'a str, tenant: Option<&'a str>) -> Head<'a> {
+    let tenant = tenant.map_or(Named::None, Named::One);
+    Head { path, token: Token::One("good"), tenant, tenant_revision: None, txn_token: None }
+}
+
+fn decide_as(state: &State, peer: &str, head: &Head<'_>) -> Result<Verdict<Arc<Tenant>>, Stop> {
+    decide(state, &tenants(), &mut Tokens, peer, head, NOW, false)
+}
+
+/// The reason of a refusal, "" when the call is allowed.
+fn reason(outcome: &Result<Verdict<Arc<Tenant>>, Stop>) -> &'static str {
+    match outcome {
+        Ok(_) => "",
+        Err(Stop::Refused(refusal)) => refusal.reason.as_str(),
+        Err(Stop::WaitFor(_)) => "(wait)",
+    }
+}
+
+#[test]
+fn credentials_are_checked_before_all_else() {
+    let state = State { policy: None, ..state(&record()) };
+    for (token, expected) in [
+        (Token::Missing, "ASAP_MISSING"),
+        (Token::Ambiguous, "ASAP_MALFORMED"),
+        (Token::One("ASAP_SIGNATURE"), "ASAP_SIGNATURE"),
+        (Token::One("ASAP_KEYS_UNAVAILABLE"), "ASAP_KEYS_UNAVAILABLE"),
+        (Token::One("good"), "QUARANTINED"),
+    ] {
+        let outcome = decide_as(&state, "wiki", &Head { token, ..head("/m.M/Required", None) });
+        assert_eq!(reason(&outcome), expected, "{token:?}");
+    }
+}
+
+#[test]
+fn every_check_refuses_with_its_reason_and_lets_its_twin_pass() {
+    let state = state(&record());
+    for (path, tenant, expected) in [
+        ("/m.M/Required", Some("acme"), ""),
+        ("/m.M/Required", None, "TENANT_REQUIRED"),
+        ("/m.M/Required", Some("nobody"), "TENANT_UNKNOWN"),
+        ("/m.M/Required", Some("Not-An-Id"), "TENANT_UNKNOWN"),
+        ("/m.M/Required", Some(""), "TENANT_UNKNOWN"),
+        ("/m.M/Required", Some("suspended"), "TENANT_SUSPENDED"),
+        ("/m.M/Required", Some("without-product"), "PRODUCT_NOT_LICENSED"),
+        ("/m.M/Required", Some("inactive"), "PRODUCT_NOT_LICENSED"),
+        ("/m.M/Required", Some("expired"), "PRODUCT_NOT_LICENSED"),
+        ("/m.M/Required", Some("expires-now"), ""),
+        ("/m.M/Required", Some("product-suspended"), "PRODUCT_SUSPENDED"),
+        ("/m.M/Required", Some("european"), "TENANT_WRONG_REGION"),
+        ("/m.M/Required", Some("homeless"), "TENANT_WRONG_REGION"),
+        ("/m.M/Optional", None, ""),
+        ("/m.M/Optional", Some("acme"), ""),
+        ("/m.M/Optional", Some("suspended"), "TENANT_SUSPENDED"),
+        ("/m.M/Optional", Some("nobody"), "TENANT_UNKNOWN"),
+        ("/m.M/None", None, ""),
+        ("/m.M/None", Some("suspended"), ""),
+        ("/m.M/None", Some("Not-An-Id"), ""),
+        ("/m.M/Proof", Some("acme"), "TXN_MISSING"),
+        ("/m.M/Other", Some("acme"), "PATH_NOT_ALLOWED"),
+    ] {
+        let outcome = decide_as(&state, "issues", &head(path, tenant));
+        assert_eq!(reason(&outcome), expected, "{path} for {tenant:?}");
+        if let Ok(verdict) = outcome {
+            let attached = verdict.tenant.as_ref().map(|tenant| tenant.id());
+            assert_eq!(attached, tenant.filter(|_| path != "/m.M/None"), "{path} for {tenant:?}");
+            assert!(verdict.audited.is_none());
+        }
+    }
+}
+
+#[test]
+fn a_refusal_by_conditions_names_the_rule_and_one_by_the_allowlist_the_nearest() {
+    let state = state(&record());
+    let Err(Stop::Refused(refusal)) = decide_as(&state, "issues", &head("/m.M/Optional", Some("suspended"))) else {
+        panic!("expected a refusal");
+    };
+    assert_eq!((refusal.rule, &refusal.nearest), (Some(1), &None));
+    assert_eq!(refusal.to_string(), "TENANT_SUSPENDED: tenant suspended is suspended");
+    let Err(Stop::Refused(refusal)) = decide_as(&state, "billing", &head("/m.M/None", None)) else {
+        panic!("expected a refusal");
+    };
+    assert_eq!(refusal.rule, None);
+    assert_eq!(refusal.nearest.unwrap().rule, "none");
+    assert_eq!(refusal.message, "no rule of service media allows billing the path /m.M/None");
+}
+
+#[test]
+fn several_tenant_ids_are_nobodys_unless_the_rule_ignores_tenants() {
+    let state = state(&record());
+    for (path, expected) in [("/m.M/Required", "TENANT_UNKNOWN"), ("/m.M/Optional", "TENANT_UNKNOWN"), ("/m.M/None", "")] {
+        let outcome = decide_as(&state, "issues", &Head { tenant: Named::Many, ..head(path, None) });
+        assert_eq!(reason(&outcome), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_transaction_token_is_wanted_and_none_is_good_enough_yet() {
+    let state = state(&record());
+    let with_token = Head { txn_token: Some("a.b.c"), ..head("/m.M/Proof", Some("acme")) };
+    assert_eq!(reason(&decide_as(&state, "issues", &with_token)), "TXN_INVALID");
+    let unwanted = Head { txn_token: Some("a.b.c"), ..head("/m.M/Required", Some("acme")) };
+    assert_eq!(reason(&decide_as(&state, "issues", &unwanted)), "");
+}
+
+#[test]
+fn quarantine_stands_before_the_allowlist_and_before_audit() {
+    let open = policy::ServicePolicy { audit_allowlist: "media".into(), ..record() };
+    assert_eq!(reason(&decide_as(&state(&open), "wiki", &head("/m.M/Required", Some("acme")))), "QUARANTINED");
+    let me = State { me: "wiki".parse().unwrap(), ..state(&open) };
+    assert_eq!(reason(&decide_as(&me, "issues", &head("/m.M/Required", Some("acme")))), "QUARANTINED");
+}
+
+#[test]
+fn before_the_first_policy_nobody_is_let_in_and_an_empty_one_refuses_by_the_allowlist() {
+    let none_yet = State { policy: None, ..state(&record()) };
+    assert_eq!(reason(&decide_as(&none_yet, "issues", &head("/m.M/None", None))), "POLICY_UNAVAILABLE");
+    let empty = State { policy: Some(Arc::new(Policy::empty())), ..state(&record()) };
+    assert_eq!(reason(&decide_as(&empty, "issues", &head("/m.M/None", None))), "PATH_NOT_ALLOWED");
+}
+
+#[test]
+fn before_the_first_snapshot_of_tenants_only_calls_without_one_pass() {
+    let state = state(&record());
+    for (path, tenant, expected) in [
+        ("/m.M/Required", Some("acme"), "TCS_UNAVAILABLE"),
+        ("/m.M/Required", None, "TENANT_REQUIRED"),
+        ("/m.M/Required", Some("Not-An-Id"), "TENANT_UNKNOWN"),
+        ("/m.M/Optional", Some("acme"), "TCS_UNAVAILABLE"),
+        ("/m.M/Optional", None, ""),
+        ("/m.M/None", Some("acme"), ""),
+    ] {
+        let head = Head { tenant_revision: Some("5.99"), ..head(path, tenant) };
+        let outcome = decide(&state, &Held::nothing_yet(), &mut Tokens, "issues", &head, NOW, false);
+        assert_eq!(reason(&outcome), expected, "{path} for {tenant:?}");
+    }
+}
+
+#[test]
+fn a_revision_that_the_replica_lacks_is_waited_for_once() {
+    let state = state(&record());
+    for (seen, first, then) in [
+        ("5.10", "", ""),
+        ("5.9", "", ""),
+        ("4.99", "", ""),
+        ("5.11", "(wait)", "TENANT_STALE"),
+        ("6.1", "(wait)", "TENANT_STALE"),
+        ("", "TENANT_STALE", "TENANT_STALE"),
+        ("10", "TENANT_STALE", "TENANT_STALE"),
+        ("5.010", "TENANT_STALE", "TENANT_STALE"),
+    ] {
+        for (waited, expected) in [(false, first), (true, then)] {
+            let head = Head { tenant_revision: Some(seen), ..head("/m.M/Required", Some("acme")) };
+            let outcome = decide(&state, &tenants(), &mut Tokens, "issues", &head, NOW, waited);
+            assert_eq!(reason(&outcome), expected, "{seen}, waited: {waited}");
+            if let Err(Stop::WaitFor(position)) = outcome {
+                assert_eq!(position.to_string(), seen);
+            }
+        }
+    }
+}
+
+#[test]
+fn freshness_concerns_only_calls_whose_tenant_is_looked_at() {
+    let state = state(&record());
+    for (path, tenant) in [("/m.M/None", Some("acme")), ("/m.M/Optional", None)] {
+        for seen in ["9.9", "broken"] {
+            let outcome = decide_as(&state, "issues", &Head { tenant_revision: Some(seen), ..head(path, tenant) });
+            assert_eq!(reason(&outcome), "", "{path} {seen}");
+        }
+    }
+}
+
+#[test]
+fn residency_needs_a_region_and_any_needs_none() {
+    let nowhere = State { region: None, ..state(&record()) };
+    assert_eq!(reason(&decide_as(&nowhere, "issues", &head("/m.M/Required", Some("acme")))), "TENANT_WRONG_REGION");
+    assert_eq!(reason(&decide_as(&nowhere, "issues", &head("/m.M/Required", Some("homeless")))), "TENANT_WRONG_REGION");
+    let any = policy::ServicePolicy { residency: policy::Residency::Any.into(), ..record() };
+    let any = State { region: None, ..state(&any) };
+    for tenant in ["acme", "european", "homeless"] {
+        assert_eq!(reason(&decide_as(&any, "issues", &head("/m.M/Required", Some(tenant)))), "", "{tenant}");
+    }
+}
+
+#[test]
+fn a_platform_service_asks_for_no_product() {
+    let platform = state(&policy::ServicePolicy { product: String::new(), ..record() });
+    for tenant in ["acme", "without-product", "inactive", "product-suspended", "expired"] {
+        assert_eq!(reason(&decide_as(&platform, "issues", &head("/m.M/Required", Some(tenant)))), "", "{tenant}");
+    }
+    assert_eq!(reason(&decide_as(&platform, "issues", &head("/m.M/Required", Some("suspended")))), "TENANT_SUSPENDED");
+}
+
+/// (path, tenant, seen revision) → (attached tenant, index of the rule, what audit mode let pass)
+type Audited = ((&'static str, Option<&'static str>, Option<&'static str>), (Option<&'static str>, Option<u32>, &'static str));
+
+#[test]
+fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenants() {
+    let open = state(&policy::ServicePolicy { audit_allowlist: "media".into(), ..record() });
+    let table: [Audited; 12] = [
+        // The rule's own Allowlist is in audit mode.
+        (("/m.M/Audit", Some("acme"), None), (Some("acme"), Some(4), "")),
+        (("/m.M/Audit", None, None), (None, Some(4), "TENANT_REQUIRED")),
+        (("/m.M/Audit", Some("suspended"), None), (None, Some(4), "TENANT_SUSPENDED")),
+        (("/m.M/Audit", Some("nobody"), None), (None, Some(4), "TENANT_UNKNOWN")),
+        (("/m.M/Audit", Some("european"), None), (None, Some(4), "TENANT_WRONG_REGION")),
+        (("/m.M/Audit", Some("acme"), Some("9.9")), (None, Some(4), "TENANT_STALE")),
+        // The first failure is the one written down, and the tenant is still looked at.
+        (("/m.M/AuditProof", Some("acme"), None), (Some("acme"), Some(5), "TXN_MISSING")),
+        (("/m.M/AuditProof", Some("suspended"), None), (None, Some(5), "TXN_MISSING")),
+        // No rule matches.
+        (("/m.M/Other", None, None), (None, None, "PATH_NOT_ALLOWED")),
+        (("/m.M/Other", Some("acme"), None), (Some("acme"), None, "PATH_NOT_ALLOWED")),
+        (("/m.M/Other", Some("suspended"), None), (None, None, "PATH_NOT_ALLOWED")),
+        (("/m.M/Other", Some("acme"), Some("9.9")), (None, None, "PATH_NOT_ALLOWED")),
+    ];
+    for ((path, tenant, seen), (attached, rule, audited)) in table {
+        let head = Head { tenant_revision: seen, ..head(path, tenant) };
+        let verdict = decide(&open, &tenants(), &mut Tokens, "issues", &head, NOW, true).unwrap();
+        let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
+        assert_eq!((verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found), (attached, rule, audited), "{path} {tenant:?}");
+        assert_eq!(verdict.audited.and_then(|refusal| refusal.rule), rule.filter(|_| !audited.is_empty()));
+    }
+}
+
+#[test]
+fn an_allowlist_in_audit_mode_does_not_soften_the_rules_of_another() {
+    let open = state(&policy::ServicePolicy { audit_allowlist: "other".into(), ..record() });
+    assert_eq!(reason(&decide_as(&open, "issues", &head("/m.M/Required", None))), "TENANT_REQUIRED");
+    // And without it, a rule in audit mode opens no other path.
+    assert_eq!(reason(&decide_as(&state(&record()), "issues", &head("/m.M/Other", None))), "PATH_NOT_ALLOWED");
+}
+
+#[test]
+fn audit_mode_waits_for_a_revision_like_any_other() {
+    let head = Head { tenant_revision: Some("5.11"), ..head("/m.M/Audit", Some("acme")) };
+    assert_eq!(reason(&decide_as(&state(&record()), "issues", &head)), "(wait)");
+}
