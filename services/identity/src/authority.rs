@@ -1,0 +1,158 @@
+//! What the identity service decides: who gets which certificate, and in which order things become true.
+//!
+//! Never reads the clock and knows nothing of gRPC.
+
+use std::sync::Arc;
+
+use journal::Position;
+use mesh_config::names::ServiceName;
+use mesh_identity::SpiffeId;
+use tenon_proto::identity::v1::{AsapKey, Key};
+use zeroize::Zeroizing;
+
+use crate::ca::SVID_LIFETIME;
+use crate::csr::CsrError;
+use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
+use crate::tokens::{Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
+use crate::{Ca, CaError, Csr, Issued};
+
+/// The CA with its two stores.
+pub(crate) struct Authority {
+    pub ca: Arc<Ca>,
+    pub tokens: JoinTokens,
+    pub keys: Keys,
+}
+
+/// A service's new certificate, and where its key stands.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub issued: Issued,
+    /// Followers of the kind "key" at this position have the service's ASAP key.
+    pub key: Position,
+}
+
+/// Why there is no certificate. Its text may be told to the caller.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdmitError {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    UnfitKey(#[from] UnfitKey),
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
+    #[error(transparent)]
+    Ca(CaError),
+}
+
+/// Why there is no join token.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateTokenError {
+    #[error("a join token may live for {MAX_TTL} s at most, and {0} s were asked for")]
+    Ttl(u32),
+    #[error(transparent)]
+    Token(#[from] TokenError),
+}
+
+impl From<CaError> for AdmitError {
+    fn from(error: CaError) -> Self {
+        match error {
+            CaError::Csr(error) => Self::Csr(error),
+            other => Self::Ca(other),
+        }
+    }
+}
+
+impl Authority {
+    /// A first certificate for whoever has a join token.
+    ///
+    /// The certificate is signed before the token is consumed, so a token is never spent on a request that cannot be
+    /// granted; the token is consumed before the key is recorded, so that of two holders of one token only the first
+    /// gets a key into the repository; and nothing is answered before both are durable. When the key cannot be
+    /// recorded, the token is given back.
+    pub(crate) async fn attest(
+        &self,
+        join_token: &str,
+        csr: &[u8],
+        asap_key: Option<AsapKey>,
+        now: u64,
+    ) -> Result<Admitted, AdmitError> {
+        let token = self.tokens.look_up(join_token, now).await?;
+        let service = token.service.clone();
+        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
+        self.keys.check(&key).await?;
+        let issued = self.issue(&csr, &service, now)?;
+
+        let consumed = self.tokens.consume(token, now).await?;
+        match self.keys.confirm(&key, now).await {
+            Ok(position) => {
+                audit("attest", &service, &issued, &key);
+                Ok(Admitted { issued, key: position })
+            }
+            Err(error) => {
+                self.give_back(consumed, &service).await;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The next certificate of a service that has proved with its present one who it is.
+    pub(crate) async fn renew(
+        &self,
+        service: &ServiceName,
+        csr: &[u8],
+        asap_key: Option<AsapKey>,
+        now: u64,
+    ) -> Result<Admitted, AdmitError> {
+        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, service)?);
+        let issued = self.issue(&csr, service, now)?;
+        let position = self.keys.confirm(&key, now).await?;
+        audit("renew", service, &issued, &key);
+        Ok(Admitted { issued, key: position })
+    }
+
+    /// A token for `service` and its end, Unix seconds. `ttl` of 0 is the usual life.
+    pub(crate) async fn create_join_token(
+        &self,
+        service: &ServiceName,
+        ttl: u32,
+        now: u64,
+    ) -> Result<(Zeroizing<String>, u64), CreateTokenError> {
+        let ttl = if ttl == 0 { DEFAULT_TTL } else { ttl };
+        if ttl > MAX_TTL {
+            return Err(CreateTokenError::Ttl(ttl));
+        }
+        Ok(self.tokens.create(service, ttl, now).await?)
+    }
+
+    pub(crate) async fn list_keys(&self) -> Result<Vec<Key>, KeyStoreError> {
+        self.keys.list().await
+    }
+
+    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, CaError> {
+        let id = SpiffeId::service(self.ca.trust_domain().clone(), service.clone());
+        self.ca.issue(csr, &id, SVID_LIFETIME, now)
+    }
+
+    async fn give_back(&self, token: Consumed, service: &ServiceName) {
+        if let Err(error) = self.tokens.release(token).await {
+            tracing::warn!(%service, %error, "a join token was spent on an attestation that failed: make another one");
+        }
+    }
+}
+
+/// One line for each certificate. Neither token nor key: the key's id says which key it was.
+fn audit(method: &'static str, service: &ServiceName, issued: &Issued, key: &ServiceKey) {
+    tracing::info!(
+        method,
+        %service,
+        serial = issued.serial,
+        not_after = issued.not_after,
+        kid = key.kid().as_str(),
+        "certificate issued"
+    );
+}
+
+#[cfg(test)]
+mod tests;

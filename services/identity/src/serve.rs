@@ -1,0 +1,172 @@
+//! The identity service as a process: stores, CA, its own certificate, and the server.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use journal::{
+    AppendError, Embedded, Everything, Expected, Journal, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError,
+    ReplicationService, Write,
+};
+use mesh_config::names::{ServiceName, TrustDomain, control_plane};
+use mesh_identity::grpc::{Rpc, Server};
+use mesh_identity::tls::Clients;
+use mesh_identity::{Identity, Svid, TrustBundle, clock};
+use prost::Message as _;
+use tenon_proto::identity::v1::identity_server::IdentityServer;
+use tenon_proto::kind;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::authority::Authority;
+use crate::ca::SVID_LIFETIME;
+use crate::keys::Keys;
+use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
+use crate::tokens::{self, JoinTokens};
+use crate::{Ca, CaError, Passphrase};
+
+/// Everything that the process's server serves, and to whom.
+pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
+    LazyLock::new(|| [IDENTITY_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+
+/// The store, within the data folder.
+const STORE_FILE: &str = "store.redb";
+/// Between two attempts to make the own certificate.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the identity service is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// Where it serves gRPC.
+    pub listener: TcpListener,
+    /// Folder of the CA; one is made there when there is none.
+    pub ca_dir: PathBuf,
+    /// Opens the CA's key, or encrypts the one that is made.
+    pub passphrase: Option<Passphrase>,
+    /// Folder of the embedded store: join tokens and public keys.
+    pub data_dir: PathBuf,
+    /// The mesh's own trust domain; a CA of another one is refused.
+    pub trust_domain: TrustDomain,
+}
+
+/// Why the identity service could not start, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The CA cannot be made or opened.
+    #[error("the CA cannot be used")]
+    Ca(#[from] CaError),
+    /// The data folder cannot be made.
+    #[error("cannot create {}: check that its parent is a folder that this user may write to", path.display())]
+    DataDir {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("the store of the identity service cannot be used")]
+    Open(#[from] OpenError),
+    /// The trust bundle cannot be read from the store.
+    #[error("the trust bundle cannot be published")]
+    Read(#[from] ReadError),
+    /// The trust bundle cannot be written to the store.
+    #[error("the trust bundle cannot be published")]
+    Write(#[from] AppendError),
+    /// The server failed.
+    #[error("the server of the identity service failed")]
+    Server(#[source] io::Error),
+}
+
+/// Serves until `shutdown`. Makes the CA when there is none.
+///
+/// # Errors
+/// When the CA or the store cannot be opened, or the server fails.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let Config { listener, ca_dir, passphrase, data_dir, trust_domain } = config;
+    // First the store, which one process alone may open: so no two of them make a CA.
+    let store = open_store(&data_dir)?;
+    let ca = Arc::new(open_ca(&ca_dir, &trust_domain, passphrase.as_ref())?);
+    publish_bundle(&*store.kind(kind::TRUST_BUNDLE)?, ca.bundle()).await?;
+
+    let identity = Identity::new(own_svid(&ca)?, ca.bundle().clone());
+    let renewing = tokio::spawn(keep_renewed(Arc::clone(&ca), Arc::clone(&identity), shutdown.clone()));
+
+    let publish = |kind| -> Result<Publisher, OpenError> {
+        Ok(Publisher::start(kind, store.kind(kind)?, Arc::new(Everything), shutdown.clone()))
+    };
+    let publishers = vec![publish(kind::KEY)?, publish(kind::TRUST_BUNDLE)?, publish(kind::REVOCATION)?];
+    let authority =
+        Authority { ca, tokens: JoinTokens::new(store.kind(tokens::KIND)?), keys: Keys::new(store.kind(kind::KEY)?) };
+    let routes = Routes::new(IdentityServer::new(IdentityService::new(Arc::new(authority))))
+        .add_service(ReplicationService::new(publishers).into_server());
+    let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
+    let outcome = server.run(shutdown).await;
+    renewing.abort();
+    outcome.map_err(ServeError::Server)
+}
+
+fn open_store(dir: &Path) -> Result<Embedded, ServeError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| ServeError::DataDir { path: dir.into(), source })?;
+    Ok(Embedded::open(&dir.join(STORE_FILE))?)
+}
+
+fn open_ca(dir: &Path, trust_domain: &TrustDomain, passphrase: Option<&Passphrase>) -> Result<Ca, CaError> {
+    let now = clock::unix_seconds();
+    if Ca::exists(dir) {
+        return Ca::open(dir, trust_domain, passphrase, now);
+    }
+    let ca = Ca::create(dir, trust_domain, passphrase, now)?;
+    tracing::info!(dir = %dir.display(), %trust_domain, encrypted = passphrase.is_some(), "CA created");
+    Ok(ca)
+}
+
+/// Makes the replicated record what the CA has. A revision is spent only when it differs.
+async fn publish_bundle(journal: &dyn Journal, bundle: &TrustBundle) -> Result<(), ServeError> {
+    let key = bundle.trust_domain().as_str();
+    let value = bundle.to_proto().encode_to_vec();
+    let present = journal.get(key).await?;
+    if present.as_ref().is_some_and(|record| *record.value == *value) {
+        return Ok(());
+    }
+    let expected = present.map_or(Expected::Absent, |record| Expected::Revision(record.revision));
+    journal.append(vec![Write::put(key, value).expecting(expected)]).await?;
+    Ok(())
+}
+
+fn own_svid(ca: &Ca) -> Result<Svid, CaError> {
+    let service = ServiceName::try_from(control_plane::IDENTITY).expect("a constant that is a service name");
+    let svid = ca.issue_service(&service, SVID_LIFETIME, clock::unix_seconds())?;
+    tracing::info!(method = "own", %service, serial = svid.serial(), not_after = svid.not_after(), "certificate issued");
+    Ok(svid)
+}
+
+/// A new certificate for this process at half life of the present one.
+async fn keep_renewed(ca: Arc<Ca>, identity: Arc<Identity>, shutdown: CancellationToken) {
+    let mut wait = SVID_LIFETIME / 2;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let renewed = own_svid(&ca).map_err(|error| error.to_string());
+        let renewed = renewed.and_then(|svid| identity.set_svid(svid).map_err(|error| error.to_string()));
+        wait = match renewed {
+            Ok(()) => SVID_LIFETIME / 2,
+            Err(error) => {
+                tracing::error!(error, "the identity service cannot renew its own certificate");
+                RENEWAL_PAUSE
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests;

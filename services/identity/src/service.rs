@@ -1,0 +1,179 @@
+//! `tenon.identity.v1.Identity` over the authority.
+
+use std::sync::Arc;
+
+use mesh_config::names::ServiceName;
+use mesh_identity::grpc::{Rpc, Who};
+use mesh_identity::{Peer, clock};
+use tenon_proto::identity::v1::identity_server::Identity;
+use tenon_proto::identity::v1::{
+    AttestRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, GetTrustBundleRequest, IssueResponse,
+    ListKeysRequest, ListKeysResponse, RenewRequest, TrustBundle,
+};
+use tonic::{Request, Response, Status};
+
+use crate::CaError;
+use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError};
+use crate::keys::{KeyStoreError, UnfitKey};
+use crate::tokens::TokenError;
+
+/// Who may call what: the rows of this service in the server's authorization table.
+pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
+    Rpc { path: "/tenon.identity.v1.Identity/GetTrustBundle", who: Who::Anyone },
+    // The join token is the proof.
+    Rpc { path: "/tenon.identity.v1.Identity/Attest", who: Who::Anyone },
+    Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::Services },
+    Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators },
+];
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct IdentityService {
+    authority: Arc<Authority>,
+}
+
+impl IdentityService {
+    pub(crate) fn new(authority: Arc<Authority>) -> Self {
+        Self { authority }
+    }
+
+    fn bundle(&self) -> TrustBundle {
+        self.authority.ca.bundle().to_proto()
+    }
+
+    fn issued(&self, admitted: Admitted) -> Response<IssueResponse> {
+        Response::new(IssueResponse {
+            chain: vec![admitted.issued.certificate.to_vec().into()],
+            trust_bundle: Some(self.bundle()),
+            key_epoch: admitted.key.epoch,
+            key_revision: admitted.key.revision,
+        })
+    }
+
+    /// Runs to its end even when the caller goes away, so that nothing is left half done.
+    async fn admit<F>(&self, work: F) -> Result<Response<IssueResponse>, Status>
+    where
+        F: Future<Output = Result<Admitted, AdmitError>> + Send + 'static,
+    {
+        match tokio::spawn(work).await {
+            Ok(Ok(admitted)) => Ok(self.issued(admitted)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "issuing failed");
+                Err(Status::internal("issuing failed; the log of the identity service says why"))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn get_trust_bundle(&self, _: Request<GetTrustBundleRequest>) -> Result<Response<TrustBundle>, Status> {
+        Ok(Response::new(self.bundle()))
+    }
+
+    async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<IssueResponse>, Status> {
+        let AttestRequest { join_token, csr, asap_key } = request.into_inner();
+        let join_token = zeroize::Zeroizing::new(join_token);
+        let authority = Arc::clone(&self.authority);
+        self.admit(async move { authority.attest(&join_token, &csr, asap_key, clock::unix_seconds()).await }).await
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
+        let service = peer(&request)?.id.service_name().cloned();
+        let service = service.ok_or_else(|| Status::permission_denied("only services renew"))?;
+        let RenewRequest { csr, asap_key } = request.into_inner();
+        let authority = Arc::clone(&self.authority);
+        self.admit(async move { authority.renew(&service, &csr, asap_key, clock::unix_seconds()).await }).await
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<CreateJoinTokenRequest>,
+    ) -> Result<Response<CreateJoinTokenResponse>, Status> {
+        let operator = peer(&request)?.id.clone();
+        let CreateJoinTokenRequest { service, ttl_seconds } = request.into_inner();
+        let service =
+            ServiceName::try_from(service.as_str()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (token, expires_unix_seconds) =
+            self.authority.create_join_token(&service, ttl_seconds, clock::unix_seconds()).await?;
+        tracing::info!(%operator, %service, expires_unix_seconds, "join token created");
+        Ok(Response::new(CreateJoinTokenResponse { join_token: token.as_str().to_owned(), expires_unix_seconds }))
+    }
+
+    async fn list_keys(&self, _: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+        Ok(Response::new(ListKeysResponse { keys: self.authority.list_keys().await? }))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> Result<&Peer, Status> {
+    request.extensions().get().ok_or_else(|| Status::unauthenticated("this call needs a client certificate"))
+}
+
+impl From<AdmitError> for Status {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Token(error) => error.into(),
+            AdmitError::Keys(error) => error.into(),
+            AdmitError::Csr(error @ crate::CsrError::Name { .. }) => {
+                refused(Self::permission_denied(error.to_string()))
+            }
+            AdmitError::Csr(error) => refused(Self::invalid_argument(error.to_string())),
+            AdmitError::UnfitKey(error @ UnfitKey::Issuer(_)) => refused(Self::permission_denied(error.to_string())),
+            AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
+            AdmitError::Ca(error @ CaError::RootEnded) => Self::unavailable(error.to_string()),
+            AdmitError::Ca(error) => {
+                tracing::error!(error = with_source(&error), "the CA cannot sign");
+                Self::internal("the CA cannot sign; the log of the identity service says why")
+            }
+        }
+    }
+}
+
+impl From<TokenError> for Status {
+    fn from(error: TokenError) -> Self {
+        match error {
+            TokenError::Unknown | TokenError::Expired | TokenError::Used => {
+                refused(Self::unauthenticated(error.to_string()))
+            }
+            TokenError::Read(_) | TokenError::Write(_) => store_failed(&error),
+        }
+    }
+}
+
+impl From<CreateTokenError> for Status {
+    fn from(error: CreateTokenError) -> Self {
+        match error {
+            CreateTokenError::Ttl(_) => Self::invalid_argument(error.to_string()),
+            CreateTokenError::Token(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeyStoreError> for Status {
+    fn from(error: KeyStoreError) -> Self {
+        match error {
+            KeyStoreError::Taken(_) => refused(Self::already_exists(error.to_string())),
+            KeyStoreError::Damaged(_) | KeyStoreError::Read(_) | KeyStoreError::Write(_) => store_failed(&error),
+        }
+    }
+}
+
+/// Somebody wanted an identity and did not get it: worth a line even when nothing is wrong here.
+fn refused(status: Status) -> Status {
+    tracing::warn!(reason = status.message(), "no certificate issued");
+    status
+}
+
+/// Nothing was done and it may work later: disk full, a file that cannot be read.
+fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
+    let text = with_source(error);
+    tracing::error!(error = text, "the store failed");
+    Status::unavailable(text)
+}
+
+/// The error and what it came from, on one line.
+fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
