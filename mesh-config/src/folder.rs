@@ -139,3 +139,6 @@ fn read_file(path: &Path) -> Result<String, (u32, u32, String)> {
         (number(line), number(column), "a byte that is not UTF-8, expected text in UTF-8".to_owned())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,7 @@ pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
         }),
         _ => {
             problems.sort();
-            Err(Problems(problems))
+            Err(Problems(at_most(problems, MAX_PROBLEMS)))
         }
     }
 }
@@ -117,15 +117,18 @@ struct Reference {
 
 impl Draft {
     /// Notes that a name is defined here; a second time is a problem. No name: there is only one of the kind.
-    fn define(&mut self, reader: &mut Reader<'_>, what: &str, name: &str, at: At) {
+    /// Returns whether it was the first.
+    fn define(&mut self, reader: &mut Reader<'_>, what: &str, name: &str, at: At) -> bool {
         let names = self.defined.entry(what.to_owned()).or_default();
         match names.get(name) {
             Some(first) => {
                 let named = if name.is_empty() { String::new() } else { format!(" named {name:?}") };
                 reader.problem(at, format!("a second {what}{named}, expected one: the first is at {first}"));
+                false
             }
             None => {
                 names.insert(name.to_owned(), Place { file: reader.file().to_owned(), at });
+                true
             }
         }
     }
@@ -159,6 +162,18 @@ const MESH: &str = "Mesh";
 const SERVICE: &str = "Service";
 /// What the list of regions defines.
 const REGION: &str = "region";
+
+/// More than anybody reads, and few enough for one message.
+const MAX_PROBLEMS: usize = 1000;
+
+fn at_most(mut problems: Vec<Problem>, most: usize) -> Vec<Problem> {
+    let more = problems.len().saturating_sub(most);
+    problems.truncate(most);
+    if let (Some(last), true) = (problems.last().cloned(), more > 0) {
+        problems.push(Problem { message: format!("and {more} more problems from here on"), ..last });
+    }
+    problems
+}
 
 fn problem(file: &str, at: At, message: impl Into<String>) -> Problem {
     Problem { file: file.to_owned(), line: at.line, column: at.column, message: message.into() }

@@ -79,6 +79,14 @@ fn check_product(name: &str, product: &Product, problems: &mut Vec<String>) {
     }
 }
 
+/// What the JSON reader says, with what it expected.
+pub(crate) fn not_json(error: &str) -> String {
+    match error.contains("expected") {
+        true => format!("not a TenantContext in proto3 JSON: {error}"),
+        false => format!("not a TenantContext in proto3 JSON: {error}, expected a value of that field's type"),
+    }
+}
+
 /// Reads a file of tenants, one a line; empty lines are passed over. `file` names it in problems.
 ///
 /// # Errors

@@ -75,7 +75,7 @@ fn each<T>(
     what: &str,
     mut read: impl FnMut(&mut Reader<'_>, &Node) -> Option<T>,
 ) -> Option<Vec<T>> {
-    let nodes = reader.list(node, what)?;
+    let nodes = reader.some_list(node, what)?;
     let mut seen = HashSet::new();
     let mut items = Vec::with_capacity(nodes.len());
     for node in nodes {
@@ -94,7 +94,7 @@ fn each<T>(
 /// `/package.Service/Method` or `/package.Service/*`, the only patterns that there are (DESIGN §6).
 fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
     let expected = "/package.Service/Method or /package.Service/*";
-    let text = reader.text(node, expected)?;
+    let text = reader.form(node, expected)?;
     let parts = text.strip_prefix('/').and_then(|rest| rest.split_once('/'));
     let good = parts.is_some_and(|(service, method)| {
         service.split('.').all(is_identifier) && (method == "*" || is_identifier(method))
@@ -121,7 +121,7 @@ fn rate(reader: &mut Reader<'_>, node: &Node) -> Option<Rate> {
 const PER_TENANT: &str = "N/s, N/m or N/h with a whole number N of at least 1";
 
 fn per_tenant(reader: &mut Reader<'_>, node: &Node) -> Option<(u64, u32)> {
-    let text = reader.text(node, PER_TENANT)?;
+    let text = reader.form(node, PER_TENANT)?;
     let parsed = text.split_once('/').and_then(|(count, unit)| {
         let per_seconds = match unit {
             "s" => 1,

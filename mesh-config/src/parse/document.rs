@@ -86,7 +86,9 @@ fn metadata<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<(&'n Node, Do
 }
 
 fn mesh(reader: &mut Reader<'_>, name: DocumentName, at: At, spec: Option<&Node>, draft: &mut Draft) {
-    draft.define(reader, MESH, "", at);
+    if !draft.define(reader, MESH, "", at) {
+        return;
+    }
     let fields = spec.and_then(|spec| reader.fields(spec, "the spec of a Mesh", &["trustDomain", "regions"]));
     let Some(fields) = fields else { return };
     let trust_domain = fields
@@ -102,7 +104,7 @@ fn mesh(reader: &mut Reader<'_>, name: DocumentName, at: At, spec: Option<&Node>
 fn regions(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<RegionName>> {
     let mut whole = true;
     let mut regions = Vec::new();
-    for item in reader.list(node, "region names")? {
+    for item in reader.some_list(node, "region names")? {
         match reader.parsed::<RegionName>(item, "a region name") {
             Some(region) => {
                 draft.define(reader, REGION, region.as_str(), item.at);
@@ -117,7 +119,7 @@ fn regions(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Ve
 fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft: &mut Draft) {
     let name: Option<ServiceName> = reader.parsed(name_node, "a service name");
     match &name {
-        Some(name) => draft.define(reader, SERVICE, name.as_str(), name_node.at),
+        Some(name) => _ = draft.define(reader, SERVICE, name.as_str(), name_node.at),
         None => draft.unseen = true,
     }
     if name.as_ref().is_some_and(|name| name.as_str().starts_with(control_plane::PREFIX)) {
@@ -153,7 +155,7 @@ fn quarantine(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &
 fn service_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<ServiceName>> {
     let mut whole = true;
     let mut names: Vec<ServiceName> = Vec::new();
-    for item in reader.list(node, "service names")? {
+    for item in reader.some_list(node, "service names")? {
         match service_name(reader, item, draft) {
             Some(name) if names.contains(&name) => {
                 reader.problem(item.at, format!("service {:?} stands twice, expected it once", name.as_str()));

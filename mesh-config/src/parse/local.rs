@@ -29,7 +29,7 @@ pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> O
         }
     };
     let node = fields.required(reader, "instances", "a list of instances")?;
-    let nodes = reader.list(node, "instances")?;
+    let nodes = reader.some_list(node, "instances")?;
     let mut apps = Vec::new();
     let instances: Vec<Instance> =
         nodes.iter().filter_map(|node| instance(reader, node, draft, &mut taken, &mut apps)).collect();
@@ -118,7 +118,7 @@ fn instance(
 const ADDRESS: &str = "an IP address with a port, as 127.0.0.1:9002";
 
 fn address(reader: &mut Reader<'_>, node: &Node) -> Option<SocketAddr> {
-    let text = reader.text(node, ADDRESS)?;
+    let text = reader.form(node, ADDRESS)?;
     let address: Option<SocketAddr> = text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     if address.is_none() {
         reader.problem(node.at, format!("address {:?} is not well formed, expected {ADDRESS}", short(text)));
@@ -128,7 +128,7 @@ fn address(reader: &mut Reader<'_>, node: &Node) -> Option<SocketAddr> {
 
 /// The app speaks plaintext there, so nobody else may reach it.
 fn outbound(reader: &mut Reader<'_>, node: &Node) -> Option<Outbound> {
-    let text = reader.text(node, "a loopback address with a port, or unix:PATH")?;
+    let text = reader.form(node, "a loopback address with a port, or unix:PATH")?;
     if let Some(path) = text.strip_prefix("unix:") {
         if path.is_empty() || path.contains('\0') {
             reader.problem(node.at, "no path behind unix:, expected unix:PATH");
@@ -147,7 +147,7 @@ fn outbound(reader: &mut Reader<'_>, node: &Node) -> Option<Outbound> {
 }
 
 fn command(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
-    let items = reader.list(node, "the program and its arguments")?;
+    let items = reader.some_list(node, "the program and its arguments")?;
     let words: Vec<String> = items
         .iter()
         .filter_map(|item| match reader.text(item, "a program or argument")? {

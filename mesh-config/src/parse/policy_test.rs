@@ -19,7 +19,7 @@ pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, dra
     let fields = reader.fields(spec, "the spec of a PolicyTest", &["tenants", "calls"])?;
     let tenants = or_default(reader, fields, "tenants", Vec::new(), tenants);
     let calls = fields.required(reader, "calls", "a list of calls").and_then(|node| {
-        let nodes = reader.list(node, "calls")?;
+        let nodes = reader.some_list(node, "calls")?;
         let calls: Vec<TestCall> = nodes.iter().filter_map(|node| call(reader, node, draft)).collect();
         (calls.len() == nodes.len()).then_some(calls)
     });
@@ -34,7 +34,7 @@ fn tenants(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<TenantContext>> {
         let tenant: TenantContext = match yaml::from_node(node) {
             Ok(tenant) => tenant,
             Err(error) => {
-                let message = format!("{}, expected a TenantContext in proto3 JSON", error.message);
+                let message = tenant::not_json(&error.message);
                 reader.problem(error.at.unwrap_or(node.at), message);
                 continue;
             }
@@ -82,7 +82,7 @@ fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestC
 }
 
 fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
-    let text = reader.text(node, "a gRPC path")?;
+    let text = reader.form(node, "a gRPC path")?;
     if text.starts_with('/') {
         return Some(text.to_owned());
     }
@@ -93,7 +93,7 @@ fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
 const EXPECT: &str = "ALLOWED or the reason of a refusal, as TENANT_UNKNOWN";
 
 fn expect(reader: &mut Reader<'_>, node: &Node) -> Option<Expect> {
-    let text = reader.text(node, EXPECT)?;
+    let text = reader.form(node, EXPECT)?;
     if text == "ALLOWED" {
         return Some(Expect::Allowed);
     }

@@ -1,1 +1,277 @@
+//! What is refused, with the exact words; what is taken, and what becomes of it.
 
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Residency, compile, load};
+
+mod malformed;
+
+/// A mesh that every malformed document below stands in.
+const BASE: &str = "\
+apiVersion: tenon.dev/v1
+kind: Mesh
+metadata: {name: test}
+spec: {trustDomain: test.example, regions: [us-east, eu-west]}
+---
+apiVersion: tenon.dev/v1
+kind: Service
+metadata: {name: media}
+spec: {product: media, residency: home, originates: false}
+---
+apiVersion: tenon.dev/v1
+kind: Service
+metadata: {name: wiki}
+spec: {}
+";
+
+fn file(path: &str, text: &str) -> SourceFile {
+    SourceFile { path: path.to_owned(), text: text.to_owned() }
+}
+
+fn with_base(text: &str) -> Result<Mesh, Problems> {
+    parse(&[file("base.yaml", BASE), file("m.yaml", text)])
+}
+
+fn allowlist(name: &str, rule: &str) -> String {
+    format!(
+        "apiVersion: tenon.dev/v1\nkind: Allowlist\nmetadata: {{name: {name}}}\nspec:\n  service: media\n  rules:\n    - \
+         name: {rule}\n      callers: [wiki]\n      paths: [/media.v1.Media/Get]\n"
+    )
+}
+
+#[test]
+fn the_sample_mesh_has_no_problem() {
+    let mesh = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")).unwrap();
+    assert_eq!(mesh.trust_domain().as_str(), "demo.example");
+    assert_eq!(mesh.regions(), ["us-east", "eu-west"]);
+    let local = mesh.local().unwrap();
+    let instances: Vec<String> = local.instances.iter().map(|i| format!("{}/{}", i.service, i.region)).collect();
+    assert_eq!(instances, ["issues/us-east", "media/us-east", "media/eu-west", "wiki/us-east"]);
+    assert!(mesh.tests().iter().map(|test| test.calls.len()).sum::<usize>() >= 15);
+    let records = compile(&mesh);
+    assert_eq!(records.endpoints.keys().next().unwrap(), "issues/us-east/127.0.0.1:15106");
+    assert_eq!(records.routes["media"].residency(), tenon_proto::policy::v1::Residency::Home);
+    assert!(records.allowlists["wiki"].rules.is_empty(), "every service has an allowlist record");
+}
+
+#[test]
+fn a_whole_allowlist_becomes_the_record_of_its_service() {
+    let text = "\
+apiVersion: tenon.dev/v1
+kind: Allowlist
+metadata: {name: media}
+spec:
+  service: media
+  mode: audit
+  rules:
+    - name: read
+      callers: [wiki, '*']
+      paths: [/media.v1.Media/Get, /media.v1.Thumbnails/*]
+      tenant: optional
+      proof: transaction
+      rate: {perTenant: 100/m}
+    - name: write
+      callers: [wiki]
+      paths: [/media.v1.Media/Upload]
+      rate: {perTenant: 2/h, burst: 7}
+";
+    let records = compile(&with_base(text).unwrap());
+    let media = &records.allowlists["media"];
+    assert_eq!((media.product.as_str(), media.originates, media.audit_allowlist.as_str()), ("media", false, "media"));
+    let [read, write] = media.rules.as_slice() else { panic!("two rules") };
+    assert_eq!(read.callers, ["wiki", "*"]);
+    assert_eq!(read.paths, ["/media.v1.Media/Get", "/media.v1.Thumbnails/*"]);
+    assert_eq!(read.tenant(), tenon_proto::policy::v1::TenantRequirement::Optional);
+    assert_eq!(read.proof(), tenon_proto::policy::v1::Proof::Transaction);
+    assert_eq!(read.rate.map(|rate| (rate.count, rate.per_seconds, rate.burst)), Some((100, 60, 100)));
+    assert_eq!(write.rate.map(|rate| (rate.count, rate.per_seconds, rate.burst)), Some((2, 3600, 7)));
+    assert_eq!(write.tenant(), tenon_proto::policy::v1::TenantRequirement::Required);
+    assert_eq!((write.source.as_str(), write.audit, write.allowlist.as_str()), ("m.yaml:14", true, "media"));
+}
+
+#[test]
+fn what_a_service_does_not_say_is_residency_any_and_originates() {
+    let mesh = with_base("").unwrap();
+    let wiki = &mesh.services()["wiki"];
+    assert_eq!((wiki.residency, wiki.originates, &wiki.product), (Residency::Any, true, &None));
+}
+
+#[test]
+fn rules_stand_in_the_byte_order_of_their_files_and_then_of_position() {
+    let two = format!("{}---\n{}", allowlist("m1", "first"), allowlist("m2", "second"));
+    // '-' sorts before '/', and that before '.': byte order, not the order of folders.
+    let files = [
+        file("b.yaml", BASE),
+        file("a/z.yaml", &allowlist("m3", "third")),
+        file("a-b.yaml", &two),
+        file("Z.yaml", &allowlist("m0", "zeroth")),
+    ];
+    let rules: Vec<String> =
+        compile(&parse(&files).unwrap()).allowlists["media"].rules.iter().map(|rule| rule.name.clone()).collect();
+    assert_eq!(rules, ["zeroth", "first", "second", "third"]);
+}
+
+#[test]
+fn a_quarantine_of_two_documents_keeps_both_reasons() {
+    let text = "\
+apiVersion: tenon.dev/v1
+kind: Quarantine
+metadata: {name: a}
+spec: {services: [wiki, media], reason: leaked key}
+---
+apiVersion: tenon.dev/v1
+kind: Quarantine
+metadata: {name: b}
+spec: {services: [wiki], reason: and more}
+";
+    let records = compile(&with_base(text).unwrap());
+    assert_eq!(records.quarantines["wiki"].reason, "leaked key; and more");
+    assert_eq!(records.quarantines["media"].reason, "leaked key");
+}
+
+#[test]
+fn a_listener_on_all_addresses_is_reached_over_loopback() {
+    let text = "\
+apiVersion: tenon.dev/v1
+kind: LocalMesh
+metadata: {name: local}
+spec:
+  instances: [{service: wiki, region: us-east, zone: a, inbound: '0.0.0.0:7006', outbound: 'unix:/tmp/w', admin: '[::1]:7000'}]
+  controlPlane: {tcs: 127.0.0.1:7020}
+";
+    let mesh = with_base(text).unwrap();
+    assert_eq!(compile(&mesh).endpoints["wiki/us-east/127.0.0.1:7006"].zone, "a");
+    let local = mesh.local().unwrap();
+    assert_eq!(local.control_plane.tcs.port(), 7020);
+    assert_eq!(local.control_plane.policy.port(), 15030);
+    assert_eq!(local.instances[0].outbound.to_string(), "unix:/tmp/w");
+}
+
+#[test]
+fn anchors_and_aliases_stand_for_what_they_name() {
+    let text = allowlist("m", "a").replace("[wiki]", "&who [wiki]")
+        + "    - {name: b, callers: *who, paths: [/media.v1.Media/List]}\n";
+    let records = compile(&with_base(&text).unwrap());
+    assert_eq!(records.allowlists["media"].rules[1].callers, ["wiki"]);
+}
+
+#[test]
+fn a_bomb_of_aliases_is_refused_before_it_grows() {
+    let mut text = "a: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for level in 1..12 {
+        let previous = format!("*a{}", level - 1);
+        text += &format!("b{level}: &a{level} [{}]\n", [previous.as_str(); 10].join(", "));
+    }
+    let problems = with_base(&text).unwrap_err();
+    assert!(problems.0.iter().any(|p| p.message.contains("aliases make this file too large")), "{problems}");
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    for text in ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000)] {
+        assert!(with_base(&text).is_err());
+    }
+}
+
+#[test]
+fn a_file_of_nothing_but_mistakes_gives_as_many_problems_as_fit_a_message() {
+    let problems = with_base(&"a: b\n".repeat(100_000)).unwrap_err();
+    assert_eq!(problems.0.len(), MAX_PROBLEMS + 1);
+    assert!(problems.0[MAX_PROBLEMS].message.starts_with("and 99"), "{}", problems.0[MAX_PROBLEMS]);
+}
+
+#[test]
+fn order_of_files_and_documents_does_not_matter_to_references() {
+    let files = [file("a.yaml", &allowlist("m", "r")), file("z.yaml", BASE)];
+    assert!(parse(&files).is_ok());
+}
+
+/// Text that comes close to a policy file.
+fn nearly_yaml() -> impl Strategy<Value = String> {
+    let words = prop::sample::select(vec![
+        "apiVersion: tenon.dev/v1\n",
+        "kind: ",
+        "Mesh",
+        "Service",
+        "Allowlist",
+        "LocalMesh",
+        "PolicyTest",
+        "Quarantine",
+        "\n",
+        "metadata: {name: a}\n",
+        "spec:\n",
+        "  ",
+        "- ",
+        ": ",
+        "rules:",
+        "callers: [",
+        "]",
+        "{",
+        "}",
+        "'",
+        "\"",
+        "&a ",
+        "*a",
+        "---\n",
+        "rate: {perTenant: ",
+        "1/s",
+        "0",
+        "-1",
+        "!!int ",
+        "!x ",
+        "|\n",
+        "? ",
+        "%YAML 1.2\n",
+        "~",
+        "\u{FEFF}",
+        "é",
+        "\t",
+        "\0",
+        "#",
+        "<<: ",
+        "instances:",
+        "tenants:",
+        "calls:",
+        "1e999",
+        "0x",
+        "...\n",
+        "\r",
+        "\u{2028}",
+        "regions: [us-east]\n",
+        "trustDomain: x\n",
+    ]);
+    prop::collection::vec(words, 0..60).prop_map(|words| words.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn no_text_makes_it_panic_and_every_problem_has_a_place(text in prop_oneof![nearly_yaml(), any::<String>(), "\\PC{0,200}"]) {
+        for base in ["", BASE] {
+            let files = [file("base.yaml", base), file("m.yaml", &text)];
+            match parse(&files) {
+                Ok(mesh) => drop(compile(&mesh)),
+                Err(Problems(problems)) => {
+                    prop_assert!(!problems.is_empty());
+                    let lines = text.split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}']).count().max(BASE.lines().count()) as u32;
+                    for problem in problems {
+                        prop_assert!(problem.line >= 1 && problem.column >= 1, "{problem}");
+                        prop_assert!(problem.line <= lines + 1, "{problem}");
+                        prop_assert!(!problem.message.contains('\n'), "{problem}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_policy_file_with_one_character_changed_never_makes_it_panic(at in 0..BASE.len(), with in any::<char>()) {
+        let mut text = BASE.to_owned();
+        text.replace_range(at..=at, &with.to_string());
+        let _ = parse(&[file("m.yaml", &text)]);
+    }
+}

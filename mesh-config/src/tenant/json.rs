@@ -3,6 +3,7 @@
 use std::{collections::HashSet, fmt};
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
 use tenon_proto::tcs::v1::TenantContext;
 
 /// Reads one record.
@@ -16,7 +17,12 @@ pub(super) fn read(line: &str) -> Result<TenantContext, (u32, String)> {
         let column = u32::try_from(bytes.chars().count()).unwrap_or(u32::MAX).saturating_add(1);
         let text = error.to_string();
         let message = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
-        (column, format!("{message}, expected a TenantContext in proto3 JSON"))
+        match error.classify() {
+            Category::Syntax | Category::Eof | Category::Io => {
+                (column, format!("not JSON: {message}, expected one JSON object a line"))
+            }
+            Category::Data => (column, super::not_json(message)),
+        }
     };
     serde_json::from_str::<OnceEach>(line).map_err(located)?;
     serde_json::from_str(line).map_err(located)
@@ -74,7 +80,10 @@ impl<'de> Visitor<'de> for OnceEachVisitor {
         while let Some(key) = entries.next_key::<String>()? {
             entries.next_value::<OnceEach>()?;
             if let Some(key) = keys.replace(key) {
-                return Err(de::Error::custom(format!("key {:?} stands twice", crate::names::short(&key))));
+                return Err(de::Error::custom(format!(
+                    "key {:?} stands twice, expected it once",
+                    crate::names::short(&key)
+                )));
             }
         }
         Ok(OnceEach)

@@ -66,6 +66,15 @@ impl<'f> Reader<'f> {
         }
     }
 
+    /// Text in a form that no number or boolean has, quoted or not.
+    pub fn form<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n str> {
+        let text = if let Value::Text(text) = &node.value { Some(text.as_str()) } else { None };
+        if text.is_none() {
+            self.expected(node, what);
+        }
+        text
+    }
+
     /// Text in the form of a type, which says itself what it expects.
     pub fn parsed<T: FromStr<Err: Display>>(&mut self, node: &Node, what: &str) -> Option<T> {
         match self.text(node, what)?.parse() {
@@ -102,7 +111,7 @@ impl<'f> Reader<'f> {
     pub fn choice<T: Copy>(&mut self, node: &Node, choices: &[(&'static str, T)]) -> Option<T> {
         let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
         let expected = one_of(&words);
-        let text = self.text(node, &expected)?;
+        let text = self.form(node, &expected)?;
         let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
         if found.is_none() {
             let hint = suggestion(text, words.iter().copied());
@@ -112,13 +121,19 @@ impl<'f> Reader<'f> {
     }
 
     /// A list with something in it. `what` says what of: "service names".
+    pub fn some_list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Node]> {
+        let items = self.list(node, what)?;
+        if items.is_empty() {
+            self.problem(node.at, format!("an empty list, expected a list of {what} with at least one of them"));
+            return None;
+        }
+        Some(items)
+    }
+
+    /// A list. `what` says what of: "rules".
     pub fn list<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Node]> {
         match &node.value {
-            Value::List(items) if !items.is_empty() => Some(items),
-            Value::List(_) => {
-                self.problem(node.at, format!("an empty list, expected a list of {what} with at least one of them"));
-                None
-            }
+            Value::List(items) => Some(items),
             Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::Map(_) => {
                 self.expected(node, &format!("a list of {what}"));
                 None

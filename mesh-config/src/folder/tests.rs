@@ -1,0 +1,81 @@
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn paths(dir: &Path) -> Vec<String> {
+    read_folder(dir).unwrap().into_iter().map(|file| file.path).collect()
+}
+
+#[test]
+fn every_yaml_file_below_is_read_in_the_byte_order_of_its_path() {
+    let dir = folder();
+    fs::create_dir_all(dir.path().join("a/b")).unwrap();
+    fs::create_dir_all(dir.path().join("folder.yaml")).unwrap();
+    for name in ["z.yaml", "a.yaml", "a/b/c.yaml", "a-b.yaml", "notes.txt", "x.yml", "folder.yaml/in.yaml"] {
+        fs::write(dir.path().join(name), name).unwrap();
+    }
+    assert_eq!(paths(dir.path()), ["a-b.yaml", "a.yaml", "a/b/c.yaml", "folder.yaml/in.yaml", "z.yaml"]);
+}
+
+#[test]
+fn a_config_map_mount_is_read_once_through_its_links() {
+    let dir = folder();
+    fs::create_dir(dir.path().join("..2024_01_01")).unwrap();
+    fs::write(dir.path().join("..2024_01_01/mesh.yaml"), "content").unwrap();
+    symlink("..2024_01_01", dir.path().join("..data")).unwrap();
+    symlink("..data/mesh.yaml", dir.path().join("mesh.yaml")).unwrap();
+    let files = read_folder(dir.path()).unwrap();
+    assert_eq!(files, [SourceFile { path: "mesh.yaml".to_owned(), text: "content".to_owned() }]);
+}
+
+#[test]
+fn a_loop_of_links_is_a_problem_and_not_an_endless_walk() {
+    let dir = folder();
+    fs::create_dir(dir.path().join("a")).unwrap();
+    symlink("..", dir.path().join("a/up")).unwrap();
+    symlink("self.yaml", dir.path().join("self.yaml")).unwrap();
+    let Problems(problems) = read_folder(dir.path()).unwrap_err();
+    let [up, link] = problems.as_slice() else { panic!("{problems:?}") };
+    assert!(up.file.ends_with("a/up") && up.message.contains("contains itself"), "{up}");
+    assert!(link.file.ends_with("self.yaml") && link.message.contains("cannot read this file"), "{link}");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_a_problem() {
+    let dir = folder();
+    let problems = read_folder(&dir.path().join("gone")).unwrap_err().to_string();
+    assert!(problems.contains("gone:1:1: cannot read this folder: "), "{problems}");
+}
+
+#[test]
+fn files_that_are_too_large_or_no_text_are_problems_with_a_place() {
+    let dir = folder();
+    let large = vec![b'#'; usize::try_from(MAX_FILE_BYTES).unwrap() + 1];
+    fs::write(dir.path().join("large.yaml"), &large).unwrap();
+    fs::write(dir.path().join("largest.yaml"), &large[1..]).unwrap();
+    fs::write(dir.path().join("latin1.yaml"), b"a: b\nname: caf\xe9\n").unwrap();
+    let Problems(problems) = read_folder(dir.path()).unwrap_err();
+    let messages: Vec<String> =
+        problems.iter().map(|p| p.to_string().replace(&format!("{}/", dir.path().display()), "")).collect();
+    assert_eq!(
+        messages,
+        [
+            "large.yaml:1:1: the file is larger than 4 MiB, expected smaller files: split it",
+            "latin1.yaml:2:10: a byte that is not UTF-8, expected text in UTF-8",
+        ]
+    );
+}
+
+#[test]
+fn load_names_the_file_as_the_user_can_open_it() {
+    let dir = folder();
+    fs::write(dir.path().join("a.yaml"), "kind: Mush\n").unwrap();
+    let problems = crate::load(dir.path()).unwrap_err();
+    assert!(problems.0.iter().all(|problem| Path::new(&problem.file).exists()), "{problems}");
+    let empty = folder();
+    assert_eq!(crate::load(empty.path()).unwrap_err().0[0].file, empty.path().display().to_string());
+}
