@@ -1,7 +1,7 @@
 //! What would happen to a call: `tenon policy explain` and `PolicyTest`, offline and online (DESIGN §8). The answer comes
 //! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use mesh_config::names::{RegionName, ServiceName};
@@ -107,7 +107,7 @@ impl Mesh {
             let state = inbound::State { me: callee, region, policy, quarantined, policy_position: None };
             let (token, tenant) = (Token::One(""), named(call));
             let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token: None };
-            inbound::decide(&state, &tenants, &mut Proven, call.caller, &head, now, true)
+            inbound::decide(&state, &*tenants, &mut Proven, call.caller, &head, now, true)
         });
         Ok(match outcome {
             Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),
@@ -119,9 +119,15 @@ impl Mesh {
     }
 
     /// The tenants that the mesh knows, or one made up from the call.
-    fn tenants_for(&self, call: &Call<'_>, policy: &Policy, assumed: &mut Vec<String>) -> Result<Held, String> {
+    fn tenants_for(
+        &self,
+        call: &Call<'_>,
+        policy: &Policy,
+        assumed: &mut Vec<String>,
+    ) -> Result<Cow<'_, Held>, String> {
         let (None, Some(id)) = (&self.tenants, call.tenant) else {
-            return Ok(self.tenants.clone().unwrap_or_default());
+            let known = self.tenants.as_ref();
+            return Ok(known.map_or_else(|| Cow::Owned(Held::nothing_yet()), Cow::Borrowed));
         };
         let products = policy.product().map(|product| {
             let state = tenon_proto::tcs::v1::product::State::Active.into();
@@ -135,9 +141,9 @@ impl Mesh {
             ..Default::default()
         };
         // An id that breaks the grammar cannot be held, and is then as unknown as it should be.
-        let Ok(tenants) = hold(vec![context]) else { return hold(Vec::new()) };
+        let Ok(tenants) = hold(vec![context]) else { return hold(Vec::new()).map(Cow::Owned) };
         assumed.push(format!("tenant {id} is known, active, licensed and at home where the instance runs"));
-        Ok(tenants)
+        Ok(Cow::Owned(tenants))
     }
 
     /// Outbound's decision, given one instance of the service in `region`.

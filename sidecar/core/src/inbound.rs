@@ -6,8 +6,8 @@ use mesh_config::names::{RegionName, ServiceName, TenantId};
 
 use crate::{
     Credentials, Named, Position, Quarantined, Reason, Refusal, Tenants, Token,
-    refusal::shown,
     policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
+    refusal::shown,
     tenancy::{ProductState, Status, Tenant},
 };
 

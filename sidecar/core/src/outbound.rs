@@ -127,9 +127,10 @@ fn find<'s, 'h>(state: &'s State, authority: &'h str) -> Result<(&'s Destination
     };
     match destinations.get(service) {
         Some(destination) => Ok((destination, region)),
-        None => {
-            Err(Refusal::new(Reason::ServiceUnknown, format!("nobody defines a service for authority {:?}", shown(authority))))
-        }
+        None => Err(Refusal::new(
+            Reason::ServiceUnknown,
+            format!("nobody defines a service for authority {:?}", shown(authority)),
+        )),
     }
 }
 

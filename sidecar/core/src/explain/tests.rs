@@ -101,7 +101,9 @@ fn calls_are_explained_by_the_rule_that_decided() {
 #[test]
 fn the_region_is_the_instances_and_without_one_residency_is_satisfied() {
     let mesh = mesh(Some(tenants()));
-    for (region, expected) in [(None, "ALLOWED"), (Some("us-east"), "ALLOWED"), (Some("eu-west"), "TENANT_WRONG_REGION")] {
+    for (region, expected) in
+        [(None, "ALLOWED"), (Some("us-east"), "ALLOWED"), (Some("eu-west"), "TENANT_WRONG_REGION")]
+    {
         let call = Call { region, ..call("issues", "media", "/media.v1.Media/Get", Some("acme")) };
         assert_eq!(reason(&mesh.explain(&call, NOW).unwrap()), expected, "{region:?}");
     }

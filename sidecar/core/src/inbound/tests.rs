@@ -197,7 +197,9 @@ fn a_refusal_by_conditions_names_the_rule_and_one_by_the_allowlist_the_nearest()
 #[test]
 fn several_tenant_ids_are_nobodys_unless_the_rule_ignores_tenants() {
     let state = state(&record());
-    for (path, expected) in [("/m.M/Required", "TENANT_UNKNOWN"), ("/m.M/Optional", "TENANT_UNKNOWN"), ("/m.M/None", "")] {
+    for (path, expected) in
+        [("/m.M/Required", "TENANT_UNKNOWN"), ("/m.M/Optional", "TENANT_UNKNOWN"), ("/m.M/None", "")]
+    {
         let outcome = decide_as(&state, "issues", &Head { tenant: Named::Many, ..head(path, None) });
         assert_eq!(reason(&outcome), expected, "{path}");
     }
@@ -302,7 +304,8 @@ fn a_platform_service_asks_for_no_product() {
 }
 
 /// (path, tenant, seen revision) → (attached tenant, index of the rule, what audit mode let pass)
-type Audited = ((&'static str, Option<&'static str>, Option<&'static str>), (Option<&'static str>, Option<u32>, &'static str));
+type Audited =
+    ((&'static str, Option<&'static str>, Option<&'static str>), (Option<&'static str>, Option<u32>, &'static str));
 
 #[test]
 fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenants() {
@@ -328,7 +331,11 @@ fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenant
         let head = Head { tenant_revision: seen, ..head(path, tenant) };
         let verdict = decide(&open, &tenants(), &mut Tokens, "issues", &head, NOW, true).unwrap();
         let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
-        assert_eq!((verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found), (attached, rule, audited), "{path} {tenant:?}");
+        assert_eq!(
+            (verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found),
+            (attached, rule, audited),
+            "{path} {tenant:?}"
+        );
         assert_eq!(verdict.audited.and_then(|refusal| refusal.rule), rule.filter(|_| !audited.is_empty()));
     }
 }

@@ -249,7 +249,8 @@ fn a_record_that_cannot_be_used_takes_no_other_with_it() {
         endpoint("US", "", "10.0.0.2:1"),
         endpoint("us-east", "Z", "10.0.0.3:1"),
     ];
-    let (destinations, problems) = Destinations::build(&[route("media"), route("No.Name")], &endpoints, (None, None), None);
+    let (destinations, problems) =
+        Destinations::build(&[route("media"), route("No.Name")], &endpoints, (None, None), None);
     assert_eq!(destinations.iter().count(), 1);
     assert_eq!(destinations.get("media").unwrap().endpoints().all().len(), 1);
     assert_eq!(problems.len(), 4, "{problems:?}");

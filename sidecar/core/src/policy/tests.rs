@@ -56,8 +56,22 @@ fn paths_are_compared_byte_for_byte() {
         assert!(decided(&policy, "issues", path).is_some(), "{path}");
     }
     for path in [
-        "", "/", "//", "m.v1.M/Get", "/m.v1.M/get", "/m.v1.M/Get/", "/m.v1.M/Get?x=1", "/m.v1.M//Get", "//m.v1.M/Get",
-        "/m.v1.M/G%65t", "/n.v1.N", "/n.v1.N/", "/n.v1.N//", "/n.v1.N/Get/More", "/n.v1.NN/Get", "/x/n.v1.N/Get",
+        "",
+        "/",
+        "//",
+        "m.v1.M/Get",
+        "/m.v1.M/get",
+        "/m.v1.M/Get/",
+        "/m.v1.M/Get?x=1",
+        "/m.v1.M//Get",
+        "//m.v1.M/Get",
+        "/m.v1.M/G%65t",
+        "/n.v1.N",
+        "/n.v1.N/",
+        "/n.v1.N//",
+        "/n.v1.N/Get/More",
+        "/n.v1.NN/Get",
+        "/x/n.v1.N/Get",
     ] {
         assert_eq!(decided(&policy, "issues", path), None, "{path}");
     }
@@ -87,7 +101,10 @@ fn a_rule_that_cannot_be_understood_makes_the_record_an_error() {
 fn what_a_rule_leaves_out_is_the_documented_default() {
     let policy = policy(vec![rule("plain", &["*"], &["/m.v1.M/*"])]);
     let rule = policy.rule(0).unwrap();
-    assert_eq!((rule.tenant, rule.proof, rule.rate, rule.audit), (TenantRequirement::Required, Proof::None, None, false));
+    assert_eq!(
+        (rule.tenant, rule.proof, rule.rate, rule.audit),
+        (TenantRequirement::Required, Proof::None, None, false)
+    );
     assert_eq!((policy.residency(), policy.product(), policy.audit_allowlist()), (Residency::Any, None, None));
 }
 
@@ -138,7 +155,9 @@ fn naive(rules: &[proto::Rule], caller: &str, path: &str) -> Option<usize> {
     rules.iter().position(|rule| {
         let caller_fits = rule.callers.iter().any(|allowed| allowed == "*" || allowed == caller);
         let path_fits = rule.paths.iter().any(|allowed| match allowed.strip_suffix('*') {
-            Some(service) => path.strip_prefix(service).is_some_and(|method| !method.is_empty() && !method.contains('/')),
+            Some(service) => {
+                path.strip_prefix(service).is_some_and(|method| !method.is_empty() && !method.contains('/'))
+            }
             None => allowed == path,
         });
         caller_fits && path_fits

@@ -46,7 +46,6 @@ fn a_product_is_active_while_its_licence_lasts() {
         ("media", 0, ProductState::Active),
         ("media", 1_000, ProductState::Active),
         ("media", 1_001, ProductState::Inactive),
-
         ("wiki", 1_001, ProductState::Active),
         ("crm", 0, ProductState::Suspended),
         ("zeta", 0, ProductState::Inactive),
@@ -68,7 +67,9 @@ fn a_licence_that_ended_before_1970_has_ended() {
 
 #[test]
 fn a_status_that_this_version_does_not_know_is_not_served() {
-    for (status, expected) in [(0, Status::Suspended), (1, Status::Active), (2, Status::Suspended), (9, Status::Suspended)] {
+    for (status, expected) in
+        [(0, Status::Suspended), (1, Status::Active), (2, Status::Suspended), (9, Status::Suspended)]
+    {
         let context = proto::TenantContext { status, ..acme() };
         assert_eq!(Tenant::decode(raw(&context)).unwrap().status(), expected, "{status}");
     }
