@@ -1,1 +1,29 @@
-//! The data plane: one process beside each instance of a service.
+//! The data plane of Tenon: one process beside each instance of a service.
+//!
+//! Three listeners: `outbound` for the app's own calls, `inbound` for other sidecars, `admin` for operators. The decisions
+//! are `sidecar-core`'s; this crate is the engine that carries them out: it reads heads, asks, and streams bodies through.
+//! `docs/life-of-a-call.md` names the phases of a call with their refusals and files.
+//!
+//! Never here: decoding of messages, decisions that are not in `sidecar-core`, requests to the control plane on the path
+//! of a call.
+
+mod admin;
+pub mod app;
+mod body;
+mod call;
+pub mod config;
+mod cork;
+mod credentials;
+mod forward;
+mod headers;
+mod in_flight;
+mod inbound;
+mod listen;
+mod live;
+pub mod metrics;
+mod open;
+mod outbound;
+mod pool;
+mod refuse;
+mod tenants;
+mod worker;

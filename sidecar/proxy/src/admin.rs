@@ -1,0 +1,153 @@
+//! The admin listener: `/metrics`, `/live`, `/ready`, `/config` over HTTP, health and reflection over gRPC.
+
+use std::{io, sync::Arc};
+
+use arc_swap::ArcSwapOption;
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Config,
+    live::Live,
+    metrics::{Metrics, Snapshot},
+};
+
+/// What the admin listener shows. It answers from the first moment on, before the sidecar has joined the mesh.
+#[derive(Clone)]
+pub struct Admin {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    live: Arc<ArcSwapOption<Live>>,
+    stopping: CancellationToken,
+}
+
+impl Admin {
+    /// `live` is set once the sidecar has joined; `stopping` makes it unready before its listeners close.
+    pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, stopping: CancellationToken) -> Self {
+        Self { config, metrics, live: Arc::default(), stopping }
+    }
+
+    /// The sidecar has joined the mesh.
+    pub fn joined(&self, live: &Arc<Live>) {
+        self.live.store(Some(Arc::clone(live)));
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// When the listener fails.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
+        let (health_reporter, health) = tonic_health::server::health_reporter();
+        let mut grpc = tonic::service::Routes::new(health);
+        let descriptors = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET)
+                .with_service_name("grpc.health.v1.Health")
+        };
+        if let (Ok(v1), Ok(v1alpha)) = (descriptors().build_v1(), descriptors().build_v1alpha()) {
+            grpc = grpc.add_service(v1).add_service(v1alpha);
+        }
+        let watch = tokio::spawn(self.clone().report_health(health_reporter, shutdown.clone()));
+        let router = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/live", get(|| async { "live\n" }))
+            .route("/ready", get(ready))
+            .route("/config", get(config))
+            .with_state(self)
+            .merge(grpc.into_axum_router());
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+        watch.abort();
+        served
+    }
+
+    /// gRPC health says what `/ready` says.
+    async fn report_health(self, reporter: tonic_health::server::HealthReporter, shutdown: CancellationToken) {
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(200));
+        let mut last = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let ready = self.missing().is_empty();
+            if last.replace(ready) != Some(ready) {
+                let status =
+                    if ready { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+                reporter.set_service_status("", status).await;
+            }
+        }
+    }
+
+    fn missing(&self) -> Vec<&'static str> {
+        if self.stopping.is_cancelled() {
+            return vec!["the sidecar is stopping"];
+        }
+        self.live.load().as_ref().map_or_else(|| vec!["the sidecar has not joined the mesh"], |live| live.missing())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.live.load().as_ref().map(|live| live.snapshot()).unwrap_or_default();
+        snapshot.ready = self.missing().is_empty();
+        snapshot
+    }
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let text = admin.metrics.text(admin.snapshot());
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}
+
+async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+    let missing = admin.missing();
+    if missing.is_empty() {
+        (StatusCode::OK, "ready\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n")
+    }
+}
+
+/// Everything effective, nothing secret.
+async fn config(State(admin): State<Admin>) -> Json<Value> {
+    let config = &admin.config;
+    let live = admin.live.load();
+    let svid = live.as_ref().map(|live| {
+        let svid = live.identity.svid();
+        json!({
+            "spiffeId": svid.id().to_string(),
+            "serial": svid.serial(),
+            "notBefore": svid.not_before(),
+            "notAfter": svid.not_after(),
+        })
+    });
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "service": config.service.as_str(),
+        "trustDomain": config.trust_domain.as_str(),
+        "region": config.region.as_ref().map(|region| region.as_str()),
+        "zone": config.zone.as_ref().map(|zone| zone.as_str()),
+        "app": config.app.map(|app| app.to_string()),
+        "outbound": config.outbound.to_string(),
+        "inbound": config.inbound.to_string(),
+        "admin": config.admin.to_string(),
+        "identity": config.identity.to_string(),
+        "tcs": config.tcs.to_string(),
+        "policy": config.policy.to_string(),
+        "trustBundleSha256": config.pin,
+        "stateDir": config.state_dir.display().to_string(),
+        "workers": config.workers,
+        "drainSeconds": config.drain.as_secs(),
+        "accessLog": config.access_log,
+        "svid": svid,
+        "missing": admin.missing(),
+        "replicas": admin.snapshot().replicas,
+    }))
+}

@@ -1,0 +1,224 @@
+//! One sidecar from its listeners to its end.
+
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use mesh_identity::{
+    clock,
+    join::{self, JoinError, Joined},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    admin::Admin,
+    config::{Config, OutboundAddress},
+    credentials::Minting,
+    listen::{self, Outbound},
+    live::Live,
+    metrics::{Direction, Metrics},
+    worker,
+};
+
+/// Between two attempts to join: doubled from the first to the second.
+const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// A sidecar whose listeners are bound. It serves once it has joined the mesh.
+pub struct Sidecar {
+    outbound: OutboundAddress,
+    inbound: SocketAddr,
+    admin: SocketAddr,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Sidecar {
+    /// Binds all listeners, then joins and serves in the background, on threads of its own for the data path.
+    ///
+    /// # Errors
+    /// A listener cannot be bound: the message names it and the option.
+    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
+        let outbound = Outbound::bind(&config.outbound).await.with_context(|| taken("--outbound", &config.outbound))?;
+        let inbound = listen::tcp(config.inbound).await.with_context(|| taken("--inbound", config.inbound))?;
+        let admin_listener = listen::tcp(config.admin).await.with_context(|| taken("--admin", config.admin))?;
+        config.outbound = outbound.address()?;
+        config.inbound = inbound.local_addr()?;
+        config.admin = admin_listener.local_addr()?;
+        let config = Arc::new(config);
+        let metrics = Arc::new(Metrics::default());
+        let shutdown = CancellationToken::new();
+        let admin = Admin::new(Arc::clone(&config), Arc::clone(&metrics), shutdown.clone());
+        info!(
+            service = %config.service, outbound = %config.outbound, inbound = %config.inbound, admin = %config.admin,
+            "listening"
+        );
+        let run = Run { config: Arc::clone(&config), metrics: Arc::clone(&metrics), admin, shutdown: shutdown.clone() };
+        Ok(Self {
+            outbound: config.outbound.clone(),
+            inbound: config.inbound,
+            admin: config.admin,
+            metrics,
+            shutdown,
+            task: tokio::spawn(run.run(outbound, inbound, admin_listener)),
+        })
+    }
+
+    /// Where the app's calls go.
+    #[must_use]
+    pub fn outbound(&self) -> &OutboundAddress {
+        &self.outbound
+    }
+
+    /// Where other sidecars call.
+    #[must_use]
+    pub fn inbound(&self) -> SocketAddr {
+        self.inbound
+    }
+
+    /// Where operators look.
+    #[must_use]
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Calls that have started and not ended, of both directions.
+    #[must_use]
+    pub fn in_flight(&self) -> i64 {
+        Direction::ALL.into_iter().map(|direction| self.metrics.calls(direction).in_flight()).sum()
+    }
+
+    /// Asks it to end: no new calls, open ones may end within the drain time.
+    #[must_use]
+    pub fn shutdown_token(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// Whatever ended it before it was asked to.
+    pub async fn ended(self) -> anyhow::Result<()> {
+        self.task.await.map_err(|error| anyhow!("the sidecar's main task died: {error}"))?
+    }
+}
+
+fn taken(option: &str, address: impl std::fmt::Display) -> String {
+    format!("cannot listen on {address}: choose another address with {option}, or stop the process that has it")
+}
+
+struct Run {
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+    admin: Admin,
+    shutdown: CancellationToken,
+}
+
+impl Run {
+    async fn run(self, outbound: Outbound, inbound: TcpListener, admin: TcpListener) -> anyhow::Result<()> {
+        // Admin outlives the calls, so that the drain can be watched.
+        let end = CancellationToken::new();
+        let admin_server = tokio::spawn(self.admin.clone().serve(admin, end.clone()));
+        let served = self.serve(outbound, inbound, &end).await;
+        end.cancel();
+        let _stopped = admin_server.await;
+        served
+    }
+
+    async fn serve(&self, outbound: Outbound, inbound: TcpListener, end: &CancellationToken) -> anyhow::Result<()> {
+        let Some(joined) = self.join().await? else { return Ok(()) };
+        let minting = Minting::new(Arc::clone(&joined.asap_key));
+        let (live, mut tasks) = Live::start(&self.config, &joined.identity, &self.metrics, minting, end);
+        live.own_key_is(joined.asap_key.kid().as_str());
+        self.admin.joined(&live);
+        tasks.push(join::keep_renewed(&joined, self.join_config(), end.clone()));
+        tasks.push(tokio::spawn(mint_ahead(Arc::clone(&live), end.clone())));
+        let mut handles = Vec::new();
+        let mut threads = Vec::new();
+        for number in 0..self.config.workers {
+            let (handle, thread) = worker::start(&live, number, self.shutdown.clone(), self.config.drain)
+                .context("cannot start a forwarding thread")?;
+            handles.push(handle);
+            threads.push(thread);
+        }
+        let accepting = [
+            tokio::spawn(listen::accept_outbound(outbound, handles.clone(), self.shutdown.clone())),
+            tokio::spawn(listen::accept_inbound(inbound, handles, self.shutdown.clone())),
+        ];
+        self.shutdown.cancelled().await;
+        info!("stopping: no new calls, open ones may end");
+        for task in accepting {
+            let _stopped = task.await;
+        }
+        tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| drop(thread::JoinHandle::join(thread)))
+        })
+        .await
+        .context("waiting for the forwarding threads")?;
+        end.cancel();
+        for task in tasks {
+            let _stopped = task.await;
+        }
+        Ok(())
+    }
+
+    /// Joins, however long the identity service takes to come. `None` when asked to end first.
+    async fn join(&self) -> anyhow::Result<Option<Joined>> {
+        let (mut wait, longest) = JOIN_RETRY;
+        loop {
+            let error = tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(None),
+                joined = join::join(self.join_config()) => match joined {
+                    Ok(joined) => return Ok(Some(joined)),
+                    Err(error) => error,
+                },
+            };
+            if is_final(&error) {
+                return Err(error.into());
+            }
+            warn!(%error, "cannot join the mesh yet");
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(None),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(longest),
+            }
+        }
+    }
+
+    /// Reads the join token anew each time: whoever starts sidecars may have put a fresh one there.
+    fn join_config(&self) -> join::Config {
+        let token = self.config.join_token_file.as_ref().and_then(|path| match std::fs::read_to_string(path) {
+            Ok(token) => Some(token.trim().to_owned()).filter(|token| !token.is_empty()),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "cannot read the join token");
+                None
+            }
+        });
+        join::Config {
+            identity_address: self.config.identity,
+            pin: self.config.pin.clone(),
+            join_token: token,
+            service: self.config.service.clone(),
+            state_dir: self.config.state_dir.clone(),
+        }
+    }
+}
+
+/// Whether waiting cannot help: somebody must change something first.
+fn is_final(error: &JoinError) -> bool {
+    match error {
+        JoinError::Pin(_) | JoinError::PinMismatch { .. } | JoinError::State { .. } => true,
+        JoinError::NoToken { .. } | JoinError::Call { .. } | JoinError::Refused(..) | JoinError::Answer(_) => false,
+    }
+}
+
+/// Tokens are renewed before a call needs them.
+async fn mint_ahead(live: Arc<Live>, end: CancellationToken) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = end.cancelled() => return,
+            _ = tick.tick() => live.minting.renew_due(clock::unix_seconds()),
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The bodies of a call: they stream both ways untouched, and the account of the call lives in the answer's.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use sidecar_core::{Reason, Refusal};
+use tokio::time::Sleep;
+
+use crate::call::{Call, Line};
+
+/// Why a body ended before its end. Its source names the HTTP/2 error code, so that hyper resets with the same one.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The peer that sends this body reset it or went away.
+    Peer(hyper::Error),
+    /// This sidecar ended the call.
+    HungUp(h2::Error),
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Peer(_) => "the peer broke off",
+            Self::HungUp(_) => "the call was ended by the sidecar",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Peer(error) => Some(error),
+            Self::HungUp(error) => Some(error),
+        }
+    }
+}
+
+/// A request on its way to the other side.
+pub struct RequestBody {
+    incoming: Incoming,
+    line: Arc<Line>,
+}
+
+impl RequestBody {
+    /// Pumps `incoming` until it ends or `line` is hung up.
+    pub fn new(incoming: Incoming, line: Arc<Line>) -> Self {
+        Self { incoming, line }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.line.poll_request(cx).is_ready() {
+            return Poll::Ready(Some(Err(BodyError::HungUp(h2::Reason::CANCEL.into()))));
+        }
+        Pin::new(&mut self.incoming).poll_frame(cx).map_err(BodyError::Peer)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// An answer on its way back.
+pub enum CallBody {
+    /// Everything is in the headers.
+    Empty,
+    /// A short text, for HTTP.
+    Text(Option<Bytes>),
+    /// What the other side sends; boxed so that the common case moves one pointer.
+    Following(Box<Following>),
+}
+
+/// The other side's answer, with the account of its call.
+pub struct Following {
+    /// Absent once the call was cut short: dropping it resets the stream to the other side.
+    incoming: Option<Incoming>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    call: Call,
+}
+
+impl CallBody {
+    /// A body at its end.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::Empty
+    }
+
+    /// A body of one chunk.
+    #[must_use]
+    pub fn text(text: Bytes) -> Self {
+        Self::Text(Some(text))
+    }
+
+    /// Pumps the answer and closes the account of `call` at its end.
+    pub fn follow(response: Response<Incoming>, mut call: Call) -> Response<Self> {
+        let (parts, incoming) = response.into_parts();
+        // A body already at its end is never polled: Trailers-Only answers end here.
+        if incoming.is_end_stream() {
+            call.finish(parts.headers.get("grpc-status"));
+            return Response::from_parts(parts, Self::Empty);
+        }
+        let deadline = call.deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        Response::from_parts(parts, Self::Following(Box::new(Following { incoming: Some(incoming), deadline, call })))
+    }
+}
+
+impl Following {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(refusal) = self.call.line.poll_response(cx) {
+            let refusal = refusal.clone();
+            return self.cut_short(&refusal);
+        }
+        if let Some(deadline) = self.deadline.as_mut()
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            let refusal = deadline_refusal();
+            self.call.line.hang_up(refusal.clone());
+            return self.cut_short(&refusal);
+        }
+        match ready!(Pin::new(incoming).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                // hyper does not poll a body again that has said it is at its end.
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.call.finish(trailers.get("grpc-status"));
+                } else if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                    self.call.finish(None);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            None => {
+                self.call.finish(None);
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => self.broken(error),
+        }
+    }
+
+    /// The reason goes into the trailers where the caller speaks gRPC; others see the stream reset.
+    fn cut_short(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.incoming = None;
+        let trailers = self.call.refuse_open(refusal);
+        if self.call.facts.grpc {
+            Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        } else {
+            Poll::Ready(Some(Err(BodyError::HungUp(h2::Reason::CANCEL.into()))))
+        }
+    }
+
+    /// A reset by the other side is passed on as it is; a lost connection becomes UNAVAILABLE in the trailers.
+    fn broken(&mut self, error: hyper::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.incoming = None;
+        self.call.broken(&error);
+        if self.call.facts.grpc && !was_reset(&error) {
+            let mut trailers = HeaderMap::with_capacity(2);
+            trailers.insert("grpc-status", HeaderValue::from_static("14"));
+            trailers.insert("grpc-message", HeaderValue::from_static("the connection to the other side was lost"));
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        Poll::Ready(Some(Err(BodyError::Peer(error))))
+    }
+}
+
+/// The refusal of a call whose `grpc-timeout` has passed.
+#[must_use]
+pub fn deadline_refusal() -> Refusal {
+    Refusal::new(Reason::Deadline, "the deadline of the call has passed")
+}
+
+/// Whether the peer reset this one stream, as against a connection that ended.
+#[must_use]
+pub fn was_reset(error: &hyper::Error) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(h2) = error.downcast_ref::<h2::Error>() {
+            return h2.is_reset();
+        }
+        source = error.source();
+    }
+    false
+}
+
+impl Body for CallBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Following(following) => following.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Text(text) => text.is_none(),
+            Self::Following(following) => following.incoming.as_ref().is_none_or(Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Following(following) => following.incoming.as_ref().map_or_else(SizeHint::default, Body::size_hint),
+        }
+    }
+}

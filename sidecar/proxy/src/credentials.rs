@@ -1,0 +1,163 @@
+//! ASAP credentials as the sidecar uses them: tokens for destinations, and the verification of those it is handed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use mesh_asap::{DEFAULT_LIFETIME_SECONDS, Expect, Keys, Lookup, Memory, Minted, PublicKey, SigningKey, VerifyError};
+use prost::Message as _;
+use replica::{Position, Replica};
+use sidecar_core::{Credentials, Reason, Refusal};
+use tenon_proto::identity::v1::Key;
+
+use crate::live::Live;
+
+/// A replicated public key, parsed once.
+#[derive(Debug)]
+pub struct KeyRecord {
+    key: Arc<PublicKey>,
+    raw: Bytes,
+}
+
+impl replica::Value for KeyRecord {
+    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        let record = Key::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let key = PublicKey::from_spki(&record.spki).map_err(|error| error.to_string())?;
+        Ok(Self { key: Arc::new(key), raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
+
+/// Tokens for destinations, minted ahead and kept as header values.
+#[derive(Debug)]
+pub struct Minting(Minted<HeaderValue>);
+
+impl Minting {
+    /// Mints with `key`, each token for five minutes.
+    #[must_use]
+    pub fn new(key: Arc<SigningKey>) -> Self {
+        Self(Minted::new(key, DEFAULT_LIFETIME_SECONDS, |token| {
+            let mut value = HeaderValue::from_str(&token).expect("a JWS is base64url and dots");
+            // Not marked sensitive: HPACK must index it, or it costs 400 bytes a call (docs/adr/0003-x-asap-token.md).
+            value.set_sensitive(false);
+            value
+        }))
+    }
+
+    /// The token for a service.
+    pub fn header(&self, audience: &str, now: u64) -> HeaderValue {
+        self.0.token(audience, now)
+    }
+
+    /// Mints what is due, so that no call has to.
+    pub fn renew_due(&self, now: u64) {
+        self.0.renew_due(now);
+    }
+}
+
+/// Replicated keys; a key that is not there does not exist, since the replica is complete.
+struct Replicated<'r>(&'r Replica<KeyRecord>);
+
+impl Keys for Replicated<'_> {
+    fn get(&self, kid: &str) -> Lookup {
+        match self.0.get(kid) {
+            Some(record) => Lookup::Found(Arc::clone(&record.key)),
+            None if self.0.position().is_some() => Lookup::Unknown,
+            None => Lookup::Unavailable,
+        }
+    }
+}
+
+/// The verified tokens of one worker.
+pub struct TokenMemory {
+    memory: Memory,
+    keys: Replica<KeyRecord>,
+    /// The key set that `memory` was last compared with.
+    compared: Option<Position>,
+    audience: Box<str>,
+}
+
+impl TokenMemory {
+    /// Remembers nothing yet.
+    #[must_use]
+    pub fn new(live: &Live) -> Self {
+        Self {
+            memory: Memory::default(),
+            keys: live.keys().clone(),
+            compared: None,
+            audience: live.config.service.as_str().into(),
+        }
+    }
+
+    /// A token is remembered no longer than its key.
+    fn forget_lost_keys(&mut self) {
+        let position = self.keys.position();
+        if position != self.compared {
+            let keys = &self.keys;
+            self.memory.retain(|verified| keys.get(&verified.kid).is_some());
+            self.compared = position;
+        }
+    }
+}
+
+impl Credentials for TokenMemory {
+    fn verify(&mut self, peer: &str, token: &str, now: u64) -> Result<(), Refusal> {
+        self.forget_lost_keys();
+        let expect = Expect::new(&self.audience, Some(peer));
+        match self.memory.verify(token, &expect, &Replicated(&self.keys), now) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refusal(&error)),
+        }
+    }
+}
+
+fn refusal(error: &VerifyError) -> Refusal {
+    Refusal::new(reason(error), error.to_string())
+}
+
+fn reason(error: &VerifyError) -> Reason {
+    match error {
+        VerifyError::Malformed(_) => Reason::AsapMalformed,
+        VerifyError::Algorithm => Reason::AsapAlgorithm,
+        VerifyError::KeyUnknown => Reason::AsapKeyUnknown,
+        VerifyError::KeysUnavailable => Reason::AsapKeysUnavailable,
+        VerifyError::Signature => Reason::AsapSignature,
+        VerifyError::Expired => Reason::AsapExpired,
+        VerifyError::NotYetValid => Reason::AsapNotYetValid,
+        VerifyError::Lifetime => Reason::AsapLifetime,
+        VerifyError::Audience => Reason::AsapAudience,
+        VerifyError::Issuer => Reason::AsapIssuer,
+        VerifyError::Subject => Reason::AsapSubject,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_mesh_asap_are_those_of_the_refusals() {
+        use VerifyError::{
+            Algorithm, Audience, Expired, Issuer, KeyUnknown, KeysUnavailable, Lifetime, Malformed, NotYetValid,
+            Signature, Subject,
+        };
+        for error in [
+            Malformed(""),
+            Algorithm,
+            KeyUnknown,
+            KeysUnavailable,
+            Signature,
+            Expired,
+            NotYetValid,
+            Lifetime,
+            Audience,
+            Issuer,
+            Subject,
+        ] {
+            assert_eq!(reason(&error).as_str(), error.reason());
+        }
+    }
+}

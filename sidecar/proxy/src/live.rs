@@ -1,0 +1,408 @@
+//! Everything a sidecar decides from, as it is right now: assembled from the replicas, swapped as a whole.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use mesh_identity::{Identity, TrustBundle, grpc};
+use prost::Message;
+use replica::{Follow, Replica};
+use sidecar_core::{
+    Quarantined, inbound,
+    outbound::{self, Destinations},
+    policy::Policy,
+};
+use tenon_proto::{identity::v1 as identity_proto, kind, policy::v1 as policy_proto};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    config::Config,
+    credentials::{KeyRecord, Minting},
+    in_flight::InFlight,
+    metrics::{Metrics, ReplicaGauges, Snapshot},
+    tenants::{Hosts, TenantMap, position},
+};
+
+/// A record that is kept as the message it is.
+#[derive(Debug)]
+pub struct Proto<M> {
+    /// The decoded message.
+    pub message: M,
+    raw: Bytes,
+}
+
+impl<M: Message + Default + 'static> replica::Value for Proto<M> {
+    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        let message = M::decode(raw.clone()).map_err(|error| error.to_string())?;
+        Ok(Self { message, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
+
+/// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays.
+#[derive(Debug)]
+pub struct PolicyRecord {
+    policy: Arc<Policy>,
+    raw: Bytes,
+}
+
+impl replica::Value for PolicyRecord {
+    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        let message = policy_proto::ServicePolicy::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let policy = Arc::new(Policy::try_from(&message)?);
+        Ok(Self { policy, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
+
+/// The replicas of all kinds.
+struct Replicas {
+    allowlist: Replica<PolicyRecord>,
+    route: Replica<Proto<policy_proto::Route>>,
+    endpoint: Replica<Proto<policy_proto::Endpoint>>,
+    quarantine: Replica<Proto<policy_proto::Quarantine>>,
+    key: Replica<KeyRecord>,
+    trust_bundle: Replica<Proto<identity_proto::TrustBundle>>,
+    revocation: Replica<Proto<identity_proto::Revocation>>,
+}
+
+/// What workers read on every call. Readers take no lock; writers swap whole snapshots.
+pub struct Live {
+    /// As started.
+    pub config: Arc<Config>,
+    /// Who this sidecar is.
+    pub identity: Arc<Identity>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Tokens for destinations.
+    pub minting: Minting,
+    /// Tenant contexts.
+    pub tenants: TenantMap,
+    /// Tenants that the app is serving now.
+    pub in_flight: Arc<InFlight>,
+    inbound: ArcSwap<inbound::State>,
+    outbound: ArcSwap<outbound::State>,
+    replicas: Replicas,
+    /// Who verifies our tokens needs this key: before it is in the key set, nobody can.
+    own_kid: OnceLock<Box<str>>,
+    /// Counts the swaps and the changes of tenants: open calls are decided again when it moves.
+    generation: watch::Sender<u64>,
+}
+
+impl Live {
+    /// Follows all kinds and keeps the snapshots current until `shutdown`. Comes back with what the state folder held.
+    pub fn start(
+        config: &Arc<Config>,
+        identity: &Arc<Identity>,
+        metrics: &Arc<Metrics>,
+        minting: Minting,
+        shutdown: &CancellationToken,
+    ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
+        let mut tasks = Vec::new();
+        let sources = Sources::new(config, identity, shutdown);
+        let hosts = Hosts::default();
+        let observer = hosts.clone();
+        let (tenants, task) = sources.tcs(kind::TENANT).start(move |event| observer.observe(&event), shutdown.clone());
+        tasks.push(task);
+        let replicas = Replicas {
+            allowlist: sources.policy(kind::ALLOWLIST, &mut tasks),
+            route: sources.policy(kind::ROUTE, &mut tasks),
+            endpoint: sources.policy(kind::ENDPOINT, &mut tasks),
+            quarantine: sources.policy(kind::QUARANTINE, &mut tasks),
+            key: sources.identity(kind::KEY, &mut tasks),
+            trust_bundle: sources.identity(kind::TRUST_BUNDLE, &mut tasks),
+            revocation: sources.identity(kind::REVOCATION, &mut tasks),
+        };
+        let live = Arc::new(Self {
+            config: Arc::clone(config),
+            identity: Arc::clone(identity),
+            metrics: Arc::clone(metrics),
+            minting,
+            tenants: TenantMap::new(tenants, hosts),
+            in_flight: Arc::default(),
+            inbound: ArcSwap::from_pointee(empty_inbound(config)),
+            outbound: ArcSwap::from_pointee(empty_outbound(config)),
+            replicas,
+            own_kid: OnceLock::new(),
+            generation: watch::Sender::new(0),
+        });
+        live.assemble();
+        tasks.push(tokio::spawn(Arc::clone(&live).keep_current(shutdown.clone())));
+        (live, tasks)
+    }
+
+    /// The snapshot that inbound decisions are made from.
+    pub fn inbound(&self) -> arc_swap::Guard<Arc<inbound::State>> {
+        self.inbound.load()
+    }
+
+    /// The snapshot that outbound decisions are made from. Owned, since candidates borrow from it across awaits.
+    pub fn outbound(&self) -> Arc<outbound::State> {
+        self.outbound.load_full()
+    }
+
+    /// Public ASAP keys.
+    pub fn keys(&self) -> &Replica<KeyRecord> {
+        &self.replicas.key
+    }
+
+    /// Moves whenever something that open calls were allowed by may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Names the key that our tokens are minted with.
+    pub fn own_key_is(&self, kid: &str) {
+        let _already_named = self.own_kid.set(kid.into());
+    }
+
+    /// What is still missing before calls can be served, in words; empty when ready.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let replicas = &self.replicas;
+        [
+            (replicas.allowlist.position().is_some(), "the policy has never arrived"),
+            (replicas.route.position().is_some(), "the routes have never arrived"),
+            (replicas.endpoint.position().is_some(), "the endpoints have never arrived"),
+            (replicas.quarantine.position().is_some(), "the quarantines have never arrived"),
+            (replicas.key.position().is_some(), "the ASAP keys have never arrived"),
+            (self.own_key_is_known(), "this sidecar's own ASAP key is not in the key set"),
+            (replicas.trust_bundle.position().is_some(), "the trust bundle has never arrived"),
+            (replicas.revocation.position().is_some(), "the revocations have never arrived"),
+            (self.tenants.replica().position().is_some(), "the tenants have never arrived"),
+        ]
+        .into_iter()
+        .filter_map(|(there, what)| (!there).then_some(what))
+        .collect()
+    }
+
+    fn own_key_is_known(&self) -> bool {
+        self.own_kid.get().is_none_or(|kid| self.replicas.key.get(kid).is_some())
+    }
+
+    /// Revisions in force, `<epoch>.<revision>` or empty: of the allowlist and of the tenants.
+    pub fn revisions(&self) -> (String, String) {
+        let text = |position: Option<replica::Position>| position.map(|held| held.to_string()).unwrap_or_default();
+        (text(self.replicas.allowlist.position()), text(self.tenants.replica().position()))
+    }
+
+    /// What a scrape and `/config` show.
+    pub fn snapshot(&self) -> Snapshot {
+        let replicas = &self.replicas;
+        let gauges = |kind, status: replica::Status| ReplicaGauges {
+            kind,
+            revision: status.position.map_or(0, |position| position.revision),
+            position: status.position.map(|position| position.to_string()),
+            records: status.records as u64,
+            connected: status.connected,
+            age_seconds: status.last_heartbeat_age.map_or(0.0, |age| age.as_secs_f64()),
+            nacks: status.nacks,
+            error: status.last_error.or(status.state_error),
+        };
+        Snapshot {
+            replicas: vec![
+                gauges(kind::TENANT, self.tenants.replica().status()),
+                gauges(kind::ALLOWLIST, replicas.allowlist.status()),
+                gauges(kind::ROUTE, replicas.route.status()),
+                gauges(kind::ENDPOINT, replicas.endpoint.status()),
+                gauges(kind::QUARANTINE, replicas.quarantine.status()),
+                gauges(kind::KEY, replicas.key.status()),
+                gauges(kind::TRUST_BUNDLE, replicas.trust_bundle.status()),
+                gauges(kind::REVOCATION, replicas.revocation.status()),
+            ],
+            svid_not_after: Some(self.identity.svid().not_after()),
+            ready: self.missing().is_empty(),
+        }
+    }
+
+    async fn keep_current(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut allowlist = self.replicas.allowlist.subscribe();
+        let mut route = self.replicas.route.subscribe();
+        let mut endpoint = self.replicas.endpoint.subscribe();
+        let mut quarantine = self.replicas.quarantine.subscribe();
+        let mut trust_bundle = self.replicas.trust_bundle.subscribe();
+        let mut revocation = self.replicas.revocation.subscribe();
+        let mut tenants = self.tenants.replica().subscribe();
+        loop {
+            let changed = tokio::select! {
+                () = shutdown.cancelled() => return,
+                changed = allowlist.changed() => changed,
+                changed = route.changed() => changed,
+                changed = endpoint.changed() => changed,
+                changed = quarantine.changed() => changed,
+                changed = trust_bundle.changed() => changed,
+                changed = revocation.changed() => changed,
+                changed = tenants.changed() => {
+                    self.generation.send_modify(|generation| *generation += 1);
+                    if changed.is_err() { return }
+                    continue;
+                }
+            };
+            if changed.is_err() {
+                return;
+            }
+            self.assemble();
+        }
+    }
+
+    fn assemble(&self) {
+        let replicas = &self.replicas;
+        let me = &self.config.service;
+        let own = replicas.allowlist.get(me.as_str());
+        // A complete snapshot without a record for this service is a policy that allows nothing.
+        let known = replicas.allowlist.position();
+        let policy =
+            known.map(|_| own.as_ref().map_or_else(|| Arc::new(Policy::empty()), |own| Arc::clone(&own.policy)));
+        let quarantines = replicas.quarantine.entries();
+        let quarantined: Quarantined = quarantines.iter().map(|(_, record)| &record.message).collect();
+        let routes = replicas.route.entries();
+        let endpoints = replicas.endpoint.entries();
+        let before = self.outbound.load();
+        let destinations = replicas.route.position().map(|_| {
+            let here = (self.config.region.as_ref(), self.config.zone.as_ref());
+            let routes = routes.iter().map(|(_, record)| &record.message);
+            let endpoints = endpoints.iter().map(|(_, record)| &record.message);
+            let (destinations, problems) = Destinations::build(routes, endpoints, here, before.destinations.as_ref());
+            for problem in problems {
+                warn!(%problem, "a record is left out");
+            }
+            destinations
+        });
+        self.inbound.store(Arc::new(inbound::State {
+            policy: policy.clone(),
+            quarantined: quarantined.clone(),
+            policy_position: known.map(position),
+            ..empty_inbound(&self.config)
+        }));
+        self.outbound.store(Arc::new(outbound::State {
+            originates: policy.as_ref().is_some_and(|policy| policy.originates()),
+            quarantined,
+            destinations,
+            ..empty_outbound(&self.config)
+        }));
+        self.take_identity();
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Trust bundle and revocations go straight to TLS.
+    fn take_identity(&self) {
+        let domain = &self.config.trust_domain;
+        if let Some(record) = self.replicas.trust_bundle.get(domain.as_str()) {
+            let taken = TrustBundle::from_proto(&record.message)
+                .map_err(|error| error.to_string())
+                .and_then(|bundle| self.identity.set_bundle(bundle).map_err(|error| error.to_string()));
+            if let Err(error) = taken {
+                warn!(%error, "the replicated trust bundle is unusable; the one in use stays");
+            }
+        }
+        let revocations = self.replicas.revocation.entries();
+        self.identity.set_revoked(revoked(revocations.iter().map(|(_, record)| &record.message)));
+    }
+}
+
+fn revoked<'r>(records: impl Iterator<Item = &'r identity_proto::Revocation>) -> mesh_identity::Revoked {
+    use identity_proto::revocation::What;
+    let mut revoked = mesh_identity::Revoked::default();
+    for record in records {
+        match &record.what {
+            Some(What::Service(name)) => {
+                revoked.services.extend(mesh_config::names::ServiceName::try_from(name.as_str()));
+            }
+            Some(What::Serial(serial)) => {
+                revoked.serials.insert(serial.clone());
+            }
+            // A revoked key leaves the key records.
+            Some(What::Kid(_)) | None => {}
+        }
+    }
+    revoked
+}
+
+fn empty_inbound(config: &Config) -> inbound::State {
+    inbound::State {
+        me: config.service.clone(),
+        region: config.region.clone(),
+        policy: None,
+        quarantined: Quarantined::default(),
+        policy_position: None,
+    }
+}
+
+fn empty_outbound(config: &Config) -> outbound::State {
+    outbound::State {
+        me: config.service.clone(),
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        originates: false,
+        quarantined: Quarantined::default(),
+        destinations: None,
+    }
+}
+
+/// Where each kind comes from.
+struct Sources<'c> {
+    config: &'c Config,
+    shutdown: CancellationToken,
+    identity: tonic::transport::Channel,
+    tcs: tonic::transport::Channel,
+    policy: tonic::transport::Channel,
+}
+
+impl<'c> Sources<'c> {
+    fn new(config: &'c Config, identity: &Arc<Identity>, shutdown: &CancellationToken) -> Self {
+        use mesh_config::names::control_plane::{IDENTITY, POLICY, TCS};
+        let channel = |address: SocketAddr, name: &str| {
+            let expected = mesh_config::names::ServiceName::try_from(name).expect("a constant of the right form");
+            grpc::channel(address, identity, &expected)
+        };
+        Self {
+            config,
+            shutdown: shutdown.clone(),
+            identity: channel(config.identity, IDENTITY),
+            tcs: channel(config.tcs, TCS),
+            policy: channel(config.policy, POLICY),
+        }
+    }
+
+    fn follow(&self, kind: &'static str, channel: &tonic::transport::Channel) -> Follow {
+        let region = self.config.region.as_ref().map_or("-", |region| region.as_str());
+        Follow {
+            kind,
+            instance: format!("{}/{region}/{}", self.config.service, self.config.inbound),
+            channel: channel.clone(),
+            state_dir: Some(self.config.state_dir.clone()),
+        }
+    }
+
+    fn tcs(&self, kind: &'static str) -> Follow {
+        self.follow(kind, &self.tcs)
+    }
+
+    fn policy<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
+        self.start(self.follow(kind, &self.policy), tasks)
+    }
+
+    fn identity<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
+        self.start(self.follow(kind, &self.identity), tasks)
+    }
+
+    fn start<V: replica::Value>(&self, follow: Follow, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
+        let (replica, task) = follow.start(|_| {}, self.shutdown.clone());
+        tasks.push(task);
+        replica
+    }
+}
+
+/// How long a call waits for the replica to reach the revision its caller saw (DESIGN §3, freshness).
+pub const FRESHNESS_WAIT: Duration = Duration::from_millis(250);

@@ -1,0 +1,425 @@
+//! Every metric of the sidecar. `docs/telemetry.md` lists them, and a test compares the two.
+
+use std::{
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use sidecar_core::Reason;
+
+/// Which listener a call came in by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the app.
+    Outbound,
+    /// From another sidecar.
+    Inbound,
+}
+
+impl Direction {
+    /// Both, in the order of the arrays below.
+    pub const ALL: [Self; 2] = [Self::Outbound, Self::Inbound];
+
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// An answer of the other side ended, whatever its status.
+    Finished,
+    /// This sidecar refused it.
+    Refused,
+    /// The caller went away first.
+    Cancelled,
+    /// The other side broke off.
+    Broken,
+}
+
+impl Outcome {
+    const ALL: [Self; 4] = [Self::Finished, Self::Refused, Self::Cancelled, Self::Broken];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// Upper bounds of the latency histogram, in seconds.
+const BOUNDS: [f64; 14] = [0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// Counters of one direction. Only relaxed atomics: a call pays a nanosecond each, and a scrape stops nobody.
+#[derive(Debug)]
+pub struct Calls {
+    started: AtomicU64,
+    ended: [AtomicU64; Outcome::ALL.len()],
+    refused: Vec<AtomicU64>,
+    audited: AtomicU64,
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    nanoseconds: AtomicU64,
+    connections: AtomicI64,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            started: AtomicU64::default(),
+            ended: Default::default(),
+            refused: Reason::ALL.iter().map(|_| AtomicU64::default()).collect(),
+            audited: AtomicU64::default(),
+            buckets: Default::default(),
+            nanoseconds: AtomicU64::default(),
+            connections: AtomicI64::default(),
+        }
+    }
+}
+
+impl Calls {
+    /// A call has come in.
+    pub fn started(&self) {
+        self.started.fetch_add(1, Relaxed);
+    }
+
+    /// The call is over.
+    pub fn ended(&self, outcome: Outcome, took: Duration) {
+        self.ended[outcome as usize].fetch_add(1, Relaxed);
+        let seconds = took.as_secs_f64();
+        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.nanoseconds.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// A refusal was made, at the start of a call or in the middle of a stream.
+    pub fn refused(&self, reason: Reason) {
+        if let Some(index) = Reason::ALL.iter().position(|other| *other == reason) {
+            self.refused[index].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Audit mode let a call pass that enforcement would have refused.
+    pub fn audited(&self) {
+        self.audited.fetch_add(1, Relaxed);
+    }
+
+    /// A connection was accepted; it is counted as open until the guard is dropped.
+    pub fn connected(self: &Arc<Self>) -> Connected {
+        self.connections.fetch_add(1, Relaxed);
+        Connected(Arc::clone(self))
+    }
+
+    /// Calls that have started and not ended. Zero once all is quiet: tests hold on to that.
+    #[must_use]
+    pub fn in_flight(&self) -> i64 {
+        let started = self.started.load(Relaxed);
+        let ended: u64 = self.ended.iter().map(|count| count.load(Relaxed)).sum();
+        i64::try_from(started).unwrap_or(i64::MAX) - i64::try_from(ended).unwrap_or(i64::MAX)
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connected(Arc<Calls>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What of a replica a scrape shows.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaGauges {
+    /// The replicated kind.
+    pub kind: &'static str,
+    /// Revision reached; 0 before the first snapshot.
+    pub revision: u64,
+    /// The same with its epoch, for `/config`.
+    pub position: Option<String>,
+    /// Records held.
+    pub records: u64,
+    /// Whether the stream to the control plane is up.
+    pub connected: bool,
+    /// Seconds since the source was last heard; grows while it is gone.
+    pub age_seconds: f64,
+    /// Updates that were refused so far.
+    pub nacks: u64,
+    /// What is wrong now, for `/config`.
+    pub error: Option<String>,
+}
+
+/// What a scrape asks of the rest of the sidecar.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// One entry a kind.
+    pub replicas: Vec<ReplicaGauges>,
+    /// When the SVID ends, in Unix seconds; absent before the sidecar has joined.
+    pub svid_not_after: Option<u64>,
+    /// Whether `/ready` says yes.
+    pub ready: bool,
+}
+
+/// All counters of the process.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    outbound: Arc<Calls>,
+    inbound: Arc<Calls>,
+}
+
+impl Metrics {
+    /// The counters of one direction: resolve once, then count.
+    #[must_use]
+    pub fn calls(&self, direction: Direction) -> &Arc<Calls> {
+        match direction {
+            Direction::Outbound => &self.outbound,
+            Direction::Inbound => &self.inbound,
+        }
+    }
+
+    /// The OpenMetrics text of all metrics.
+    #[must_use]
+    pub fn text(self: &Arc<Self>, gauges: Snapshot) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Scrape { metrics: Arc::clone(self), gauges }));
+        let mut text = String::new();
+        if encode(&mut text, &registry).is_err() {
+            text.clear();
+            let _infallible = write!(text, "# encoding failed\n# EOF\n");
+        }
+        text
+    }
+}
+
+#[derive(Debug)]
+struct Scrape {
+    metrics: Arc<Metrics>,
+    gauges: Snapshot,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    direction: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    direction: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
+type NoLabels = [(&'static str, &'static str); 0];
+const NO_LABELS: NoLabels = [];
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.counts(&mut encoder)?;
+        self.refusals(&mut encoder)?;
+        self.durations(&mut encoder)?;
+        self.replicas(&mut encoder)?;
+        let build = BuildLabels { version: env!("CARGO_PKG_VERSION") };
+        let mut info =
+            encoder.encode_descriptor("tenon_build_info", "Version of this binary", None, MetricType::Gauge)?;
+        ConstGauge::new(1u64).encode(info.encode_family(&build)?)?;
+        let mut ready =
+            encoder.encode_descriptor("tenon_ready", "1 when /ready answers 200", None, MetricType::Gauge)?;
+        ConstGauge::new(u64::from(self.gauges.ready)).encode(ready.encode_family(&NO_LABELS)?)?;
+        if let Some(not_after) = self.gauges.svid_not_after {
+            let mut svid = encoder.encode_descriptor(
+                "tenon_svid_expiry_timestamp_seconds",
+                "When the SVID in use ends, in Unix seconds",
+                None,
+                MetricType::Gauge,
+            )?;
+            ConstGauge::new(not_after).encode(svid.encode_family(&NO_LABELS)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Scrape {
+    fn each(&self) -> impl Iterator<Item = (&'static str, &Arc<Calls>)> {
+        Direction::ALL.into_iter().map(|direction| (direction.as_str(), self.metrics.calls(direction)))
+    }
+
+    fn counts(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut started =
+            encoder.encode_descriptor("tenon_calls_started", "Calls that came in", None, MetricType::Counter)?;
+        for (direction, calls) in self.each() {
+            ConstCounter::new(calls.started.load(Relaxed))
+                .encode(started.encode_family(&DirectionLabel { direction })?)?;
+        }
+        let mut ended =
+            encoder.encode_descriptor("tenon_calls_ended", "Calls that ended, by how", None, MetricType::Counter)?;
+        for (direction, calls) in self.each() {
+            for outcome in Outcome::ALL {
+                let labels = OutcomeLabels { direction, outcome: outcome.as_str() };
+                ConstCounter::new(calls.ended[outcome as usize].load(Relaxed)).encode(ended.encode_family(&labels)?)?;
+            }
+        }
+        let mut connections =
+            encoder.encode_descriptor("tenon_connections", "Open accepted connections", None, MetricType::Gauge)?;
+        for (direction, calls) in self.each() {
+            let open = calls.connections.load(Relaxed);
+            ConstGauge::new(open).encode(connections.encode_family(&DirectionLabel { direction })?)?;
+        }
+        Ok(())
+    }
+
+    fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut refusals =
+            encoder.encode_descriptor("tenon_refusals", "Refusals, by reason", None, MetricType::Counter)?;
+        for (direction, calls) in self.each() {
+            for (reason, count) in Reason::ALL.iter().zip(&calls.refused) {
+                let labels = ReasonLabels { direction, reason: reason.as_str() };
+                ConstCounter::new(count.load(Relaxed)).encode(refusals.encode_family(&labels)?)?;
+            }
+        }
+        let mut audited = encoder.encode_descriptor(
+            "tenon_audited_calls",
+            "Calls that audit mode let pass and enforcement would have refused",
+            None,
+            MetricType::Counter,
+        )?;
+        for (direction, calls) in self.each() {
+            ConstCounter::new(calls.audited.load(Relaxed))
+                .encode(audited.encode_family(&DirectionLabel { direction })?)?;
+        }
+        Ok(())
+    }
+
+    fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut duration = encoder.encode_descriptor(
+            "tenon_call_duration_seconds",
+            "From the request's headers to the end of the answer",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (direction, calls) in self.each() {
+            let buckets: Vec<(f64, u64)> = BOUNDS
+                .iter()
+                .copied()
+                .chain([f64::MAX])
+                .zip(&calls.buckets)
+                .map(|(bound, count)| (bound, count.load(Relaxed)))
+                .collect();
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            #[expect(clippy::cast_precision_loss, reason = "a sum of seconds for people")]
+            let sum = calls.nanoseconds.load(Relaxed) as f64 / 1e9;
+            let label = DirectionLabel { direction };
+            let mut family = duration.encode_family(&label)?;
+            family.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn replicas(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let replicas = &self.gauges.replicas;
+        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&ReplicaGauges) -> f64| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for replica in replicas {
+                ConstGauge::new(value(replica)).encode(family.encode_family(&KindLabel { kind: replica.kind })?)?;
+            }
+            Ok(())
+        };
+        #[expect(clippy::cast_precision_loss, reason = "gauges are floats on the wire")]
+        {
+            gauge("tenon_replica_revision", "Revision reached, by kind", &|replica| replica.revision as f64)?;
+            gauge("tenon_replica_records", "Records held, by kind", &|replica| replica.records as f64)?;
+            gauge("tenon_replica_nacks", "Updates refused so far, by kind", &|replica| replica.nacks as f64)?;
+        }
+        gauge("tenon_replica_connected", "1 while the source is connected, by kind", &|replica| {
+            f64::from(u8::from(replica.connected))
+        })?;
+        gauge("tenon_replica_age_seconds", "Seconds since the source was last heard, by kind", &|replica| {
+            replica.age_seconds
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docs_telemetry_lists_exactly_these_metrics() {
+        let metrics = Arc::new(Metrics::default());
+        let gauges = Snapshot {
+            replicas: vec![ReplicaGauges {
+                kind: "tenant",
+                revision: 1,
+                records: 1,
+                connected: true,
+                age_seconds: 0.0,
+                nacks: 0,
+                position: None,
+                error: None,
+            }],
+            svid_not_after: Some(1),
+            ready: true,
+        };
+        let text = metrics.text(gauges);
+        let mut emitted: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        emitted.sort_unstable();
+        let docs = include_str!("../../../docs/telemetry.md");
+        let mut listed: Vec<&str> = docs
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `"))
+            .filter_map(|line| line.split('`').next())
+            .collect();
+        listed.sort_unstable();
+        assert_eq!(emitted, listed);
+    }
+
+    #[test]
+    fn what_started_and_ended_is_no_longer_in_flight() {
+        let calls = Calls::default();
+        calls.started();
+        calls.started();
+        calls.ended(Outcome::Finished, Duration::from_millis(3));
+        assert_eq!(calls.in_flight(), 1);
+        calls.ended(Outcome::Cancelled, Duration::from_secs(30));
+        assert_eq!(calls.in_flight(), 0);
+    }
+}

@@ -1,0 +1,108 @@
+//! Calls that are open at this moment, so that they can be decided again when what they were allowed by changes.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use http::{HeaderValue, Uri};
+
+use crate::call::Line;
+
+/// The open calls of one worker. The lock is the worker's own: calls and the task that decides again run on one thread.
+#[derive(Debug, Default)]
+pub struct OpenCalls(Mutex<Slots>);
+
+#[derive(Debug, Default)]
+struct Slots {
+    entries: Vec<Option<OpenCall>>,
+    free: Vec<usize>,
+}
+
+/// What deciding a call again needs of it.
+#[derive(Debug, Clone)]
+pub struct OpenCall {
+    /// Where to end it.
+    pub line: Arc<Line>,
+    /// The question that was asked when it began.
+    pub question: Question,
+}
+
+/// What was asked when the call began.
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// May this caller call this path for this tenant?
+    Inbound {
+        /// Service of the mTLS peer.
+        caller: Arc<str>,
+        /// Path of the request.
+        uri: Uri,
+        /// `x-tenant-id`, where a rule looked at it.
+        tenant: Option<HeaderValue>,
+    },
+    /// May this service call that one?
+    Outbound {
+        /// The destination's name.
+        service: Arc<str>,
+    },
+}
+
+/// A call's place among the open ones; it is given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    calls: Arc<OpenCalls>,
+    index: usize,
+}
+
+impl OpenCalls {
+    /// Registers a call until the place is dropped.
+    pub fn enter(self: &Arc<Self>, call: OpenCall) -> Place {
+        let mut slots = self.lock();
+        let index = if let Some(index) = slots.free.pop() {
+            slots.entries[index] = Some(call);
+            index
+        } else {
+            slots.entries.push(Some(call));
+            slots.entries.len() - 1
+        };
+        Place { calls: Arc::clone(self), index }
+    }
+
+    /// A copy of what is open now.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<OpenCall> {
+        self.lock().entries.iter().flatten().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut slots = self.calls.lock();
+        slots.entries[self.index] = None;
+        slots.free.push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call() -> OpenCall {
+        OpenCall { line: Arc::default(), question: Question::Outbound { service: "media".into() } }
+    }
+
+    #[test]
+    fn a_place_is_given_back_and_used_again() {
+        let calls = Arc::new(OpenCalls::default());
+        let first = calls.enter(call());
+        let second = calls.enter(call());
+        assert_eq!(calls.snapshot().len(), 2);
+        drop(first);
+        assert_eq!(calls.snapshot().len(), 1);
+        let third = calls.enter(call());
+        assert_eq!(calls.lock().entries.len(), 2, "the freed place is used again");
+        drop((second, third));
+        assert!(calls.snapshot().is_empty());
+    }
+}

@@ -1,0 +1,261 @@
+//! One forwarding thread: a runtime of its own, connections of its own, nothing shared but snapshots of state.
+
+use std::{
+    convert::Infallible,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_identity::{clock, tls};
+use rustls::ServerConfig;
+use sidecar_core::{
+    Named, Proven, Token,
+    inbound::{self, Head, Stop},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    time::MissedTickBehavior,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::{
+    body::CallBody,
+    cork::Cork,
+    credentials::TokenMemory,
+    inbound::Caller,
+    live::Live,
+    metrics::Direction,
+    open::{OpenCall, OpenCalls, Question},
+    outbound,
+    pool::Pool,
+};
+
+/// A connection on its way to a worker. Accepted elsewhere, so that load spreads evenly.
+#[derive(Debug)]
+pub enum Accepted {
+    /// From the app, over loopback.
+    Outbound(std::net::TcpStream),
+    /// From the app, over a Unix socket.
+    OutboundUnix(std::os::unix::net::UnixStream),
+    /// From another sidecar.
+    Inbound(std::net::TcpStream),
+}
+
+/// Open calls are decided again this long after a change at the latest; a burst of changes costs one round.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often idle connections are looked for.
+const PRUNE: Duration = Duration::from_secs(30);
+
+/// What the calls of one thread share.
+pub struct Worker {
+    /// State that all workers read.
+    pub live: Arc<Live>,
+    /// This service's name.
+    pub service: Arc<str>,
+    /// The same as `:authority` for the app.
+    pub authority: http::uri::Authority,
+    /// Connections to the app and to other sidecars.
+    pub pool: Pool,
+    /// Calls that can be decided again.
+    pub open: Arc<OpenCalls>,
+    memory: Mutex<TokenMemory>,
+    tls: Arc<ServerConfig>,
+}
+
+/// Hands connections to a worker's thread.
+#[derive(Debug, Clone)]
+pub struct Handle(mpsc::UnboundedSender<Accepted>);
+
+impl Handle {
+    /// Gives the connection to the worker; dropped, and so closed, when the worker has stopped.
+    pub fn give(&self, connection: Accepted) {
+        let _stopped = self.0.send(connection);
+    }
+}
+
+/// Starts a forwarding thread. It ends when `shutdown` is cancelled and its calls have ended, or after `drain`.
+///
+/// # Errors
+/// When the thread or its runtime cannot be made.
+pub fn start(
+    live: &Arc<Live>,
+    number: usize,
+    shutdown: CancellationToken,
+    drain: Duration,
+) -> io::Result<(Handle, thread::JoinHandle<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let service: Arc<str> = live.config.service.as_str().into();
+    let authority = http::uri::Authority::from_maybe_shared(service.to_string()).map_err(io::Error::other)?;
+    let worker = Arc::new(Worker {
+        service,
+        authority,
+        pool: Pool::new(Arc::clone(&live.identity)),
+        open: Arc::default(),
+        memory: Mutex::new(TokenMemory::new(live)),
+        tls: tls::server_config(&live.identity, tls::Clients::Required),
+        live: Arc::clone(live),
+    });
+    let thread = thread::Builder::new()
+        .name(format!("tenon-worker-{number}"))
+        .spawn(move || runtime.block_on(worker.run(receiver, shutdown, drain)))?;
+    Ok((Handle(sender), thread))
+}
+
+impl Worker {
+    /// The verifier of this thread's calls, with its memory of verified tokens.
+    pub fn credentials(&self) -> MutexGuard<'_, TokenMemory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        mut accepted: mpsc::UnboundedReceiver<Accepted>,
+        shutdown: CancellationToken,
+        drain: Duration,
+    ) {
+        let connections = TaskTracker::new();
+        let background = tokio::spawn(Arc::clone(&self).look_after());
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                connection = accepted.recv() => match connection {
+                    Some(connection) => {
+                        let worker = Arc::clone(&self);
+                        let shutdown = shutdown.clone();
+                        connections.spawn(async move { worker.accept(connection, shutdown).await });
+                    }
+                    None => break,
+                },
+            }
+        }
+        connections.close();
+        if tokio::time::timeout(drain, connections.wait()).await.is_err() {
+            warn!(connections = connections.len(), "calls were still open at the end of the drain time and are cut");
+        }
+        background.abort();
+    }
+
+    async fn accept(self: Arc<Self>, connection: Accepted, shutdown: CancellationToken) {
+        let served = match connection {
+            Accepted::Outbound(stream) => self.clone().outbound_tcp(stream, shutdown).await,
+            Accepted::OutboundUnix(stream) => match tokio::net::UnixStream::from_std(stream) {
+                Ok(stream) => self.clone().outbound(stream, shutdown).await,
+                Err(error) => Err(error.into()),
+            },
+            Accepted::Inbound(stream) => self.clone().inbound(stream, shutdown).await,
+        };
+        if let Err(error) = served {
+            debug!(%error, "a connection ended");
+        }
+    }
+
+    async fn outbound_tcp(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
+        stream.set_nodelay(true)?;
+        self.outbound(tokio::net::TcpStream::from_std(stream)?, shutdown).await
+    }
+
+    async fn outbound<T>(self: Arc<Self>, stream: T, shutdown: CancellationToken) -> Served
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let _connected = self.live.metrics.calls(Direction::Outbound).connected();
+        serve_http2(stream, shutdown, move |request| outbound::serve(Arc::clone(&self), request)).await
+    }
+
+    async fn inbound(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
+        stream.set_nodelay(true)?;
+        let stream = tokio::net::TcpStream::from_std(stream)?;
+        let (stream, peer) = tls::accept(&self.tls, stream).await?;
+        let Some(peer) = peer else { return Err("no client certificate".into()) };
+        let _connected = self.live.metrics.calls(Direction::Inbound).connected();
+        let caller = Caller::new(&peer);
+        serve_http2(stream, shutdown, move |request| crate::inbound::serve(Arc::clone(&self), caller.clone(), request))
+            .await
+    }
+
+    /// Decides open calls again when something changed, and closes connections nobody uses.
+    async fn look_after(self: Arc<Self>) {
+        let mut changes = self.live.changes();
+        let mut prune = tokio::time::interval(PRUNE);
+        prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = prune.tick() => self.pool.prune(),
+                changed = changes.changed() => {
+                    if changed.is_err() { return }
+                    self.decide_again();
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn decide_again(&self) {
+        for call in self.open.snapshot() {
+            if let Some(refusal) = self.objection(&call) {
+                call.line.hang_up(refusal);
+            }
+        }
+    }
+
+    /// Why this open call would not be allowed now. Its credentials were proven when it began.
+    fn objection(&self, call: &OpenCall) -> Option<sidecar_core::Refusal> {
+        match &call.question {
+            Question::Inbound { caller, uri, tenant } => {
+                let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
+                let head =
+                    Head { path: uri.path(), token: Token::One(""), tenant, tenant_revision: None, txn_token: None };
+                let (state, now) = (self.live.inbound(), clock::unix_seconds());
+                match inbound::decide(&state, &self.live.tenants, &mut Proven, caller, &head, now, true) {
+                    Ok(_) | Err(Stop::WaitFor(_)) => None,
+                    Err(Stop::Refused(refusal)) => Some(refusal),
+                }
+            }
+            Question::Outbound { service } => self.live.outbound().quarantined.check(&self.service, service).err(),
+        }
+    }
+}
+
+type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// Serves one connection until it ends; after `shutdown` it takes no new call and ends with its last open one.
+///
+/// Windows and limits: `docs/adr/0002-hyper-for-the-data-path.md`. Limits on resets end the whole connection, which on
+/// a connection between sidecars is everybody's: hence the large ones.
+async fn serve_http2<T, S, F>(io: T, shutdown: CancellationToken, serve: S) -> Served
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<CallBody>> + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let answer = serve(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_concurrent_streams(4_096)
+        .max_header_list_size(64 << 10)
+        .max_pending_accept_reset_streams(4_096)
+        .max_local_error_reset_streams(None)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(Cork::new(io)), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}
