@@ -1,1 +1,98 @@
 //! The control plane's roles, the operator's commands and `tenon up`.
+//!
+//! Commands of the operator never decide anything themselves: they ask the running mesh, or run the same code that the
+//! sidecars run. Standard output has the result and nothing else; standard error has what went wrong and what to do.
+
+pub mod cli;
+mod config_file;
+pub mod data;
+pub mod failure;
+mod identity;
+pub mod mesh_file;
+mod operator;
+pub mod output;
+mod policy;
+mod probe;
+mod roles;
+mod sidecars;
+mod spawn_child;
+pub mod store;
+mod tenants;
+mod up;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::{
+    cli::{Cli, Command},
+    failure::{Answer, Failure},
+};
+
+/// Runs a command line. Exit code 0: success; 1: the answer is no or the work failed; 2: wrong usage.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = match config_file::command(&args) {
+        Ok(command) => command,
+        Err(failure) => return failed(&failure),
+    };
+    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors to clap, with exit code 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli.command) {
+        Ok(answer) => answer.into(),
+        Err(failure) => failed(&failure),
+    }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    let _ = writeln!(io::stderr(), "error: {failure}");
+    failure.exit_code()
+}
+
+fn run(command: Command) -> Result<Answer, Failure> {
+    match command {
+        Command::Up(args) => up::run(args),
+        Command::Tenants(command) => block_on(tenants::run(command)),
+        Command::Policy(cli::Policy::Check(args)) => policy::check(args),
+        Command::Policy(cli::Policy::Apply(args)) => block_on(policy::apply(args)),
+        Command::Policy(cli::Policy::Status(args)) => block_on(policy::status(args)),
+        Command::Policy(cli::Policy::Explain(args)) => block_on(policy::explain(*args)),
+        Command::Policy(cli::Policy::Test(args)) => policy::test(args),
+        Command::Identity(cli::Identity::JoinToken(args)) => block_on(identity::join_token(args)),
+        Command::Identity(cli::Identity::Keys(args)) => block_on(identity::keys(args)),
+        Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
+        Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),
+        Command::Tcs(cli::Tcs::Serve(args)) => roles::tcs(args),
+        Command::Sidecars(args) => block_on(sidecars::run(args)),
+        Command::Completions(args) => Ok(completions(args.shell)),
+        Command::SpawnChild(args) => match spawn_child::exec(&args)? {},
+    }
+}
+
+/// Runs a command of the operator on this thread.
+fn block_on(work: impl Future<Output = Result<Answer, Failure>>) -> Result<Answer, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start: {error}")).next("free some memory and file descriptors"))?
+        .block_on(work)
+}
+
+fn completions(shell: clap_complete::Shell) -> Answer {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "tenon", &mut script);
+    // A closed pipe is not an error.
+    let _ = io::stdout().write_all(&script);
+    Answer::Yes
+}

@@ -1,0 +1,462 @@
+//! What can be typed: every command, flag and help text. Nothing here does any work.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::store::Store;
+
+/// The `tenon` command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tenon",
+    version,
+    about = "Run and operate a Tenon mesh",
+    after_help = "Examples:\n  tenon up -f mesh-config/demo              run a whole mesh on this machine\n  tenon tenants import tenants.jsonl        load tenants into it\n  tenon policy explain -f mesh-config/demo --caller wiki --service media --path /media.v1.Media/Get\n  tenon check                               find out what is wrong with it\n\nExit codes: 0 success, 1 the answer is no or the work failed, 2 wrong usage.",
+    propagate_version = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Up(Up),
+    /// Read and change the tenants of a running mesh.
+    #[command(subcommand)]
+    Tenants(Tenants),
+    /// Check, apply and explain mesh policy.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Certificates, join tokens and keys; and the identity service itself.
+    #[command(subcommand)]
+    Identity(Identity),
+    /// The tenant context service.
+    #[command(subcommand)]
+    Tcs(Tcs),
+    // Check(Check),
+    Sidecars(Sidecars),
+    Completions(Completions),
+    #[command(hide = true)]
+    SpawnChild(SpawnChild),
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A table on a terminal, aligned text in a pipe.
+    Table,
+    /// JSON, for machines.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// How to print the result.
+    #[arg(short, long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// Where a running mesh is found.
+#[derive(Debug, Args)]
+pub struct MeshArgs {
+    /// Data folder of the mesh, made by `tenon up`: holds its addresses and the operator's credentials.
+    #[arg(long, value_name = "DIR", default_value = ".tenon", env = "TENON_DATA")]
+    pub data: PathBuf,
+}
+
+/// Run a whole mesh on this machine.
+///
+/// Starts the identity, policy and tenant context services, one sidecar for each instance of the LocalMesh document in
+/// the policy folder, and the instances' own commands. Prints `ready` on a line of its own when every sidecar serves.
+/// A child that dies is started again. Ctrl-C or SIGTERM ends all of them.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon up -f mesh-config/demo\n  tenon up -f mesh-config/demo --data /var/lib/tenon\n\nStarted again on the same data folder it keeps the CA, the tenants and all identities."
+)]
+pub struct Up {
+    /// Folder of policy files; exactly one LocalMesh document must be among them.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Data folder: CA, stores, state of the sidecars, logs, the operator's credentials.
+    #[arg(long, value_name = "DIR", default_value = ".tenon", env = "TENON_DATA")]
+    pub data: PathBuf,
+    /// Where tenants and policy are kept: `embedded:DIR` [default: below the data folder].
+    #[arg(long, value_name = "STORE", env = "TENON_STORE")]
+    pub store: Option<Store>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tenants {
+    Import(Import),
+    Apply(Import),
+    Get(GetTenant),
+    List(ListTenants),
+    /// Suspend a tenant: its calls are refused everywhere with TENANT_SUSPENDED. Prints the revision.
+    #[command(after_help = "Example:\n  tenon tenants suspend acme")]
+    Suspend(TenantId),
+    /// Let a suspended tenant back in. Prints the revision.
+    #[command(after_help = "Example:\n  tenon tenants unsuspend acme")]
+    Unsuspend(TenantId),
+    /// Delete a tenant: its calls are refused everywhere with TENANT_UNKNOWN. Prints the revision.
+    #[command(after_help = "Example:\n  tenon tenants delete acme")]
+    Delete(TenantId),
+}
+
+/// Write the tenants of a file: JSON Lines, one whole tenant context a line.
+///
+/// Tenants that exist are replaced, others are left untouched. All of the file is applied or nothing. The same file can
+/// be applied again.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon tenants import tenants.jsonl\n  echo '{\"tenantId\":\"acme\",\"status\":\"ACTIVE\",\"region\":\"us-east\",\"products\":{\"media\":{\"state\":\"ACTIVE\"}}}' | tenon tenants apply -"
+)]
+pub struct Import {
+    /// File of tenants; `-` is standard input.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Show one tenant.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tenon tenants get acme\n  tenon tenants get --host acme.example.com -o json")]
+pub struct GetTenant {
+    /// The tenant's id.
+    #[arg(value_name = "ID", required_unless_present = "host", conflicts_with = "host")]
+    pub id: Option<String>,
+    /// Find the tenant by one of its site host names instead.
+    #[arg(long, value_name = "HOST")]
+    pub host: Option<String>,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// List tenants in the order of their ids.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon tenants list\n  tenon tenants list --region eu-west -o json     a JSON array of whole tenant contexts"
+)]
+pub struct ListTenants {
+    /// Only tenants whose home region is this one.
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TenantId {
+    /// The tenant's id.
+    #[arg(value_name = "ID")]
+    pub id: String,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Policy {
+    Check(PolicyCheck),
+    Apply(PolicyApply),
+    Status(PolicyStatus),
+    Explain(Box<Explain>),
+    Test(PolicyTest),
+    // Serve(PolicyServe),
+}
+
+/// Check policy files without a mesh.
+///
+/// Prints every problem as `file:line:column: what is wrong`, all of them at once, and exits 1 when there is one.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon policy check -f mesh-config/demo")]
+pub struct PolicyCheck {
+    /// Folder of policy files.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Make a folder the whole policy of the running mesh.
+///
+/// What is no longer in the folder is gone. Nothing is changed when any file has a problem.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon policy apply -f mesh-config/demo")]
+pub struct PolicyApply {
+    /// Folder of policy files.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Show the policy in force, where it came from, and what of the watched folder could not be applied.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon policy status")]
+pub struct PolicyStatus {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Say whether a call would be allowed, which rule decides, and what was missing.
+///
+/// Decides with the code that the sidecars run. With -f the files are read and no mesh is needed; without it the running
+/// mesh is asked for its policy and for the tenant. Exits 0 when the call is allowed, 1 when it is not.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon policy explain --caller issues --service media --path /media.v1.Media/Get --tenant acme\n  tenon policy explain -f mesh-config/demo --tenants tenants.jsonl --caller wiki --service media \\\n      --path /media.v1.Media/Upload --tenant acme --region us-east -o json"
+)]
+pub struct Explain {
+    /// Read the policy from this folder instead of the running mesh.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// The calling service.
+    #[arg(long, value_name = "SERVICE")]
+    pub caller: String,
+    /// The called service.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: String,
+    /// The gRPC method: `/package.Service/Method`.
+    #[arg(long, value_name = "PATH")]
+    pub path: String,
+    /// The tenant that the call names.
+    #[arg(long, value_name = "ID")]
+    pub tenant: Option<String>,
+    /// Region of the called instance; without it, residency is not checked.
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+    /// File of tenants (JSON Lines) to look the tenant up in; needs -f.
+    #[arg(long, value_name = "FILE", requires = "folder")]
+    pub tenants: Option<PathBuf>,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Run the PolicyTest documents of a folder, without a mesh.
+///
+/// Each call of each test is decided with the code that the sidecars run and compared with what it expects. Exits 1 when
+/// one does not come out as expected.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon policy test -f mesh-config/demo")]
+pub struct PolicyTest {
+    /// Folder of policy files.
+    #[arg(short = 'f', long = "folder", value_name = "DIR")]
+    pub folder: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Identity {
+    JoinToken(JoinToken),
+    Keys(Keys),
+    CaInit(CaInit),
+    Serve(IdentityServe),
+}
+
+/// Make a token with which one process of a service gets its first certificate, once.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon identity join-token --service media\n  tenon identity join-token --service media --ttl-seconds 3600 > join-token\n\nThe token is printed alone. Pass it to the sidecar in a file: `tenon-sidecar --join-token-file PATH`."
+)]
+pub struct JoinToken {
+    /// The service that the token attests.
+    #[arg(long, value_name = "SERVICE")]
+    pub service: String,
+    /// How long the token can be used.
+    #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub ttl_seconds: u32,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// List the public ASAP keys of the mesh.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon identity keys -o json")]
+pub struct Keys {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Make a certificate authority: root certificate and private key as PEM files that only you can read.
+///
+/// The key is encrypted when TENON_CA_PASSPHRASE is set. `tenon up` makes one in its data folder by itself.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon identity ca-init --out ca --trust-domain demo.example")]
+pub struct CaInit {
+    /// Folder to write root.pem and root.key to; must not hold a CA yet.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Trust domain that the root is for; a mesh refuses a CA of another one.
+    #[arg(long, value_name = "NAME", default_value = "mesh.internal", env = "TENON_TRUST_DOMAIN")]
+    pub trust_domain: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tcs {
+    Serve(TcsServe),
+}
+
+/// What each service of the control plane is told about itself.
+#[derive(Debug, Args)]
+pub struct RoleArgs {
+    /// YAML file with the same settings: `listen: 127.0.0.1:15020`. Flags and TENON_* variables override it.
+    #[arg(long, value_name = "FILE", env = "TENON_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Trust domain of the mesh.
+    #[arg(long, value_name = "NAME", env = "TENON_TRUST_DOMAIN")]
+    pub trust_domain: String,
+    /// Folder for what the service keeps between two starts.
+    #[arg(long, value_name = "DIR", env = "TENON_STATE_DIR")]
+    pub state_dir: PathBuf,
+}
+
+/// How a service of the control plane gets its certificate.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// Address of the identity service.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_IDENTITY", default_value = "127.0.0.1:15010")]
+    pub identity: SocketAddr,
+    /// SHA-256 of the trust bundle, in hexadecimal: pins the identity service.
+    #[arg(long, value_name = "HEX", env = "TENON_TRUST_BUNDLE_SHA256")]
+    pub trust_bundle_sha256: String,
+    /// File with a join token; needed until the service has its first certificate.
+    #[arg(long, value_name = "PATH", env = "TENON_JOIN_TOKEN_FILE")]
+    pub join_token_file: Option<PathBuf>,
+}
+
+/// Run the identity service: the mesh's CA and the key repository.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity --listen 127.0.0.1:15010"
+)]
+pub struct IdentityServe {
+    /// Address to listen on.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15010")]
+    pub listen: SocketAddr,
+    /// Folder of the CA; made there when it is empty. TENON_CA_PASSPHRASE opens an encrypted key.
+    #[arg(long, value_name = "DIR", env = "TENON_CA")]
+    pub ca: PathBuf,
+    #[command(flatten)]
+    pub role: RoleArgs,
+}
+
+/// Run the policy service.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tenon policy serve -f mesh-config/demo --trust-domain demo.example --state-dir policy \\\n      --store embedded:policy/store.redb --trust-bundle-sha256 HEX --join-token-file join-token"
+)]
+pub struct PolicyServe {
+    /// Address to listen on.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15030")]
+    pub listen: SocketAddr,
+    /// Folder of policy files to follow; without it, policy comes from `tenon policy apply` alone.
+    #[arg(short = 'f', long = "folder", value_name = "DIR", env = "TENON_FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Where policy is kept: `embedded:FILE`.
+    #[arg(long, value_name = "STORE", env = "TENON_STORE")]
+    pub store: Store,
+    #[command(flatten)]
+    pub join: JoinArgs,
+    #[command(flatten)]
+    pub role: RoleArgs,
+}
+
+/// Run the tenant context service.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token"
+)]
+pub struct TcsServe {
+    /// Address to listen on.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15020")]
+    pub listen: SocketAddr,
+    /// Address of the policy service: says which service may see which product of a tenant.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", default_value = "127.0.0.1:15030")]
+    pub policy: SocketAddr,
+    /// Where tenants are kept: `embedded:FILE`.
+    #[arg(long, value_name = "STORE", env = "TENON_STORE")]
+    pub store: Store,
+    #[command(flatten)]
+    pub join: JoinArgs,
+    #[command(flatten)]
+    pub role: RoleArgs,
+}
+
+/// Check the running mesh and say what to do about each thing that is wrong. Exits 1 when something is.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon check -o json")]
+pub struct Check {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// List the sidecars of the running mesh, their listeners and whether they serve.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon sidecars -o json      with the command line of each, to start one by hand")]
+pub struct Sidecars {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Print completions for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon completions bash > ~/.local/share/bash-completion/completions/tenon")]
+pub struct Completions {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Run PROG so that it ends when its parent does. What `tenon up` starts its children with.
+#[derive(Debug, Args)]
+pub struct SpawnChild {
+    /// Process that must be the parent.
+    #[arg(long, value_name = "PID")]
+    pub parent: u32,
+    /// Signal that PROG gets when the parent dies.
+    #[arg(long, value_enum)]
+    pub signal: DeathSignal,
+    /// The program and its arguments.
+    #[arg(last = true, required = true, value_name = "PROG")]
+    pub program: Vec<std::ffi::OsString>,
+}
+
+/// What a child gets when its parent dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeathSignal {
+    #[value(name = "TERM")]
+    Term,
+    #[value(name = "KILL")]
+    Kill,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! `tenon policy explain`: what the sidecars' own decision code says of one call.
+
+use std::{fs, path::Path};
+
+use mesh_config::{compile, tenant::read_json_lines};
+use sidecar_core::explain::{Call, Explanation, Mesh as Model};
+use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
+use tonic::Code;
+
+use crate::{
+    cli::Explain,
+    failure::{Answer, Failure},
+    operator::Mesh,
+    output::Output,
+};
+
+/// Runs the command: exit code 0 when the call is allowed, 1 when it is not.
+///
+/// # Errors
+/// Problems of the files, no mesh, or a name that is none.
+pub async fn run(args: Explain) -> Result<Answer, Failure> {
+    let model = match &args.folder {
+        Some(folder) => offline(folder, args.tenants.as_deref())?,
+        None => online(&args).await?,
+    };
+    let call = Call {
+        caller: &args.caller,
+        service: &args.service,
+        path: &args.path,
+        tenant: args.tenant.as_deref(),
+        region: args.region.as_deref(),
+    };
+    let explanation = model
+        .explain(&call, mesh_identity::clock::unix_seconds())
+        .map_err(|problem| Failure::usage(problem).next("give plain names, as they stand in the policy files"))?;
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        out.json(&json(&explanation))?;
+    } else {
+        for line in words(&call, &explanation) {
+            out.line(&line)?;
+        }
+    }
+    out.flush()?;
+    Ok(explanation.allowed.into())
+}
+
+fn offline(folder: &Path, tenants: Option<&Path>) -> Result<Model, Failure> {
+    let records = compile(&super::load(folder)?);
+    let tenants = tenants.map(read_tenants).transpose()?;
+    model(records.allowlists.values(), records.routes.values(), records.quarantines.values(), tenants)
+}
+
+fn read_tenants(file: &Path) -> Result<Vec<TenantContext>, Failure> {
+    let text = fs::read_to_string(file).map_err(|error| {
+        Failure::new(format!("cannot read {}: {error}", file.display()))
+            .next("name a file of tenants with --tenants, one JSON object a line")
+    })?;
+    read_json_lines(&file.display().to_string(), &text)
+        .map_err(|problems| Failure::new(problems.to_string()).next("correct the file and try again"))
+}
+
+async fn online(args: &Explain) -> Result<Model, Failure> {
+    let mesh = Mesh::find(&args.mesh.data)?;
+    let described = super::describe_policy(&mesh).await?;
+    let tenants = match &args.tenant {
+        None => Vec::new(),
+        Some(id) => {
+            let request = GetRequest { by: Some(By::TenantId(id.clone())) };
+            match TenantsClient::new(mesh.tcs()).get(request).await {
+                Ok(tenant) => vec![tenant.into_inner()],
+                // A tenant that does not exist, or whose id cannot be one: unknown to the sidecars too.
+                Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Vec::new(),
+                Err(status) => return Err(mesh.tcs_failure(&format!("cannot ask for tenant {id}"), &status)),
+            }
+        }
+    };
+    model(&described.services, &described.routes, &described.quarantines, Some(tenants))
+}
+
+fn model<'r>(
+    services: impl IntoIterator<Item = &'r tenon_proto::policy::v1::ServicePolicy>,
+    routes: impl IntoIterator<Item = &'r tenon_proto::policy::v1::Route>,
+    quarantines: impl IntoIterator<Item = &'r tenon_proto::policy::v1::Quarantine>,
+    tenants: Option<Vec<TenantContext>>,
+) -> Result<Model, Failure> {
+    Model::new(services, routes, quarantines, tenants).map_err(|problem| {
+        Failure::new(format!("the policy cannot be used: {problem}"))
+            .next("`tenon policy status` shows the policy in force; apply one that this version knows")
+    })
+}
+
+/// The JSON of DESIGN §8, and more for whoever looks closer.
+pub(super) fn json(explanation: &Explanation) -> serde_json::Value {
+    serde_json::json!({
+        "allowed": explanation.allowed,
+        "reason": explanation.reason.map(|reason| reason.as_str()),
+        "allowlist": explanation.allowlist,
+        "rule": explanation.rule,
+        "source": explanation.source,
+        "message": explanation.message,
+        "nearest": explanation.nearest.as_ref().map(|nearest| serde_json::json!({
+            "allowlist": nearest.allowlist,
+            "rule": nearest.rule,
+            "source": nearest.source,
+            "missed": nearest.missed.as_str(),
+            "allows": nearest.allows,
+        })),
+        "audited": explanation.audited.map(|reason| reason.as_str()),
+        "assumed": explanation.assumed,
+    })
+}
+
+fn words(call: &Call<'_>, explanation: &Explanation) -> Vec<String> {
+    let verdict = match explanation.reason {
+        None => "allowed".to_owned(),
+        Some(reason) => {
+            format!("refused: {}: {}", reason.as_str(), explanation.message.as_deref().unwrap_or_default())
+        }
+    };
+    let mut lines = vec![format!("{} -> {} {}: {verdict}", call.caller, call.service, call.path)];
+    let place = |source: &str| if source.is_empty() { String::new() } else { format!(" at {source}") };
+    if let (Some(allowlist), Some(rule)) = (&explanation.allowlist, &explanation.rule) {
+        let source = explanation.source.as_deref().unwrap_or_default();
+        lines.push(format!("  decided by rule {rule} of allowlist {allowlist}{}", place(source)));
+    } else if let (Some(allowlist), true) = (&explanation.allowlist, explanation.allowed) {
+        lines.push(format!("  no rule matches; allowlist {allowlist} is in audit mode and lets it pass"));
+    }
+    if let Some(reason) = explanation.audited {
+        lines.push(format!("  audit mode let it pass: enforced, it would be refused with {}", reason.as_str()));
+    }
+    if let Some(nearest) = &explanation.nearest {
+        lines.push(format!(
+            "  nearest: rule {} of allowlist {}{}; it differs by {} and allows {}",
+            nearest.rule,
+            nearest.allowlist,
+            place(&nearest.source),
+            nearest.missed.as_str().replace('_', " "),
+            nearest.allows.join(", ")
+        ));
+    }
+    lines.extend(explanation.assumed.iter().map(|assumed| format!("  assumed: {assumed}")));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explain(caller: &str, path: &str, tenant: Option<&str>) -> Explanation {
+        let policy: tenon_proto::policy::v1::ServicePolicy = tenon_proto::policy::v1::ServicePolicy {
+            service: "media".into(),
+            originates: true,
+            rules: vec![tenon_proto::policy::v1::Rule {
+                allowlist: "media".into(),
+                name: "read".into(),
+                callers: vec!["issues".into()],
+                paths: vec!["/media.v1.Media/Get".into()],
+                tenant: tenon_proto::policy::v1::TenantRequirement::Required.into(),
+                proof: tenon_proto::policy::v1::Proof::None.into(),
+                source: "media.yaml:7".into(),
+                ..Default::default()
+            }],
+            residency: tenon_proto::policy::v1::Residency::Any.into(),
+            ..Default::default()
+        };
+        let route = tenon_proto::policy::v1::Route {
+            service: "media".into(),
+            residency: tenon_proto::policy::v1::Residency::Any.into(),
+            ..Default::default()
+        };
+        let model = model([&policy], [&route], [], None).unwrap();
+        model.explain(&Call { caller, service: "media", path, tenant, region: None }, 1_800_000_000).unwrap()
+    }
+
+    #[test]
+    fn an_allowed_call_names_its_rule() {
+        let json = json(&explain("issues", "/media.v1.Media/Get", Some("acme")));
+        assert_eq!(json["allowed"], true);
+        assert_eq!(json["reason"], serde_json::Value::Null);
+        assert_eq!((&json["allowlist"], &json["rule"]), (&"media".into(), &"read".into()));
+    }
+
+    #[test]
+    fn a_rule_that_matched_is_named_also_when_its_tenant_condition_refused() {
+        let json = json(&explain("issues", "/media.v1.Media/Get", None));
+        assert_eq!((&json["allowed"], &json["reason"]), (&false.into(), &"TENANT_REQUIRED".into()));
+        assert_eq!((&json["allowlist"], &json["rule"]), (&"media".into(), &"read".into()));
+    }
+
+    #[test]
+    fn a_call_that_no_rule_matches_names_the_nearest_and_what_it_missed_by() {
+        let explanation = explain("wiki", "/media.v1.Media/Get", Some("acme"));
+        let json = json(&explanation);
+        assert_eq!((&json["reason"], &json["rule"]), (&"PATH_NOT_ALLOWED".into(), &serde_json::Value::Null));
+        assert_eq!((&json["nearest"]["rule"], &json["nearest"]["missed"]), (&"read".into(), &"caller".into()));
+        let call =
+            Call { caller: "wiki", service: "media", path: "/media.v1.Media/Get", tenant: Some("acme"), region: None };
+        let text = words(&call, &explanation).join("\n");
+        assert!(text.contains("refused: PATH_NOT_ALLOWED: "), "{text}");
+        assert!(
+            text.contains(
+                "nearest: rule read of allowlist media at media.yaml:7; it differs by caller and allows issues"
+            ),
+            "{text}"
+        );
+    }
+}

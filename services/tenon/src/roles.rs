@@ -1,0 +1,147 @@
+//! `tenon identity serve`, `tenon tcs serve` and `tenon policy serve`: the control plane's processes.
+
+use std::{fs, io, net::SocketAddr, path::Path};
+
+use mesh_config::names::TrustDomain;
+use mesh_identity::join::{self, Joined};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    cli::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe},
+    failure::{Answer, Failure, chain},
+    operator::Role,
+    up::passphrase,
+};
+
+/// Runs the identity service until it is told to end.
+///
+/// # Errors
+/// It cannot start, or had to end.
+pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
+    serve(Role::Identity, async move |shutdown| {
+        let config = identity::Config {
+            listener: bind(args.listen).await?,
+            ca_dir: args.ca,
+            passphrase: passphrase(),
+            data_dir: args.role.state_dir,
+            trust_domain: trust_domain(&args.role.trust_domain)?,
+        };
+        identity::serve(config, shutdown).await.map_err(|error| ended(Role::Identity, &error))
+    })
+}
+
+/// Runs the TCS until it is told to end.
+///
+/// # Errors
+/// It cannot join the mesh, cannot start, or had to end.
+pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
+    serve(Role::Tcs, async move |shutdown| {
+        let listener = bind(args.listen).await?;
+        let joined = join(Role::Tcs, &args.join, &args.role, &shutdown).await?;
+        let config = tcs::Config {
+            listener,
+            store: store(args.store.path())?,
+            state_dir: args.role.state_dir,
+            identity: joined.identity,
+            policy: args.policy,
+        };
+        tcs::serve(config, shutdown).await.map_err(|error| ended(Role::Tcs, &error))
+    })
+}
+
+/// Runs a role on a runtime with a thread a processor, with logs on standard error.
+fn serve(role: Role, work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>) -> Result<Answer, Failure> {
+    use io::IsTerminal as _;
+
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| {
+        Failure::new(format!("cannot start: {error}")).next("free some memory and file descriptors")
+    })?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(end_on_signal(shutdown.clone()));
+        work(shutdown).await
+    })?;
+    tracing::info!(role = role.name(), "ended");
+    Ok(Answer::Yes)
+}
+
+async fn end_on_signal(shutdown: CancellationToken) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be heard: only SIGKILL ends this process");
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    shutdown.cancel();
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        Failure::new(format!("cannot listen on {address}: {error}"))
+            .next("end what listens there, or name another address with --listen")
+    })
+}
+
+fn trust_domain(name: &str) -> Result<TrustDomain, Failure> {
+    TrustDomain::try_from(name).map_err(|error| Failure::usage(error.to_string()).next("correct --trust-domain"))
+}
+
+/// The store's file, in a folder that exists.
+fn store(path: &Path) -> Result<std::path::PathBuf, Failure> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| {
+            Failure::new(format!("cannot make {}: {error}", folder.display()))
+                .next("make its parent writable, or name another file with --store embedded:PATH")
+        })?;
+    }
+    Ok(path.to_owned())
+}
+
+async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &CancellationToken) -> Result<Joined, Failure> {
+    let expected = trust_domain(&of.trust_domain)?;
+    let config = join::Config {
+        identity_address: args.identity,
+        pin: args.trust_bundle_sha256.clone(),
+        join_token: args.join_token_file.as_deref().map(join_token).transpose()?.flatten(),
+        service: role.service_name(),
+        state_dir: of.state_dir.clone(),
+    };
+    let joined = join::join(config.clone()).await.map_err(|error| Failure::new(chain(&error)))?;
+    let found = joined.identity.id().trust_domain();
+    if *found != expected {
+        return Err(Failure::new(format!(
+            "the mesh at {} has the trust domain {found}, not {expected}",
+            args.identity
+        ))
+        .next("name the right one with --trust-domain, or the right identity service with --identity"));
+    }
+    // Ends with the runtime.
+    drop(join::keep_renewed(&joined, config, shutdown.clone()));
+    Ok(joined)
+}
+
+/// A token that was used up is no problem while the stored certificate lasts, and neither is a missing file.
+fn join_token(path: &Path) -> Result<Option<String>, Failure> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|token| !token.is_empty())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::new(format!("cannot read {}: {error}", path.display()))
+            .next("make it readable for this user, or name another file with --join-token-file")),
+    }
+}
+
+fn ended(role: Role, error: &dyn std::error::Error) -> Failure {
+    Failure::new(format!("the {} cannot run: {}", role.title(), chain(error)))
+        .next("put right what it names and start it again")
+}

@@ -1,0 +1,161 @@
+//! `tenants import` and `tenants apply`: a file of tenants into the TCS, all of it or nothing.
+
+use std::{fs, io, path::Path};
+
+use futures_util::stream;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mesh_config::tenant::read_json_lines;
+use prost::Message as _;
+use tenon_proto::tcs::v1::{ImportRequest, TenantContext};
+
+use crate::{
+    cli::Import,
+    failure::{Answer, Failure},
+    operator::Mesh,
+    output::Output,
+};
+
+/// Most bytes of tenants in one message; well below the 4 MiB that gRPC servers take.
+const CHUNK: usize = 1024 * 1024;
+
+/// Runs the command.
+///
+/// # Errors
+/// Problems of the file, all of them; or what the TCS refused, with the line it stands on.
+pub async fn run(args: Import) -> Result<Answer, Failure> {
+    let name = if args.file == Path::new("-") { "standard input".to_owned() } else { args.file.display().to_string() };
+    let text = read(&args.file, &name)?;
+    let tenants = read_json_lines(&name, &text).map_err(|problems| {
+        Failure::new(problems.to_string()).next("nothing was applied: correct the file and try again")
+    })?;
+    let mesh = Mesh::find(&args.mesh.data)?;
+    let lines = Lines::of(&text, &tenants);
+    let answer = send(&mesh, tenants).await.map_err(|status| {
+        let failure = mesh.tcs_failure("nothing was applied", &status);
+        match lines.of_message(status.message()) {
+            Some(line) => Failure::new(format!("{name}:{line}:1: {}", status.message()))
+                .next("nothing was applied: correct the file and try again"),
+            None => failure,
+        }
+    })?;
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        out.json(&serde_json::json!({
+            "tenants": answer.tenants, "epoch": answer.epoch, "revision": answer.revision,
+        }))?;
+    } else {
+        out.line(&format!("{} tenants applied, revision {}.{}", answer.tenants, answer.epoch, answer.revision))?;
+    }
+    out.flush()?;
+    Ok(Answer::Yes)
+}
+
+fn read(file: &Path, name: &str) -> Result<String, Failure> {
+    let text = if file == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
+    text.map_err(|error| {
+        Failure::new(format!("cannot read {name}: {error}")).next("name a file of tenants, one JSON object a line")
+    })
+}
+
+async fn send(mesh: &Mesh, tenants: Vec<TenantContext>) -> Result<tenon_proto::tcs::v1::ImportResponse, tonic::Status> {
+    let bar = bar(tenants.len());
+    let shown = bar.clone();
+    let chunks = stream::unfold(tenants.into_iter(), move |mut rest| {
+        let chunk = take_chunk(&mut rest);
+        shown.inc(chunk.len() as u64);
+        async move { (!chunk.is_empty()).then_some((ImportRequest { tenants: chunk }, rest)) }
+    });
+    let answer = super::client(mesh).import(chunks).await;
+    bar.finish_and_clear();
+    answer.map(tonic::Response::into_inner)
+}
+
+/// Drawn on standard error, and only when that is a terminal.
+fn bar(tenants: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(tenants as u64), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} tenants, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// As many tenants as fit into one message, at least one.
+fn take_chunk(rest: &mut std::vec::IntoIter<TenantContext>) -> Vec<TenantContext> {
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    while let Some(next) = rest.as_slice().first() {
+        // A tag and a length of at most five bytes each.
+        bytes += next.encoded_len() + 10;
+        if !chunk.is_empty() && bytes > CHUNK {
+            break;
+        }
+        chunk.extend(rest.next());
+    }
+    chunk
+}
+
+/// Finds the line that an answer of the TCS is about.
+struct Lines {
+    /// Line number, tenant id and hosts of each record.
+    records: Vec<(usize, String, Vec<String>)>,
+}
+
+impl Lines {
+    /// The file has one record on each line that is not empty.
+    fn of(text: &str, tenants: &[TenantContext]) -> Self {
+        let numbers = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(index, _)| index + 1);
+        let records =
+            numbers.zip(tenants).map(|(line, tenant)| (line, tenant.tenant_id.clone(), tenant.hosts.clone())).collect();
+        Self { records }
+    }
+
+    /// The line of the record that the message names: by one of its hosts, else by its id.
+    fn of_message(&self, message: &str) -> Option<usize> {
+        let words: std::collections::HashSet<&str> = message
+            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.'))
+            .map(|w| w.trim_matches('.'))
+            .collect();
+        let by_host = self.records.iter().find(|(_, _, hosts)| hosts.iter().any(|host| words.contains(host.as_str())));
+        let by_id = || self.records.iter().find(|(_, id, _)| words.contains(id.as_str()));
+        by_host.or_else(by_id).map(|(line, _, _)| *line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(id: &str, hosts: &[&str], padding: usize) -> TenantContext {
+        TenantContext {
+            tenant_id: id.into(),
+            hosts: hosts.iter().map(|&host| host.into()).collect(),
+            realm: "x".repeat(padding),
+            ..TenantContext::default()
+        }
+    }
+
+    #[test]
+    fn chunks_stay_below_the_limit_and_lose_nothing() {
+        let tenants: Vec<_> = (0..5).map(|n| tenant(&format!("t{n}"), &[], CHUNK / 2 - 100)).collect();
+        let mut rest = tenants.into_iter();
+        let sizes: Vec<usize> = std::iter::from_fn(|| Some(take_chunk(&mut rest).len()).filter(|&n| n > 0)).collect();
+        assert_eq!(sizes, [2, 2, 1]);
+    }
+
+    #[test]
+    fn a_tenant_that_is_larger_than_a_chunk_goes_alone() {
+        let mut rest = vec![tenant("a", &[], CHUNK * 2), tenant("b", &[], 1)].into_iter();
+        assert_eq!(take_chunk(&mut rest).len(), 1);
+        assert_eq!(take_chunk(&mut rest).len(), 1);
+        assert_eq!(take_chunk(&mut rest).len(), 0);
+    }
+
+    #[test]
+    fn a_conflict_is_found_on_its_line_past_empty_ones() {
+        let tenants = [tenant("acme", &["acme.example"], 0), tenant("globex", &["globex.example"], 0)];
+        let lines = Lines::of("{}\n\n{}\n", &tenants);
+        assert_eq!(lines.of_message("host globex.example belongs to tenant other"), Some(3));
+        assert_eq!(lines.of_message("tenant acme: too large."), Some(1));
+        assert_eq!(lines.of_message("disk full"), None);
+    }
+}

@@ -1,0 +1,257 @@
+//! Which children a LocalMesh needs, and the command line of each.
+
+use std::{ffi::OsString, fmt::Display, path::Path};
+
+use mesh_config::{Instance, LocalMesh, Mesh, names::ServiceName};
+
+use super::{credentials::PASSPHRASE, supervisor};
+use crate::{
+    data::Data,
+    failure::Failure,
+    mesh_file::{ControlPlane, MeshFile, Sidecar},
+    operator::Role,
+    store::Store,
+};
+
+/// How long a sidecar lets open calls go on after SIGTERM: less than what it is given before SIGKILL.
+const DRAIN_SECONDS: u64 = 6;
+
+/// All that command lines are made of.
+pub struct Surroundings<'a> {
+    /// The policy folder, absolute.
+    pub folder: &'a Path,
+    /// The data folder, absolute.
+    pub data: &'a Data,
+    /// `--store`, if given.
+    pub store: Option<&'a Store>,
+    pub mesh: &'a Mesh,
+    pub local: &'a LocalMesh,
+    /// SHA-256 of the trust bundle.
+    pub pin: &'a str,
+}
+
+/// One child to be.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// What the supervisor runs.
+    pub spec: supervisor::Spec,
+    /// The service that it joins the mesh as: it gets a join token for it before each start.
+    pub joins: Option<ServiceName>,
+}
+
+/// Everything that is going to run.
+#[derive(Debug)]
+pub struct Plan {
+    pub identity: Planned,
+    pub policy: Planned,
+    pub tcs: Planned,
+    /// In the order of `file.sidecars`.
+    pub sidecars: Vec<Planned>,
+    pub apps: Vec<Planned>,
+    /// What commands read of it.
+    pub file: MeshFile,
+}
+
+/// Makes the command lines. Starts nothing.
+///
+/// # Errors
+/// The binaries cannot be found.
+pub fn plan(around: &Surroundings<'_>) -> Result<Plan, Failure> {
+    let tenon = std::env::current_exe()
+        .map_err(|error| Failure::new(format!("cannot find the tenon binary: {error}")).next("start it by its path"))?;
+    let sidecar = tenon.with_file_name("tenon-sidecar");
+    if !sidecar.is_file() {
+        return Err(Failure::new(format!("there is no {}", sidecar.display()))
+            .next("build it (`cargo build --release`) or install both binaries into one folder"));
+    }
+    let maker = Maker { around, tie: supervisor::tie(&tenon), tenon: &tenon, sidecar: &sidecar };
+    let names = sidecar_names(&around.local.instances);
+    let lines: Vec<_> =
+        around.local.instances.iter().zip(&names).map(|(i, name)| maker.sidecar_line(i, name)).collect();
+    let addresses = &around.local.control_plane;
+    let file = MeshFile {
+        mesh: around.mesh.name().to_string(),
+        trust_domain: around.mesh.trust_domain().to_string(),
+        trust_bundle_sha256: around.pin.to_owned(),
+        control_plane: ControlPlane { identity: addresses.identity, tcs: addresses.tcs, policy: addresses.policy },
+        sidecars: around
+            .local
+            .instances
+            .iter()
+            .zip(&names)
+            .zip(&lines)
+            .map(|((instance, name), line)| described(around.data, instance, name, line))
+            .collect(),
+    };
+    let instances = || around.local.instances.iter().zip(&names);
+    Ok(Plan {
+        identity: maker.identity(),
+        policy: maker.policy(),
+        tcs: maker.tcs(),
+        sidecars: instances()
+            .zip(lines)
+            .map(|((instance, name), line)| maker.child(name, line, Some(instance.service.clone())))
+            .collect(),
+        apps: instances()
+            .filter(|(instance, _)| !instance.command.is_empty())
+            .map(|(instance, name)| maker.app(instance, name))
+            .collect(),
+        file,
+    })
+}
+
+fn described(data: &Data, instance: &Instance, name: &str, line: &[OsString]) -> Sidecar {
+    Sidecar {
+        name: name.to_owned(),
+        service: instance.service.to_string(),
+        region: instance.region.to_string(),
+        zone: instance.zone.as_ref().map(ToString::to_string),
+        app: instance.app,
+        outbound: instance.outbound.to_string(),
+        inbound: instance.inbound,
+        admin: instance.admin,
+        state_dir: data.sidecar(name),
+        command: line.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+    }
+}
+
+/// `media-us-east`, and `media-us-east-2` for a second one there.
+fn sidecar_names(instances: &[Instance]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(instances.len());
+    for instance in instances {
+        let base = format!("{}-{}", instance.service, instance.region);
+        let name = (1..)
+            .map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") })
+            .find(|name| !names.contains(name))
+            .unwrap_or(base.clone());
+        names.push(name);
+    }
+    names
+}
+
+struct Maker<'a> {
+    around: &'a Surroundings<'a>,
+    tie: Vec<OsString>,
+    tenon: &'a Path,
+    sidecar: &'a Path,
+}
+
+impl Maker<'_> {
+    fn identity(&self) -> Planned {
+        let mut line = Line::new(self.tenon).words(["identity", "serve"]);
+        line = line
+            .flag("--listen", self.around.local.control_plane.identity)
+            .path("--ca", &self.around.data.ca())
+            .flag("--trust-domain", self.around.mesh.trust_domain())
+            .path("--state-dir", &self.around.data.role("identity"));
+        let mut child = self.child("identity", line.0, None);
+        child.spec.without.retain(|name| name != PASSPHRASE);
+        child
+    }
+
+    fn policy(&self) -> Planned {
+        let line = Line::new(self.tenon)
+            .words(["policy", "serve"])
+            .flag("--listen", self.around.local.control_plane.policy)
+            .path("--folder", self.around.folder);
+        self.joining(Role::Policy, line)
+    }
+
+    fn tcs(&self) -> Planned {
+        let addresses = &self.around.local.control_plane;
+        let line = Line::new(self.tenon)
+            .words(["tcs", "serve"])
+            .flag("--listen", addresses.tcs)
+            .flag("--policy", addresses.policy);
+        self.joining(Role::Tcs, line)
+    }
+
+    /// The rest of the command line of a service of the control plane that joins like any other.
+    fn joining(&self, role: Role, line: Line) -> Planned {
+        let dir = self.around.data.role(role.name());
+        let stores = self.around.store.map_or(dir.as_path(), Store::path);
+        let store = Store::Embedded(stores.join(format!("{}.redb", role.name())));
+        let line = line
+            .flag("--store", store)
+            .flag("--trust-domain", self.around.mesh.trust_domain())
+            .path("--state-dir", &dir)
+            .flag("--identity", self.around.local.control_plane.identity)
+            .flag("--trust-bundle-sha256", self.around.pin)
+            .path("--join-token-file", &dir.join(JOIN_TOKEN));
+        self.child(role.name(), line.0, Some(role.service_name()))
+    }
+
+    fn sidecar_line(&self, instance: &Instance, name: &str) -> Vec<OsString> {
+        let addresses = &self.around.local.control_plane;
+        let dir = self.around.data.sidecar(name);
+        let mut line = Line::new(self.sidecar)
+            .flag("--service", &instance.service)
+            .flag("--trust-domain", self.around.mesh.trust_domain())
+            .flag("--region", &instance.region);
+        if let Some(zone) = &instance.zone {
+            line = line.flag("--zone", zone);
+        }
+        if let Some(app) = instance.app {
+            line = line.flag("--app", app);
+        }
+        line.flag("--outbound", &instance.outbound)
+            .flag("--inbound", instance.inbound)
+            .flag("--admin", instance.admin)
+            .flag("--identity", addresses.identity)
+            .flag("--tcs", addresses.tcs)
+            .flag("--policy", addresses.policy)
+            .flag("--trust-bundle-sha256", self.around.pin)
+            .path("--join-token-file", &dir.join(JOIN_TOKEN))
+            .path("--state-dir", &dir)
+            .flag("--drain-seconds", DRAIN_SECONDS)
+            .0
+    }
+
+    fn app(&self, instance: &Instance, name: &str) -> Planned {
+        let line = instance.command.iter().map(OsString::from).collect();
+        let mut child = self.child(&format!("{name}-app"), line, None);
+        // An app may have TENON_* variables of its own; the passphrase is nobody's but the CA's.
+        child.spec.without = vec![PASSPHRASE.into()];
+        child
+    }
+
+    /// Nothing that configures this process may configure a child: its command line says all.
+    fn child(&self, name: &str, program: Vec<OsString>, joins: Option<ServiceName>) -> Planned {
+        let ours = |name: &OsString| name.to_string_lossy().starts_with("TENON_");
+        let spec = supervisor::Spec {
+            name: name.to_owned(),
+            program,
+            log: self.around.data.log(name),
+            tie: self.tie.clone(),
+            without: std::env::vars_os().map(|(name, _)| name).filter(ours).collect(),
+        };
+        Planned { spec, joins }
+    }
+}
+
+/// Name of the file with the join token in the folder of whoever joins.
+pub const JOIN_TOKEN: &str = "join-token";
+
+/// A command line.
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn new(program: &Path) -> Self {
+        Self(vec![program.into()])
+    }
+
+    fn words<const N: usize>(mut self, words: [&str; N]) -> Self {
+        self.0.extend(words.map(OsString::from));
+        self
+    }
+
+    fn flag(mut self, name: &str, value: impl Display) -> Self {
+        self.0.extend([name.into(), value.to_string().into()]);
+        self
+    }
+
+    fn path(mut self, name: &str, value: &Path) -> Self {
+        self.0.extend([name.into(), value.into()]);
+        self
+    }
+}

@@ -1,0 +1,190 @@
+//! The CA of a local mesh, and the operator's certificate that `tenon up` and the commands use.
+
+use std::{fs, os::unix::fs::DirBuilderExt as _, rc::Rc, sync::Arc, time::Duration};
+
+use identity::{Ca, CaError, Passphrase};
+use mesh_config::names::{ServiceName, TrustDomain};
+use mesh_identity::{Identity, Svid, clock};
+use tokio_util::sync::CancellationToken;
+
+use super::printer::Printer;
+use crate::{
+    data::Data,
+    failure::{Failure, chain},
+    mesh_file::write_private,
+    output::rfc3339,
+};
+
+/// How long the operator's certificate lives; renewed at half of it.
+const LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// How often to look whether it is time. The machine may have slept, so no long timer is trusted.
+const LOOK: Duration = Duration::from_secs(60);
+/// Opens an encrypted CA key.
+pub const PASSPHRASE: &str = "TENON_CA_PASSPHRASE";
+
+/// The CA in the data folder and the operator that it made. Cheap to clone.
+#[derive(Clone)]
+pub struct Credentials {
+    ca: Rc<Ca>,
+    data: Data,
+    operator: String,
+    identity: Arc<Identity>,
+}
+
+impl Credentials {
+    /// Opens the CA of the data folder, or makes one on the first start, and writes the operator's credentials.
+    ///
+    /// # Errors
+    /// The CA is another mesh's, cannot be opened, or is not valid now.
+    pub fn prepare(data: &Data, trust_domain: &TrustDomain) -> Result<Self, Failure> {
+        let now = clock::unix_seconds();
+        let passphrase = passphrase();
+        let dir = data.ca();
+        let opened = if Ca::exists(&dir) {
+            Ca::open(&dir, trust_domain, passphrase.as_ref(), now)
+        } else {
+            Ca::create(&dir, trust_domain, passphrase.as_ref(), now)
+        };
+        let ca = opened.map_err(|error| ca_failure(&error))?;
+        let operator = operator_name();
+        let svid = issue(&ca, &operator, now)?;
+        let identity = Identity::new(svid, ca.bundle().clone());
+        let credentials = Self { ca: Rc::new(ca), data: data.clone(), operator, identity };
+        credentials.write()?;
+        Ok(credentials)
+    }
+
+    /// The operator as the control plane sees it; renewed while the mesh runs.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// What processes that join pin the identity service by.
+    pub fn pin(&self) -> String {
+        self.ca.bundle().pin()
+    }
+
+    /// Renews the operator's certificate at half of its life, here and in the data folder, until the end.
+    pub async fn keep_renewed(self, printer: Printer, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = shutdown.cancelled() => return,
+            }
+            let (now, svid) = (clock::unix_seconds(), self.identity.svid());
+            if now + LIFETIME.as_secs() / 2 < svid.not_after() {
+                continue;
+            }
+            let renewed = issue(&self.ca, &self.operator, now).and_then(|svid| {
+                self.identity.set_svid(svid).map_err(|error| Failure::new(error.to_string()))?;
+                self.write()
+            });
+            if let Err(failure) = renewed {
+                printer.warn(&format!("the operator's certificate was not renewed: {failure}"));
+            }
+        }
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        let certificate = self.data.operator_certificate();
+        if let Some(folder) = certificate.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+                Failure::new(format!("cannot make {}: {error}", folder.display()))
+                    .next("make the data folder writable, or name another one with --data")
+            })?;
+        }
+        let svid = self.identity.svid();
+        write_private(&self.data.operator_key(), svid.key_pem().as_bytes())?;
+        write_private(&certificate, svid.chain_pem().as_bytes())?;
+        write_private(&self.data.trust_bundle(), self.ca.bundle().to_pem().as_bytes())
+    }
+}
+
+/// `TENON_CA_PASSPHRASE`, when it is set and not empty.
+pub fn passphrase() -> Option<Passphrase> {
+    std::env::var(PASSPHRASE).ok().and_then(Passphrase::new)
+}
+
+fn issue(ca: &Ca, operator: &str, now: u64) -> Result<Svid, Failure> {
+    ca.issue_operator(operator, LIFETIME, now).map_err(|error| ca_failure(&error))
+}
+
+/// The user, so that the policy service can say who applied what; `operator` when the name cannot stand in an SVID.
+fn operator_name() -> String {
+    let user = std::env::var("USER").unwrap_or_default().to_lowercase();
+    ServiceName::try_from(user.as_str()).map_or_else(|_| "operator".to_owned(), |name| name.to_string())
+}
+
+/// A failure of the CA, with what to do.
+pub fn ca_failure(error: &CaError) -> Failure {
+    match error {
+        CaError::NotYetValid { path, not_before, now } => Failure::new(format!(
+            "the clock of this machine is wrong: it says {}, but {} was made after that and is valid from {} on",
+            rfc3339(*now),
+            path.display(),
+            rfc3339(*not_before)
+        ))
+        .next("set the clock (`timedatectl set-ntp true`) and start again"),
+        CaError::Expired { path, not_after, now } => Failure::new(format!(
+            "{} expired at {}, and the clock of this machine says {}",
+            path.display(),
+            rfc3339(*not_after),
+            rfc3339(*now)
+        ))
+        .next("set the clock if it is wrong, else start a new mesh in another folder: name it with --data"),
+        CaError::TrustDomain { path, found, expected } => Failure::new(format!(
+            "{} is the CA of another mesh: its trust domain is {found}, and the policy folder says {expected}",
+            path.display()
+        ))
+        .next("name the data folder of this mesh, or a new one, with --data"),
+        CaError::Encrypted(path) => Failure::new(format!("{} is encrypted", path.display()))
+            .next("set TENON_CA_PASSPHRASE to what it was encrypted with"),
+        CaError::File { .. } => {
+            Failure::new(chain(error)).next("make the folder readable and writable for this user, or name another one")
+        }
+        other => Failure::new(chain(other)).next("put the CA's files back as they were, or name another folder"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(name: &str) -> TrustDomain {
+        TrustDomain::try_from(name).unwrap()
+    }
+
+    #[test]
+    fn the_second_start_keeps_the_ca_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::new(dir.path());
+        let first = Credentials::prepare(&data, &domain("demo.example")).unwrap();
+        let second = Credentials::prepare(&data, &domain("demo.example")).unwrap();
+        assert_eq!(first.pin(), second.pin());
+        let read = crate::operator::credentials(&data, "demo.example").unwrap();
+        assert_eq!(read.svid().serial(), second.identity().svid().serial());
+        assert_eq!(read.bundle().pin(), second.pin());
+    }
+
+    #[test]
+    fn a_ca_of_another_mesh_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::new(dir.path());
+        Credentials::prepare(&data, &domain("demo.example")).unwrap();
+        let failure = Credentials::prepare(&data, &domain("other.example")).err().unwrap().to_string();
+        assert!(
+            failure.contains("its trust domain is demo.example, and the policy folder says other.example"),
+            "{failure}"
+        );
+        assert!(failure.contains("--data"), "{failure}");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_named_with_both_times() {
+        let error = CaError::NotYetValid { path: "ca/root.pem".into(), not_before: 1_800_000_000, now: 1_700_000_000 };
+        let failure = ca_failure(&error).to_string();
+        assert!(failure.contains("it says 2023-11-14T22:13:20Z"), "{failure}");
+        assert!(failure.contains("valid from 2027-01-15T08:00:00Z on"), "{failure}");
+        assert!(failure.contains("set the clock"), "{failure}");
+    }
+}

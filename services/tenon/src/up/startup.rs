@@ -1,0 +1,218 @@
+//! Starting the children in their order, and waiting for each until it serves.
+
+use std::{cell::RefCell, fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
+
+use futures_util::future::try_join_all;
+use mesh_config::names::ServiceName;
+use mesh_identity::{Identity, grpc};
+use tenon_proto::identity::v1::{CreateJoinTokenRequest, identity_client::IdentityClient};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    children::{JOIN_TOKEN, Plan, Planned},
+    credentials::Credentials,
+    printer::Printer,
+    supervisor::{Nothing, Prepare, Stop, supervise},
+};
+use crate::{
+    data::Data,
+    failure::Failure,
+    mesh_file::{Sidecar, write_private},
+    operator::{Role, reason},
+    probe, sidecars,
+};
+
+/// How often to ask whether a child serves by now.
+const POLL: Duration = Duration::from_millis(25);
+/// A service of the control plane that does not serve after this long never will.
+const CONTROL_PLANE: Duration = Duration::from_secs(60);
+/// How often to say which sidecars are still waited for.
+const SAY: Duration = Duration::from_secs(10);
+/// A child that ended this often before it served once is not going to.
+const ENDS: usize = 4;
+/// How long making a join token may take.
+const TOKEN: Duration = Duration::from_secs(3);
+
+/// The children, from the first start to the last end.
+pub struct Startup<'a> {
+    data: &'a Data,
+    plan: &'a Plan,
+    credentials: &'a Credentials,
+    printer: Printer,
+    stop: Stop,
+    /// One supervising task a child.
+    tasks: JoinSet<()>,
+    ready: bool,
+}
+
+/// What is known of a child that was started.
+#[derive(Clone, Default)]
+struct Started {
+    /// How it ended, each time that it did.
+    ends: Rc<RefCell<Vec<String>>>,
+}
+
+impl<'a> Startup<'a> {
+    pub fn new(data: &'a Data, plan: &'a Plan, credentials: &'a Credentials, printer: Printer, stop: Stop) -> Self {
+        Self { data, plan, credentials, printer, stop, tasks: JoinSet::new(), ready: false }
+    }
+
+    /// Starts everything and returns when every sidecar serves.
+    ///
+    /// # Errors
+    /// A child that does not come to serve; the others run until `stop`.
+    pub async fn run(&mut self) -> Result<(), Failure> {
+        let plan = self.plan;
+        self.role(Role::Identity, &plan.identity).await?;
+        self.role(Role::Policy, &plan.policy).await?;
+        self.role(Role::Tcs, &plan.tcs).await?;
+        for app in &plan.apps {
+            self.start(app)?;
+            self.printer.progress(format!("started {}", app.spec.name));
+        }
+        let mut started = Vec::new();
+        for child in &plan.sidecars {
+            started.push(self.start(child)?);
+        }
+        self.sidecars(&started).await?;
+        self.ready = true;
+        self.printer.progress("ready");
+        Ok(())
+    }
+
+    /// Whether [`Self::run`] came to its end.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Waits until every child that was started is gone; `stop` must have been given.
+    pub async fn ended(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    async fn role(&mut self, role: Role, child: &Planned) -> Result<(), Failure> {
+        let addresses = &self.plan.file.control_plane;
+        let address = match role {
+            Role::Identity => addresses.identity,
+            Role::Tcs => addresses.tcs,
+            Role::Policy => addresses.policy,
+        };
+        let began = Instant::now();
+        let started = self.start(child)?;
+        let channel = grpc::channel(address, self.credentials.identity(), &role.service_name());
+        loop {
+            let Err(problem) = probe::health(channel.clone()).await else { break };
+            started.check(child)?;
+            if began.elapsed() > CONTROL_PLANE {
+                let waited = CONTROL_PLANE.as_secs();
+                let what = format!("the {} does not serve after {waited} s: {problem}", role.title());
+                return Err(Failure::new(what).next(format!("its output is in {}", child.spec.log.display())));
+            }
+            sleep(POLL).await;
+        }
+        self.printer.progress(format!("{} serves on {address} ({})", role.title(), milliseconds(began)));
+        Ok(())
+    }
+
+    async fn sidecars(&self, started: &[Started]) -> Result<(), Failure> {
+        let began = Instant::now();
+        let said = RefCell::new(Instant::now());
+        let waiting = RefCell::new(Vec::<String>::new());
+        let one = async |sidecar: &Sidecar, child: &Planned, started: &Started| {
+            while let Err(problem) = sidecars::ready(sidecar).await {
+                started.check(child)?;
+                waiting.borrow_mut().push(format!("{} ({problem})", sidecar.name));
+                if said.borrow().elapsed() > SAY {
+                    *said.borrow_mut() = Instant::now();
+                    let mut names = waiting.take();
+                    names.sort_unstable();
+                    names.dedup();
+                    self.printer.warn(&format!("still waiting for {}", names.join(", ")));
+                }
+                sleep(POLL).await;
+            }
+            let Sidecar { name, inbound, outbound, .. } = sidecar;
+            let took = milliseconds(began);
+            self.printer.progress(format!("sidecar {name} serves: outbound {outbound}, inbound {inbound} ({took})"));
+            Ok::<(), Failure>(())
+        };
+        let each = self.plan.file.sidecars.iter().zip(&self.plan.sidecars).zip(started);
+        let outcomes = try_join_all(each.map(|((s, child), started)| one(s, child, started)));
+        outcomes.await.map(drop)
+    }
+
+    fn start(&mut self, child: &Planned) -> Result<Started, Failure> {
+        let started = Started::default();
+        let ends = Rc::clone(&started.ends);
+        let ended = move |what: &str| ends.borrow_mut().push(what.to_owned());
+        let (spec, printer, stop) = (child.spec.clone(), self.printer.clone(), self.stop.clone());
+        match &child.joins {
+            None => self.tasks.spawn_local(supervise(spec, Nothing, ended, printer, stop)),
+            Some(service) => {
+                let token = JoinToken::new(self, child, service.clone())?;
+                self.tasks.spawn_local(supervise(spec, token, ended, printer, stop))
+            }
+        };
+        Ok(started)
+    }
+}
+
+fn milliseconds(since: Instant) -> String {
+    format!("{} ms", since.elapsed().as_millis())
+}
+
+impl Started {
+    /// Gives up on a child that ends again and again before it has served once.
+    fn check(&self, child: &Planned) -> Result<(), Failure> {
+        let ends = self.ends.borrow();
+        let Some(last) = ends.last().filter(|_| ends.len() >= ENDS) else { return Ok(()) };
+        let text = fs::read_to_string(&child.spec.log).unwrap_or_default();
+        let tail: Vec<_> = text.lines().rev().take(5).collect();
+        let tail: String = tail.iter().rev().map(|line| format!("\n  | {line}")).collect();
+        Err(Failure::new(format!("{} does not start: it {last}, {} times in a row{tail}", child.spec.name, ends.len()))
+            .next(format!("its whole output is in {}", child.spec.log.display())))
+    }
+}
+
+/// A fresh join token for a child, in a file that only its owner can read.
+struct JoinToken {
+    identity: Arc<Identity>,
+    address: std::net::SocketAddr,
+    service: ServiceName,
+    file: PathBuf,
+}
+
+impl JoinToken {
+    fn new(startup: &Startup<'_>, child: &Planned, service: ServiceName) -> Result<Self, Failure> {
+        let is_sidecar = startup.plan.sidecars.iter().any(|sidecar| sidecar.spec.name == child.spec.name);
+        let dir = if is_sidecar { startup.data.sidecar(&child.spec.name) } else { startup.data.role(&child.spec.name) };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
+            Failure::new(format!("cannot make {}: {error}", dir.display()))
+                .next("make the data folder writable, or name another one with --data")
+        })?;
+        Ok(Self {
+            identity: Arc::clone(startup.credentials.identity()),
+            address: startup.plan.file.control_plane.identity,
+            service,
+            file: dir.join(JOIN_TOKEN),
+        })
+    }
+}
+
+impl Prepare for JoinToken {
+    async fn prepare(&mut self) -> Result<(), String> {
+        let channel = grpc::channel(self.address, &self.identity, &Role::Identity.service_name());
+        let request = CreateJoinTokenRequest { service: self.service.to_string(), ttl_seconds: 0 };
+        let mut client = IdentityClient::new(channel);
+        let without = "it starts with the certificate that it has";
+        match timeout(TOKEN, client.create_join_token(request)).await {
+            Ok(Ok(answer)) => write_private(&self.file, answer.into_inner().join_token.as_bytes())
+                .map_err(|failure| format!("no fresh join token: {failure}; {without}")),
+            Ok(Err(status)) => Err(format!("no fresh join token: {}; {without}", reason(&status))),
+            Err(_) => Err(format!("no fresh join token: the identity service does not answer; {without}")),
+        }
+    }
+}
