@@ -1,7 +1,7 @@
 //! Mesh policy files: read, checked and compiled into the records that the mesh replicates.
 //!
 //! Raw YAML → [`Mesh`] (cannot be wrong) → [`Records`]. Everything that is wrong is reported at once, each with file, line
-//! and column. Only [`read_folder`] and [`load`] touch the file system; nothing here reads the clock.
+//! and column. Only [`read_folder`], [`fingerprint`] and [`load`] touch the file system; nothing here reads the clock.
 
 mod compile;
 mod folder;
@@ -16,7 +16,7 @@ use std::path::Path;
 
 pub use crate::{
     compile::{Records, compile},
-    folder::{MAX_FILE_BYTES, SourceFile, read_folder},
+    folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
         Allowlist, Caller, ControlPlaneAddresses, Expect, Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof,
         Quarantine, Rate, Residency, Rule, Service, TenantCondition, TestCall,

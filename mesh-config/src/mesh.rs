@@ -4,13 +4,19 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use tenon_proto::tcs::v1::TenantContext;
 
-use crate::names::{DocumentName, ProductName, RegionName, ServiceName, TrustDomain, ZoneName};
+use crate::{
+    Problem,
+    names::{DocumentName, ProductName, RegionName, ServiceName, TrustDomain, ZoneName},
+    yaml::At,
+};
 
 /// A whole mesh. Made by [`parse`](crate::parse) alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mesh {
     pub(crate) name: DocumentName,
     pub(crate) trust_domain: TrustDomain,
+    /// Where the trust domain stands: file, line and column.
+    pub(crate) trust_domain_at: (String, At),
     pub(crate) regions: Vec<RegionName>,
     pub(crate) services: BTreeMap<ServiceName, Service>,
     /// In deciding order: byte order of the files' paths, then position.
@@ -29,6 +35,12 @@ impl Mesh {
     /// The SPIFFE trust domain of every identity of this mesh.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// A problem with the trust domain, at its place: whoever applies the files knows which one it must be.
+    pub fn trust_domain_problem(&self, message: impl Into<String>) -> Problem {
+        let (file, At { line, column }) = self.trust_domain_at.clone();
+        Problem { file, line, column, message: message.into() }
     }
 
     /// The regions, in the order of the file.

@@ -56,6 +56,7 @@ pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
         Some(header) if problems.is_empty() => Ok(Mesh {
             name: header.name,
             trust_domain: header.trust_domain,
+            trust_domain_at: header.trust_domain_at,
             regions: header.regions,
             services: draft.services,
             allowlists: draft.allowlists,
@@ -91,6 +92,7 @@ struct Draft {
 struct Header {
     name: DocumentName,
     trust_domain: TrustDomain,
+    trust_domain_at: (String, At),
     regions: Vec<RegionName>,
 }
 

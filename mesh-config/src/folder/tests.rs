@@ -79,3 +79,24 @@ fn load_names_the_file_as_the_user_can_open_it() {
     let empty = folder();
     assert_eq!(crate::load(empty.path()).unwrap_err().0[0].file, empty.path().display().to_string());
 }
+
+#[test]
+fn a_fingerprint_changes_with_content_names_links_and_a_vanished_folder() {
+    let dir = folder();
+    let path = dir.path().join("policies");
+    let mut looks = vec![fingerprint(&path)];
+    fs::create_dir(&path).unwrap();
+    looks.push(fingerprint(&path));
+    fs::write(path.join("a.yaml"), "one").unwrap();
+    looks.push(fingerprint(&path));
+    fs::write(path.join("new"), "two").unwrap();
+    assert_eq!(fingerprint(&path), looks[2], "a file of another kind is none of ours");
+    fs::rename(path.join("new"), path.join("a.yaml")).unwrap();
+    looks.push(fingerprint(&path));
+    fs::rename(path.join("a.yaml"), path.join("b.yaml")).unwrap();
+    looks.push(fingerprint(&path));
+    for (index, look) in looks.iter().enumerate() {
+        assert!(looks[index + 1..].iter().all(|later| later != look), "{index}: {look:?}");
+    }
+    assert_eq!(fingerprint(&path), looks[4]);
+}

@@ -93,11 +93,11 @@ fn mesh(reader: &mut Reader<'_>, name: DocumentName, at: At, spec: Option<&Node>
     let Some(fields) = fields else { return };
     let trust_domain = fields
         .required(reader, "trustDomain", "the SPIFFE trust domain")
-        .and_then(|node| reader.parsed(node, "a trust domain"));
+        .and_then(|node| Some((reader.parsed(node, "a trust domain")?, (reader.file().to_owned(), node.at))));
     let regions =
         fields.required(reader, "regions", "a list of region names").and_then(|node| regions(reader, node, draft));
-    if let (Some(trust_domain), Some(regions), None) = (trust_domain, regions, &draft.mesh) {
-        draft.mesh = Some(Header { name, trust_domain, regions });
+    if let (Some((trust_domain, trust_domain_at)), Some(regions)) = (trust_domain, regions) {
+        draft.mesh = Some(Header { name, trust_domain, trust_domain_at, regions });
     }
 }
 
