@@ -353,3 +353,16 @@ fn audit_mode_waits_for_a_revision_like_any_other() {
     let head = Head { tenant_revision: Some("5.11"), ..head("/m.M/Audit", Some("acme")) };
     assert_eq!(reason(&decide_as(&state(&record()), "issues", &head)), "(wait)");
 }
+
+#[test]
+fn freshness_is_asked_after_the_transaction_token_and_before_the_tenant() {
+    let state = state(&record());
+    for (path, tenant, expected) in [
+        ("/m.M/Proof", "nobody", "TXN_MISSING"),
+        ("/m.M/Required", "nobody", "(wait)"),
+        ("/m.M/Other", "nobody", "PATH_NOT_ALLOWED"),
+    ] {
+        let outcome = decide_as(&state, "issues", &Head { tenant_revision: Some("5.11"), ..head(path, Some(tenant)) });
+        assert_eq!(reason(&outcome), expected, "{path}");
+    }
+}
