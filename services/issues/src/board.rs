@@ -169,7 +169,8 @@ pub(crate) async fn comments(store: &Store, key: IssueKey) -> Result<Vec<wire::C
     let read = move |rows: &Rows<'_>| {
         read(rows, &key)?;
         let found = rows.list(COMMENTS, &key.parts(), None, usize::MAX)?.into_iter();
-        let on_wire = |(_, CommentRow { number, text, created_unix_ms })| wire::Comment { number, text, created_unix_ms };
+        let on_wire =
+            |(_, CommentRow { number, text, created_unix_ms })| wire::Comment { number, text, created_unix_ms };
         Ok(found.map(on_wire).collect())
     };
     store.read(read).await

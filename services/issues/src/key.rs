@@ -45,7 +45,9 @@ impl IssueKey {
     pub(crate) fn parse(text: &str) -> Result<Self, Status> {
         let wrong = || {
             let key = shortened(text);
-            Status::invalid_argument(format!("{key:?} is not the key of an issue, expected <PROJECT>-<number> as in DEMO-1"))
+            Status::invalid_argument(format!(
+                "{key:?} is not the key of an issue, expected <PROJECT>-<number> as in DEMO-1"
+            ))
         };
         let (project, number) = text.rsplit_once('-').ok_or_else(wrong)?;
         let plain = number.bytes().all(|b| b.is_ascii_digit()) && !number.starts_with('0');
@@ -93,8 +95,21 @@ mod tests {
     #[test]
     fn what_is_no_key_is_refused() {
         let cases = [
-            "", "-", "DEMO", "DEMO-", "DEMO-0", "DEMO-01", "DEMO-+1", "DEMO-1x", "-1", "1A-1", "A-B-1", "A/B-1", "DÉMO-1",
-            "DEMO-18446744073709551616", " DEMO-1",
+            "",
+            "-",
+            "DEMO",
+            "DEMO-",
+            "DEMO-0",
+            "DEMO-01",
+            "DEMO-+1",
+            "DEMO-1x",
+            "-1",
+            "1A-1",
+            "A-B-1",
+            "A/B-1",
+            "DÉMO-1",
+            "DEMO-18446744073709551616",
+            " DEMO-1",
         ];
         for text in cases {
             let refused = IssueKey::parse(text).unwrap_err();

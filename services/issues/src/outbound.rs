@@ -3,6 +3,7 @@
 use std::{
     error::Error as _,
     fmt, io,
+    iter::successors,
     net::SocketAddr,
     path::PathBuf,
     str::FromStr,
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tenon_proto::media::v1::media_client::MediaClient;
 use tokio::net::{TcpStream, UnixStream};
 use tonic::{
-    Code, Request, Status,
+    Code, Request, Status, TimeoutExpired,
     metadata::MetadataMap,
     transport::{Channel, Endpoint, Uri},
 };
@@ -91,8 +92,11 @@ impl Outbound {
     /// details, or that the sidecar could not be reached.
     pub fn failed(&self, status: &Status) -> Status {
         // Only what this process made up itself has a source; what came over the wire never has.
-        if status.source().is_none() || status.code() == Code::DeadlineExceeded {
+        let Some(source) = status.source() else {
             return Status::with_details(status.code(), status.message(), status.details().to_vec().into());
+        };
+        if successors(Some(source), |&error| error.source()).any(|error| error.is::<TimeoutExpired>()) {
+            return Status::deadline_exceeded("the deadline of this request passed while media was called");
         }
         let message = format!("calling media through the sidecar at {self} failed: {}", status.message());
         let code = if status.code() == Code::Unknown { Code::Unavailable } else { status.code() };
@@ -178,7 +182,10 @@ mod tests {
         names.sort();
         assert_eq!(names.len(), 4, "{names:?}");
         assert_eq!(request.metadata().get("x-tenant-id").unwrap(), "v");
-        assert_eq!(timeout(request.metadata().get("grpc-timeout").unwrap().to_str().unwrap()), Some(Duration::from_secs(3)));
+        assert_eq!(
+            timeout(request.metadata().get("grpc-timeout").unwrap().to_str().unwrap()),
+            Some(Duration::from_secs(3))
+        );
         assert!(request.metadata().get("authorization").is_none());
     }
 

@@ -10,9 +10,9 @@ use media::{
 };
 use tenon_proto::{
     issues::v1::{
-        AddCommentRequest, AttachRequest, Attachment, Comment, CreateRequest, GetRequest, Issue, ListAttachmentsRequest,
-        ListAttachmentsResponse, ListCommentsRequest, ListCommentsResponse, ListRequest, TransitionRequest,
-        issues_server::Issues,
+        AddCommentRequest, AttachRequest, Attachment, Comment, CreateRequest, GetRequest, Issue,
+        ListAttachmentsRequest, ListAttachmentsResponse, ListCommentsRequest, ListCommentsResponse, ListRequest,
+        TransitionRequest, issues_server::Issues,
     },
     media::v1::media_client::MediaClient,
 };

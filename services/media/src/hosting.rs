@@ -41,7 +41,9 @@ pub enum LoopbackError {
     #[error("expected an IP address and a port, such as 127.0.0.1:9002")]
     NoAddress(#[source] AddrParseError),
     /// Others than the sidecar could reach it.
-    #[error("expected a loopback address such as 127.0.0.1:9002: whatever reaches this listener is taken for the sidecar")]
+    #[error(
+        "expected a loopback address such as 127.0.0.1:9002: whatever reaches this listener is taken for the sidecar"
+    )]
     Reachable,
 }
 

@@ -85,7 +85,8 @@ impl TryFrom<UploadHeader> for Header {
         }
         for (field, text) in [("name", &raw.name), ("content_type", &raw.content_type)] {
             if text.len() > TEXT_BYTES || text.chars().any(char::is_control) {
-                let message = format!("{field} is too long or has control characters, expected at most {TEXT_BYTES} bytes");
+                let message =
+                    format!("{field} is too long or has control characters, expected at most {TEXT_BYTES} bytes");
                 return Err(Status::invalid_argument(message));
             }
         }

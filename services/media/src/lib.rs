@@ -8,10 +8,10 @@
 //! knows of `issues`.
 
 pub mod calls;
-pub mod shards;
-pub mod tenancy;
 pub mod hosting;
 pub mod service;
+pub mod shards;
+pub mod tenancy;
 
 mod items;
 mod thumbnails;
@@ -41,8 +41,8 @@ pub async fn serve(listener: TcpListener, data: PathBuf, shutdown: CancellationT
     let media = MediaServer::new(service.clone())
         .max_decoding_message_size(MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Gzip);
-    let routes = Routes::new(media)
-        .add_service(ThumbnailsServer::new(service).accept_compressed(CompressionEncoding::Gzip));
+    let routes =
+        Routes::new(media).add_service(ThumbnailsServer::new(service).accept_compressed(CompressionEncoding::Gzip));
     Ok(Host { listener, services: &["media.v1.Media", "media.v1.Thumbnails"], routes, tasks }.run(shutdown).await?)
 }
 

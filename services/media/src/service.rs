@@ -5,9 +5,9 @@ use std::{io, path::PathBuf, pin::Pin, sync::Arc};
 use bytes::BytesMut;
 use futures_util::{Stream, TryFutureExt as _, stream};
 use tenon_proto::media::v1::{
-    DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, DownloadThumbnailRequest, GetRequest, ListRequest,
-    ListResponse, ListThumbnailsRequest, ListThumbnailsResponse, MediaItem, UploadRequest, media_server::Media,
-    thumbnails_server::Thumbnails,
+    DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, DownloadThumbnailRequest, GetRequest,
+    ListRequest, ListResponse, ListThumbnailsRequest, ListThumbnailsResponse, MediaItem, UploadRequest,
+    media_server::Media, thumbnails_server::Thumbnails,
 };
 use tokio::{fs::File, io::AsyncReadExt as _, sync::Semaphore};
 use tokio_util::task::TaskTracker;

@@ -97,6 +97,13 @@ impl Tenancy {
     pub fn tenant(&self) -> &str {
         self.tenant.as_str()
     }
+
+    /// A tenant in a shard of its own.
+    #[cfg(test)]
+    pub(crate) fn for_tests(tenant: &str) -> Self {
+        let name = |text| Name::parse(text).expect("tests use names that fit");
+        Self { tenant: name(tenant), shard: Shard { cluster: name("c"), database: name("d"), schema: name("s") } }
+    }
 }
 
 impl Shard {

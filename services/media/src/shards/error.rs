@@ -8,7 +8,9 @@ use tonic::Status;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It cannot be made or written.
-    #[error("the data folder {folder} cannot be written: make it writable for this user, or choose another with --data")]
+    #[error(
+        "the data folder {folder} cannot be written: make it writable for this user, or choose another with --data"
+    )]
     NotWritable {
         /// As it was given.
         folder: PathBuf,
