@@ -16,8 +16,8 @@ use std::{
 
 use futures_util::stream;
 use redb::{
-    ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition, TableError,
-    WriteTransaction,
+    ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+    TableError, WriteTransaction,
 };
 use tokio::sync::watch;
 
@@ -213,7 +213,8 @@ impl Tailing {
             return std::future::pending().await;
         }
         let (store, names) = (Arc::clone(&self.store), Arc::clone(&self.names));
-        let entries = blocking(move || Ok::<_, ReadError>(store.read(|database| names.log_after(database, after))?)).await?;
+        let entries =
+            blocking(move || Ok::<_, ReadError>(store.read(|database| names.log_after(database, after))?)).await?;
         let entries = entries.ok_or(TailError::Compacted)?;
         if let Some(last) = entries.last() {
             self.revision = last.revision;
@@ -375,9 +376,10 @@ fn present<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
 
 fn failed(error: redb::Error) -> AppendError {
     let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    match &error {
-        redb::Error::Io(cause) if full(cause) => AppendError::Full(error),
-        _ => AppendError::Failed(error),
+    if matches!(&error, redb::Error::Io(cause) if full(cause)) {
+        AppendError::Full(error)
+    } else {
+        AppendError::Failed(error)
     }
 }
 

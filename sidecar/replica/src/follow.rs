@@ -171,7 +171,11 @@ impl<P: Parent, V: Value, O: FnMut(Event<'_, V>) + Send + 'static> Follower<P, V
                     farewell(answers, nack(position, error.clone()), responses).await;
                     break error;
                 }
-                Err(other @ (Break::Gap(_) | Break::Diverged(_))) => break other.to_string(),
+                Err(diverged @ Break::Diverged(_)) => {
+                    end.progress = false; // Once is an accident; again and again must not become a loop of snapshots.
+                    break diverged.to_string();
+                }
+                Err(gap @ Break::Gap(_)) => break gap.to_string(),
             }
         };
         end

@@ -45,9 +45,16 @@ mod tests {
     #[test]
     fn a_map_may_shrink_by_the_share_and_not_by_one_more() {
         let guard = Guard::default();
-        for (held, offered, allowed) in
-            [(0, 0, true), (20, 0, true), (21, 0, false), (21, 10, false), (21, 11, true), (100, 50, true), (100, 49, false), (100, 900, true)]
-        {
+        for (held, offered, allowed) in [
+            (0, 0, true),
+            (20, 0, true),
+            (21, 0, false),
+            (21, 10, false),
+            (21, 11, true),
+            (100, 50, true),
+            (100, 49, false),
+            (100, 900, true),
+        ] {
             assert_eq!(guard.check(held, offered).is_ok(), allowed, "{held} to {offered}");
         }
         assert!(Guard::OFF.check(1_000_000, 0).is_ok());

@@ -17,10 +17,12 @@ use crate::{
 };
 
 /// The writer's account of the table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ledger {
     /// Where the table is; absent before the first complete snapshot.
     position: Option<Position>,
+    /// The parent's name for what it shows to this follower. A position means something within one view only.
+    view: Arc<str>,
     /// Digest of what the parent sent, refused records included: it is compared with the parent's.
     digest: Digest,
     /// The parent's records that do not decode here, by key. The table keeps what it had for those keys.
@@ -32,6 +34,12 @@ struct Refused {
     revision: u64,
     raw: Bytes,
     error: String,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { position: None, view: "".into(), digest: Digest::new(), refused: HashMap::new() }
+    }
 }
 
 /// Why a stream cannot go on.
@@ -51,6 +59,7 @@ pub(crate) enum Break {
 /// A snapshot that is being received. Readers do not see it before it is complete and checked.
 struct Incoming<V> {
     position: Position,
+    view: Arc<str>,
     table: Table<V>,
     digest: Digest,
     refused: HashMap<Arc<str>, Refused>,
@@ -77,9 +86,9 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     /// Starts from what the state file held, before any stream.
     pub(crate) fn restore(&mut self, state: State) {
-        let mut incoming = Incoming::new(state.position, state.records.len());
+        let mut incoming = Incoming::new(state.position, state.view.into(), state.records.len());
         for record in state.records {
-            incoming.take::<O>(record.key, record.revision, record.value, None);
+            incoming.take(record.key, record.revision, record.value, None);
         }
         self.install(incoming);
     }
@@ -88,12 +97,14 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     pub(crate) fn begin(&mut self, kind: &str, instance: &str) -> FollowRequest {
         self.incoming = None;
         self.behind = false;
-        let resume = if self.wants_snapshot { None } else { self.shared.ledger().position };
+        let ledger = self.shared.ledger();
+        let resume = ledger.position.filter(|_| !self.wants_snapshot);
         request(Request::Start(Start {
             kind: kind.to_owned(),
             mode: Mode::Full.into(),
             resume: resume.map(Into::into),
             instance: instance.to_owned(),
+            view: ledger.view.as_ref().to_owned(),
         }))
     }
 
@@ -122,7 +133,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             let error = format!("the parent offers {position}, older than {held}, which is held");
             return Err(Break::Refused { position, error });
         }
-        self.incoming = Some(Incoming::new(position, 0));
+        self.incoming = Some(Incoming::new(position, start.view.as_str().into(), 0));
         Ok(None)
     }
 
@@ -130,17 +141,20 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         let Some(incoming) = &mut self.incoming else { return Err(Break::Gap("a snapshot without its start".into())) };
         let held = self.shared.table.load_full();
         for Record { key, revision, value } in chunk.records {
-            incoming.take::<O>(key, revision, value, held.as_deref());
+            incoming.take(key, revision, value, held.as_deref());
         }
         Ok(None)
     }
 
     fn snapshot_end(&mut self, end: &SnapshotEnd) -> Result<Option<FollowRequest>, Break> {
-        let Some(incoming) = self.incoming.take() else { return Err(Break::Gap("a snapshot without its start".into())) };
+        let Some(incoming) = self.incoming.take() else {
+            return Err(Break::Gap("a snapshot without its start".into()));
+        };
         let position = incoming.position;
         let received = incoming.digest.records();
         if received != end.records || incoming.digest.fold()[..] != end.digest[..] {
-            let error = format!("the snapshot of {} records at {position} arrived damaged, with {received}", end.records);
+            let error =
+                format!("the snapshot of {} records at {position} arrived damaged, with {received}", end.records);
             return Err(Break::Refused { position, error });
         }
         let held = self.shared.table.load().as_ref().map_or(0, |table| table.len() as u64);
@@ -154,12 +168,11 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     /// Puts a complete map in the place of the old one. From here on it may be read; then it is announced.
     fn install(&mut self, incoming: Incoming<V>) {
-        let Incoming { position, table, digest, refused } = incoming;
-        let all: Vec<_> =
-            table.pin().iter().map(|(key, entry)| (Arc::clone(key), Arc::clone(&entry.value))).collect();
+        let Incoming { position, view, table, digest, refused } = incoming;
+        let all: Vec<_> = table.pin().iter().map(|(key, entry)| (Arc::clone(key), Arc::clone(&entry.value))).collect();
         let mut ledger = self.shared.ledger();
         self.retired.extend(self.shared.table.swap(Some(Arc::new(table))));
-        *ledger = Ledger { position: Some(position), digest, refused };
+        *ledger = Ledger { position: Some(position), view, digest, refused };
         drop(ledger);
         self.behind = false;
         (self.observer)(Event::Replaced(&all));
@@ -170,7 +183,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         let shared = Arc::clone(&self.shared);
         let mut ledger = shared.ledger();
         let table = shared.table.load_full();
-        let (Some(held), Some(table), None, false) = (ledger.position, table, &self.incoming, self.wants_snapshot) else {
+        let (Some(held), Some(table), None, false) = (ledger.position, table, &self.incoming, self.wants_snapshot)
+        else {
             return Err(Break::Gap("a delta where a snapshot should be".into()));
         };
         let position = Position::new(delta.epoch, delta.revision);
@@ -181,7 +195,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         if position <= held {
             return Ok(None); // A duplicate.
         }
-        if !delta.changes.iter().all(|change| (delta.previous_revision + 1..=delta.revision).contains(&change.revision)) {
+        if !delta.changes.iter().all(|change| (delta.previous_revision + 1..=delta.revision).contains(&change.revision))
+        {
             let error = format!("the delta to {position} has changes of other revisions");
             return Err(Break::Refused { position, error });
         }
@@ -215,7 +230,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         };
         let raw = Bytes::copy_from_slice(&value);
         ledger.digest.add(&key, revision, &raw);
-        match V::decode(&key, revision, raw.clone()) {
+        match decode::<V>(&key, revision, &raw) {
             Ok(new) => {
                 let new = Arc::new(new);
                 let old = map.insert(key.as_str().into(), Entry { revision, value: Arc::clone(&new) });
@@ -245,6 +260,9 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             self.wants_snapshot = true;
             self.shared.health().status.divergences += 1;
             return Err(Break::Diverged(held));
+        } else if head == held && ledger.refused.is_empty() {
+            drop(ledger);
+            self.shared.health().status.last_error = None; // All is well, and proved.
         }
         Ok(None)
     }
@@ -253,7 +271,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     fn answer(&self, position: Position) -> FollowRequest {
         let ledger = self.shared.ledger();
         let refused = ledger.refused.iter().max_by_key(|(_, refused)| refused.revision);
-        let error = refused.map(|(key, refused)| format!("record {key} at revision {}: {}", refused.revision, refused.error));
+        let error =
+            refused.map(|(key, refused)| format!("record {key} at revision {}: {}", refused.revision, refused.error));
         let mut health = self.shared.health();
         health.status.refused_records = ledger.refused.len();
         match error {
@@ -271,13 +290,13 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 }
 
 impl<V: Value> Incoming<V> {
-    fn new(position: Position, capacity: usize) -> Self {
+    fn new(position: Position, view: Arc<str>, capacity: usize) -> Self {
         let table = papaya::HashMap::builder().capacity(capacity).hasher(ahash::RandomState::new()).build();
-        Self { position, table, digest: Digest::new(), refused: HashMap::new() }
+        Self { position, view, table, digest: Digest::new(), refused: HashMap::new() }
     }
 
     /// Takes a record in. What `held` has unchanged is shared with it, and what does not decode stays as it is there.
-    fn take<O>(&mut self, key: String, revision: u64, value: Bytes, held: Option<&Table<V>>) {
+    fn take(&mut self, key: String, revision: u64, value: Bytes, held: Option<&Table<V>>) {
         let map = self.table.pin();
         if let Some(refused) = self.refused.remove(key.as_str()) {
             self.digest.remove(&key, refused.revision, &refused.raw);
@@ -293,7 +312,7 @@ impl<V: Value> Incoming<V> {
         }
         // A copy: a slice would keep the whole message alive for as long as one of its records lives.
         let raw = Bytes::copy_from_slice(&value);
-        match V::decode(&key, revision, raw.clone()) {
+        match decode::<V>(&key, revision, &raw) {
             Ok(value) => {
                 map.insert(key.into(), Entry { revision, value: Arc::new(value) });
             }
@@ -313,10 +332,19 @@ impl<V: Value> Shared<V> {
         let ledger = self.ledger();
         let table = self.table.load_full()?;
         let held = table.pin().iter().map(|(key, entry)| (Arc::clone(key), entry.clone())).collect();
-        let refused =
-            ledger.refused.iter().map(|(key, refused)| (Arc::clone(key), refused.revision, refused.raw.clone())).collect();
-        Some(Saved { position: ledger.position?, held, refused })
+        let refused = ledger
+            .refused
+            .iter()
+            .map(|(key, refused)| (Arc::clone(key), refused.revision, refused.raw.clone()))
+            .collect();
+        Some(Saved { position: ledger.position?, view: Arc::clone(&ledger.view), held, refused })
     }
+}
+
+fn decode<V: Value>(key: &str, revision: u64, raw: &Bytes) -> Result<V, String> {
+    let value = V::decode(key, revision, raw.clone())?;
+    debug_assert_eq!(value.raw(), raw, "Value::raw must return what Value::decode was given: the digest depends on it");
+    Ok(value)
 }
 
 /// The refusal of what led to `position`.
@@ -327,3 +355,6 @@ pub(crate) fn nack(position: Position, error: String) -> FollowRequest {
 const fn request(request: Request) -> FollowRequest {
     FollowRequest { request: Some(request) }
 }
+
+#[cfg(test)]
+mod tests;

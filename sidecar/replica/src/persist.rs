@@ -21,12 +21,15 @@ pub(crate) async fn run<V: Value>(shared: Arc<Shared<V>>, kind: &'static str, pa
     announcements.borrow_and_update();
     let mut interval = SHORTEST_INTERVAL;
     let mut unsaved = false;
-    while !stop.is_cancelled() {
+    loop {
         if !unsaved {
             tokio::select! {
+                biased;
                 changed = announcements.changed() => if changed.is_err() { return },
                 () = stop.cancelled() => return,
             }
+        } else if stop.is_cancelled() {
+            return;
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

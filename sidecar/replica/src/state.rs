@@ -1,6 +1,6 @@
 //! The state file: what a follower holds, so that it can start while its parent is dead.
 //!
-//! Layout, numbers little-endian: magic (8 bytes), kind (u32 length, text), epoch, revision, number of records (u64 each);
+//! Layout, numbers little-endian: magic (8 bytes), kind and view (u32 length, text), epoch, revision, number of records (u64 each);
 //! per record the length of its key and of its value (u32 each), its revision (u64), key, value; at the end the xxh3
 //! checksum (16 bytes) of all that came before. A key may stand twice: the record that does not decode here comes last,
 //! after the one that is served instead.
@@ -25,6 +25,7 @@ const CHECKSUM_BYTES: usize = 16;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) position: Position,
+    pub(crate) view: String,
     pub(crate) records: Vec<Stored>,
 }
 
@@ -38,6 +39,7 @@ pub(crate) struct Stored {
 /// What is to be written to a state file.
 pub(crate) struct Saved<V> {
     pub(crate) position: Position,
+    pub(crate) view: Arc<str>,
     pub(crate) held: Vec<(Arc<str>, Entry<V>)>,
     pub(crate) refused: Vec<(Arc<str>, u64, Bytes)>,
 }
@@ -91,8 +93,10 @@ pub(crate) fn save<V: Value>(path: &Path, kind: &str, saved: &Saved<V>) -> io::R
 fn encode<V: Value>(out: impl Write, kind: &str, saved: &Saved<V>) -> io::Result<()> {
     let mut out = Hashing { out, hash: Xxh3::new() };
     out.write_all(MAGIC)?;
-    out.write_all(&length(kind.len())?)?;
-    out.write_all(kind.as_bytes())?;
+    for text in [kind, &*saved.view] {
+        out.write_all(&length(text.len())?)?;
+        out.write_all(text.as_bytes())?;
+    }
     for number in [saved.position.epoch, saved.position.revision, (saved.held.len() + saved.refused.len()) as u64] {
         out.write_all(&number.to_le_bytes())?;
     }
@@ -131,10 +135,10 @@ fn parse(mut bytes: Bytes, kind: &str) -> Option<State> {
     if take(&mut bytes, MAGIC.len())?[..] != MAGIC[..] {
         return None;
     }
-    let length = bytes.try_get_u32_le().ok()?;
-    if take(&mut bytes, length as usize)?[..] != *kind.as_bytes() {
+    if text(&mut bytes)? != kind {
         return None;
     }
+    let view = text(&mut bytes)?;
     let position = Position::new(bytes.try_get_u64_le().ok()?, bytes.try_get_u64_le().ok()?);
     let count = bytes.try_get_u64_le().ok()?;
     let mut records = Vec::new();
@@ -145,7 +149,12 @@ fn parse(mut bytes: Bytes, kind: &str) -> Option<State> {
         let key = String::from_utf8(take(&mut bytes, key as usize)?.into()).ok()?;
         records.push(Stored { key, revision, value: take(&mut bytes, value as usize)? });
     }
-    bytes.is_empty().then_some(State { position, records })
+    bytes.is_empty().then_some(State { position, view, records })
+}
+
+fn text(bytes: &mut Bytes) -> Option<String> {
+    let length = bytes.try_get_u32_le().ok()?;
+    String::from_utf8(take(bytes, length as usize)?.into()).ok()
 }
 
 fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
@@ -169,3 +178,6 @@ impl<W: Write> Write for Hashing<W> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,9 @@ pub(super) fn serve(
     // The view may have changed between its look-up and now.
     refreshed.mark_changed();
     let phase = match resume {
-        Some(resume) if resume.epoch == view.epoch() => Phase::Live { cursor: resume.revision, greeted: false },
+        Some(resume) if resume.epoch == view.epoch() && start.view == **view.name() => {
+            Phase::Live { cursor: resume.revision, greeted: false }
+        }
         Some(_) | None => waiting(&publisher, &view),
     };
     let heads = view.heads();
@@ -71,11 +73,17 @@ struct Follower {
 
 enum Phase {
     /// For its turn to be sent a snapshot, of this revision or later.
-    Waiting { permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>, at_least: u64 },
+    Waiting {
+        permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>,
+        at_least: u64,
+    },
     Starting(Transfer),
     Sending(Transfer),
     /// It has everything up to `cursor`. Once it first is at the head, it is told the digest at once.
-    Live { cursor: u64, greeted: bool },
+    Live {
+        cursor: u64,
+        greeted: bool,
+    },
 }
 
 /// A snapshot on its way.

@@ -97,6 +97,7 @@ pub(super) enum Next {
 /// All records of a view at one position.
 pub(super) struct Frozen {
     pub(super) position: Position,
+    view: ViewName,
     records: Vec<(Arc<str>, u64, Bytes)>,
     digest: [u8; 16],
 }
@@ -217,7 +218,7 @@ impl View {
         let records =
             state.records.iter().map(|(key, held)| (Arc::clone(key), held.revision, held.value.clone())).collect();
         let position = Position::new(self.epoch, state.revision);
-        let frozen = Arc::new(Frozen { position, records, digest: state.digest.fold() });
+        let frozen = Arc::new(Frozen { position, view: Arc::clone(&self.name), records, digest: state.digest.fold() });
         state.frozen = Arc::downgrade(&frozen);
         frozen
     }
@@ -252,7 +253,8 @@ impl State {
     }
 
     fn trim(&mut self, settings: Settings) {
-        while self.ring.len() > settings.ring_changes || (self.ring_bytes > settings.ring_bytes && self.ring.len() > 1) {
+        while self.ring.len() > settings.ring_changes || (self.ring_bytes > settings.ring_bytes && self.ring.len() > 1)
+        {
             let Some(oldest) = self.ring.pop_front() else { return };
             self.ring_bytes -= oldest.encoded.len();
             self.floor = oldest.revision;
@@ -308,7 +310,8 @@ fn assemble(epoch: u64, previous: u64, revision: u64, changes: &[&Slot], bytes: 
 
 impl Frozen {
     pub(super) fn start(&self) -> Bytes {
-        encode(Response::SnapshotStart(SnapshotStart { position: Some(self.position.into()) }))
+        let (position, view) = (Some(self.position.into()), self.view.as_ref().to_owned());
+        encode(Response::SnapshotStart(SnapshotStart { position, view }))
     }
 
     /// The chunk that begins with record `from`, and where the next one begins; nothing after the last.
