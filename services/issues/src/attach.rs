@@ -94,10 +94,10 @@ fn as_upload(
                     return Some((UploadRequest { part: Some(Part::Data(data)) }, Some(parts)));
                 }
                 Ok(Some(_)) => Status::invalid_argument("a message after the header has no data; nothing was stored"),
-                Err(status) => match status.code() {
-                    Code::Unknown | Code::Internal => Status::cancelled("the upload broke off; nothing was stored"),
-                    _ => status,
-                },
+                Err(status) if matches!(status.code(), Code::Unknown | Code::Internal) => {
+                    Status::cancelled("the upload broke off; nothing was stored")
+                }
+                Err(status) => status,
             };
             // It is set here only, and only once: the stream ends with this message.
             let _ = broken.set(reason);

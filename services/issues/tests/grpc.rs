@@ -1,6 +1,8 @@
 //! The issues service over real loopback gRPC, with the real media service behind a stand-in for the sidecars: it hands
 //! `media` the tenant context, as the mesh would, and can refuse calls, as the mesh would.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{
     collections::BTreeMap,
     fs,

@@ -75,9 +75,12 @@ pub enum HostError {
 /// # Errors
 /// When it is taken or not of this machine.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, HostError> {
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => HostError::Taken(address),
-        _ => HostError::Listen { address, source },
+    TcpListener::bind(address).await.map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            HostError::Taken(address)
+        } else {
+            HostError::Listen { address, source }
+        }
     })
 }
 

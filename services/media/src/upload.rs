@@ -105,9 +105,10 @@ async fn paint(folder: &Folder, id: &ItemId, painters: Arc<Semaphore>) -> Result
 
 /// What the sender, or the mesh for it, ended the stream with.
 fn broken(status: Status) -> Status {
-    match status.code() {
-        Code::Unknown | Code::Internal => Status::cancelled("the upload broke off; nothing was stored"),
-        _ => status,
+    if matches!(status.code(), Code::Unknown | Code::Internal) {
+        Status::cancelled("the upload broke off; nothing was stored")
+    } else {
+        status
     }
 }
 

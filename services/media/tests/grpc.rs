@@ -1,5 +1,7 @@
 //! The media service over real loopback gRPC, with metadata as a sidecar would hand it over.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{collections::BTreeMap, fs, io::Cursor, net::SocketAddr, path::Path, time::Duration};
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! The `media` binary itself: what it says when it cannot start, how it stops, what it does when the disk is full.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _},
