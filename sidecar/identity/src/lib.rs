@@ -10,6 +10,8 @@
 
 mod bundle;
 pub mod clock;
+#[cfg(test)]
+mod fake;
 pub mod grpc;
 pub mod join;
 mod live;

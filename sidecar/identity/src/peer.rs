@@ -48,14 +48,10 @@ impl Leaf {
             return Err(LeafError::Authority);
         }
         let names = certificate.subject_alternative_name().map_err(|_| LeafError::Encoding)?;
-        let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
-        let (Some(uri), None) = (uris.next(), uris.next()) else {
-            let count = names.iter().flat_map(|names| &names.value.general_names);
-            return Err(LeafError::UriNames(count.filter(|name| matches!(name, GeneralName::URI(_))).count()));
-        };
+        let names = names.iter().flat_map(|names| &names.value.general_names);
+        let uris: Vec<&str> =
+            names.filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None }).collect();
+        let [uri] = uris.as_slice() else { return Err(LeafError::UriNames(uris.len())) };
         let time = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
         Ok(Self {
             id: uri.parse().map_err(LeafError::SpiffeId)?,

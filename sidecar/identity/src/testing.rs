@@ -133,7 +133,7 @@ impl Ca {
     }
 
     /// As described, however wrong: a chain and its PKCS#8 key.
-    pub fn certificate(&self, leaf: &Leaf) -> (Vec<CertificateDer<'static>>, Zeroizing<Vec<u8>>) {
+    pub fn certificate(&self, leaf: &Leaf) -> Certificate {
         let key = KeyPair::generate().expect("a P-256 key");
         let certificate = params(leaf).signed_by(&key, &self.issuer).expect("a certificate");
         (vec![certificate.der().clone()], Zeroizing::new(key.serialize_der()))
@@ -145,6 +145,43 @@ impl Ca {
         request.params = params(leaf);
         vec![request.signed_by(&self.issuer).expect("a certificate").der().clone()]
     }
+}
+
+/// A certificate with its PKCS#8 key, as [`Ca::certificate`] makes it.
+pub type Certificate = (Vec<CertificateDer<'static>>, Zeroizing<Vec<u8>>);
+
+/// A CSR (PKCS#10, DER) for a new key, without names.
+pub fn csr() -> Vec<u8> {
+    let key = KeyPair::generate().expect("a P-256 key");
+    CertificateParams::default().serialize_request(&key).expect("a CSR").der().to_vec()
+}
+
+/// A TLS client that trusts every server, shows whatever it is given and offers these protocols by ALPN.
+pub fn client_config(shown: Option<Certificate>, alpn: &[&[u8]]) -> Arc<rustls::ClientConfig> {
+    let mut config = rustls::ClientConfig::clone(&crate::tls::unverified_client_config());
+    if let Some((chain, key)) = shown {
+        config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified(chain, &key)));
+    }
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
+}
+
+/// A TLS server that takes every client, shows whatever it is given and agrees to these protocols by ALPN.
+pub fn server_config(shown: Certificate, alpn: &[&[u8]]) -> Arc<rustls::ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified(shown.0, &shown.1))));
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(config)
+}
+
+fn certified(chain: Vec<CertificateDer<'static>>, key: &[u8]) -> rustls::sign::CertifiedKey {
+    let key = rustls_pki_types::PrivateKeyDer::Pkcs8(key.into());
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a key");
+    rustls::sign::CertifiedKey::new(chain, key)
 }
 
 fn params(leaf: &Leaf) -> CertificateParams {

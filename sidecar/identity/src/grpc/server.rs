@@ -22,7 +22,7 @@ use crate::tls::{self, Clients};
 use crate::{Identity, Peer};
 
 /// How long open calls may go on once the server was told to stop.
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(3) };
 
 /// Handshakes under way at once; further connections wait in the listener's queue.
 const HANDSHAKES: usize = 256;

@@ -12,7 +12,7 @@ use super::{Config, JoinError, Joined, state};
 use crate::{Svid, clock, grpc};
 
 /// Pauses after failed attempts: doubled each time, between these.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1000 });
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Renews the SVID of `joined` at half life, with jitter, until `shutdown`: new key pair, same ASAP key, over mTLS with
@@ -47,12 +47,12 @@ pub fn keep_renewed(joined: &Joined, config: Config, shutdown: CancellationToken
 }
 
 /// From now until half of the life is over, and up to a tenth of it longer, so that a mesh does not renew at once.
-/// `random` is uniform over all values.
+/// `random` is uniform over all values. Never at once: an issuer that hands out old certificates is not flooded.
 pub(super) fn until_half_life(svid: &Svid, random: u16) -> Duration {
     let life = Duration::from_secs(svid.not_after().saturating_sub(svid.not_before()));
     let jitter = life / 10 * u32::from(random) / u32::from(u16::MAX);
     let due = Duration::from_secs(svid.not_before()) + life / 2 + jitter;
-    due.saturating_sub(clock::since_epoch())
+    due.saturating_sub(clock::since_epoch()).max(FIRST_PAUSE)
 }
 
 /// One attempt. State on disk is written after the live one is swapped: a full disk takes no certificate away.

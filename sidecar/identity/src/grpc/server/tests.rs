@@ -1,1 +1,191 @@
+use std::sync::Arc;
 
+use mesh_config::names::control_plane;
+use tenon_proto::identity::v1::identity_client::IdentityClient;
+use tenon_proto::identity::v1::{
+    AttestRequest, CreateJoinTokenRequest, GetTrustBundleRequest, ListKeysRequest, RenewRequest,
+};
+use tokio::net::TcpStream;
+use tokio_stream::StreamExt as _;
+use tonic::Code;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::{v1, v1alpha};
+
+use crate::fake::{Fake, Running, TABLE};
+use crate::grpc::{Rpc, Who, channel, channel_with, uncovered};
+use crate::testing::{Ca, service};
+use crate::{Identity, Revoked, tls};
+
+fn identified(running: &Running, identity: &Arc<Identity>) -> Channel {
+    channel(running.address, identity, &service(control_plane::IDENTITY))
+}
+
+fn anonymous(running: &Running, ca: &Ca) -> Channel {
+    let name = service(control_plane::IDENTITY);
+    channel_with(running.address, tls::anonymous_client_config(ca.bundle(), &name), &name)
+}
+
+/// What came of `GetTrustBundle`, `Attest`, `CreateJoinToken`, `ListKeys` and a health check.
+async fn codes(channel: Channel) -> [Code; 5] {
+    fn code<T>(result: Result<T, tonic::Status>) -> Code {
+        result.map_or_else(|status| status.code(), |_| Code::Ok)
+    }
+    let mut client = IdentityClient::new(channel.clone());
+    let attest = AttestRequest { join_token: "bad".to_owned(), ..AttestRequest::default() };
+    let attested = client.attest(attest).await.unwrap_err();
+    [
+        code(client.get_trust_bundle(GetTrustBundleRequest {}).await),
+        if attested.message() == "no such join token" { Code::Ok } else { attested.code() },
+        code(client.create_join_token(CreateJoinTokenRequest::default()).await),
+        code(client.list_keys(ListKeysRequest {}).await),
+        code(HealthClient::new(channel).check(HealthCheckRequest::default()).await),
+    ]
+}
+
+#[tokio::test]
+async fn each_caller_reaches_what_the_table_gives_it_and_nothing_else() {
+    use Code::{Ok, PermissionDenied as Denied, Unauthenticated as Nobody};
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    assert_eq!(codes(anonymous(&running, &ca)).await, [Ok, Ok, Nobody, Nobody, Nobody]);
+    assert_eq!(codes(identified(&running, &ca.identity("wiki"))).await, [Ok, Ok, Denied, Denied, Ok]);
+    assert_eq!(codes(identified(&running, &ca.identity("media"))).await, [Ok, Ok, Ok, Denied, Ok]);
+    assert_eq!(codes(identified(&running, &ca.operator_identity("ada"))).await, [Ok, Ok, Denied, Ok, Ok]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_path_that_no_table_names_is_denied_to_everyone() {
+    const ONE: &[Rpc] = &[Rpc { path: "/tenon.identity.v1.Identity/GetTrustBundle", who: Who::Anyone }];
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start_as(None, ONE).await;
+    for channel in [
+        anonymous(&running, &ca),
+        identified(&running, &ca.identity("media")),
+        identified(&running, &ca.operator_identity("ada")),
+    ] {
+        let [bundle, others @ .., _] = codes(channel).await;
+        assert_eq!((bundle, others), (Code::Ok, [Code::PermissionDenied; 3]));
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_of_the_server_knows_who_calls() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let csr = crate::testing::csr();
+    let renew = RenewRequest { csr: csr.into(), asap_key: None };
+    let answer = IdentityClient::new(identified(&running, &ca.identity("wiki"))).renew(renew).await.unwrap();
+    let leaf = crate::peer::Leaf::parse(&answer.into_inner().chain[0]).unwrap();
+    assert_eq!(leaf.id, ca.id("wiki"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_is_revoked_is_refused_on_the_connection_it_has() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let mut client = IdentityClient::new(identified(&running, &ca.identity("media")));
+    client.create_join_token(CreateJoinTokenRequest::default()).await.unwrap();
+    running.identity.set_revoked(Revoked { services: [service("media")].into(), ..Revoked::default() });
+    let status = client.create_join_token(CreateJoinTokenRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_delay_nobody() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(running.address).await.unwrap());
+    }
+    let mut client = IdentityClient::new(anonymous(&running, &ca));
+    client.get_trust_bundle(GetTrustBundleRequest {}).await.unwrap();
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn both_reflections_list_the_services_of_the_table_and_no_others() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let channel = identified(&running, &ca.operator_identity("ada"));
+    let expected = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "tenon.identity.v1.Identity",
+    ];
+
+    let request = v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let v1::server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else { panic!() };
+    let mut names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
+    names.sort();
+    assert_eq!(names, expected);
+
+    let request = v1alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
+    let v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(list) = answer else { panic!() };
+    assert_eq!(list.service.len(), expected.len());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_does_not_keep_a_server_from_stopping() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let mut client = HealthClient::new(identified(&running, &ca.operator_identity("ada")));
+    let mut stream = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    stream.next().await.unwrap().unwrap();
+    running.stop().await;
+    assert!(stream.next().await.is_none_or(|answer| answer.is_err()));
+}
+
+#[tokio::test]
+async fn a_channel_refuses_a_server_that_is_not_the_expected_service() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start_as(Some(ca.identity("media")), TABLE).await;
+    let mut client = IdentityClient::new(identified(&running, &ca.identity("wiki")));
+    let status = client.get_trust_bundle(GetTrustBundleRequest {}).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_connects_again_when_its_server_is_back() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let mut client = IdentityClient::new(identified(&running, &ca.identity("wiki")));
+    client.get_trust_bundle(GetTrustBundleRequest {}).await.unwrap();
+    let address = running.address;
+    running.stop().await;
+    let back = Fake::new(&ca).start_at(address).await;
+    // The first call may still find the dead connection.
+    let first = client.get_trust_bundle(GetTrustBundleRequest {}).await;
+    let second = client.get_trust_bundle(GetTrustBundleRequest {}).await;
+    assert!(first.is_ok() || second.is_ok(), "{second:?}");
+    back.stop().await;
+}
+
+#[test]
+fn an_rpc_that_the_table_lacks_is_found() {
+    const IDENTITY: &str = "tenon.identity.v1.Identity";
+    assert_eq!(uncovered(&[IDENTITY], TABLE), Vec::<String>::new());
+    assert_eq!(uncovered(&[IDENTITY], &TABLE[1..]), ["/tenon.identity.v1.Identity/GetTrustBundle"]);
+    assert_eq!(uncovered(&["tenon.Nothing"], TABLE), ["/tenon.Nothing/*"]);
+}
