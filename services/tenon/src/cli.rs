@@ -36,7 +36,7 @@ pub enum Command {
     /// The tenant context service.
     #[command(subcommand)]
     Tcs(Tcs),
-    // Check(Check),
+    Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),
     #[command(hide = true)]

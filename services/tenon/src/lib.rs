@@ -3,6 +3,7 @@
 //! Commands of the operator never decide anything themselves: they ask the running mesh, or run the same code that the
 //! sidecars run. Standard output has the result and nothing else; standard error has what went wrong and what to do.
 
+mod check;
 pub mod cli;
 mod config_file;
 pub mod data;
@@ -74,6 +75,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
         Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),
         Command::Tcs(cli::Tcs::Serve(args)) => roles::tcs(args),
+        Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),
         Command::SpawnChild(args) => match spawn_child::exec(&args)? {},

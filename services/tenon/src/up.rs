@@ -49,20 +49,22 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
     let mut signals = Signals::new()?;
     let mesh = crate::policy::load(&args.folder)?;
     let local = mesh.local().ok_or_else(|| no_local_mesh(&args.folder))?;
+    let binaries = children::Binaries::find()?;
     let data = Data::new(&absolute(&args.data)?);
     let lock = Lock::take(&data)?;
     let credentials = Credentials::prepare(&data, mesh.trust_domain())?;
     free_ports(local, &lock).await?;
 
     let folder = absolute(&args.folder)?;
-    let plan = children::plan(&children::Surroundings {
+    let around = children::Surroundings {
         folder: &folder,
         data: &data,
         store: args.store.as_ref(),
         mesh: &mesh,
         local,
         pin: &credentials.pin(),
-    })?;
+    };
+    let plan = children::plan(&around, &binaries);
     plan.file.write(&data)?;
 
     let stop = Stop::default();

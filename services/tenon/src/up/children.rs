@@ -1,6 +1,10 @@
 //! Which children a LocalMesh needs, and the command line of each.
 
-use std::{ffi::OsString, fmt::Display, path::Path};
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use mesh_config::{Instance, LocalMesh, Mesh, names::ServiceName};
 
@@ -52,19 +56,33 @@ pub struct Plan {
     pub file: MeshFile,
 }
 
-/// Makes the command lines. Starts nothing.
-///
-/// # Errors
-/// The binaries cannot be found.
-pub fn plan(around: &Surroundings<'_>) -> Result<Plan, Failure> {
-    let tenon = std::env::current_exe()
-        .map_err(|error| Failure::new(format!("cannot find the tenon binary: {error}")).next("start it by its path"))?;
-    let sidecar = tenon.with_file_name("tenon-sidecar");
-    if !sidecar.is_file() {
-        return Err(Failure::new(format!("there is no {}", sidecar.display()))
-            .next("build it (`cargo build --release`) or install both binaries into one folder"));
+/// The two binaries of Tenon.
+pub struct Binaries {
+    pub tenon: PathBuf,
+    pub sidecar: PathBuf,
+}
+
+impl Binaries {
+    /// This one, and `tenon-sidecar` beside it.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn find() -> Result<Self, Failure> {
+        let tenon = std::env::current_exe().map_err(|error| {
+            Failure::new(format!("cannot find the tenon binary: {error}")).next("start it by its path")
+        })?;
+        let sidecar = tenon.with_file_name("tenon-sidecar");
+        if !sidecar.is_file() {
+            return Err(Failure::new(format!("there is no {}", sidecar.display()))
+                .next("build it (`cargo build --release`) or install both binaries into one folder"));
+        }
+        Ok(Self { tenon, sidecar })
     }
-    let maker = Maker { around, tie: supervisor::tie(&tenon), tenon: &tenon, sidecar: &sidecar };
+}
+
+/// Makes the command lines. Starts nothing.
+pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
+    let maker = Maker { around, tie: supervisor::tie(&binaries.tenon), binaries };
     let names = sidecar_names(&around.local.instances);
     let lines: Vec<_> =
         around.local.instances.iter().zip(&names).map(|(i, name)| maker.sidecar_line(i, name)).collect();
@@ -84,7 +102,7 @@ pub fn plan(around: &Surroundings<'_>) -> Result<Plan, Failure> {
             .collect(),
     };
     let instances = || around.local.instances.iter().zip(&names);
-    Ok(Plan {
+    Plan {
         identity: maker.identity(),
         policy: maker.policy(),
         tcs: maker.tcs(),
@@ -97,7 +115,7 @@ pub fn plan(around: &Surroundings<'_>) -> Result<Plan, Failure> {
             .map(|(instance, name)| maker.app(instance, name))
             .collect(),
         file,
-    })
+    }
 }
 
 fn described(data: &Data, instance: &Instance, name: &str, line: &[OsString]) -> Sidecar {
@@ -132,13 +150,12 @@ fn sidecar_names(instances: &[Instance]) -> Vec<String> {
 struct Maker<'a> {
     around: &'a Surroundings<'a>,
     tie: Vec<OsString>,
-    tenon: &'a Path,
-    sidecar: &'a Path,
+    binaries: &'a Binaries,
 }
 
 impl Maker<'_> {
     fn identity(&self) -> Planned {
-        let mut line = Line::new(self.tenon).words(["identity", "serve"]);
+        let mut line = Line::new(&self.binaries.tenon).words(["identity", "serve"]);
         line = line
             .flag("--listen", self.around.local.control_plane.identity)
             .path("--ca", &self.around.data.ca())
@@ -150,7 +167,7 @@ impl Maker<'_> {
     }
 
     fn policy(&self) -> Planned {
-        let line = Line::new(self.tenon)
+        let line = Line::new(&self.binaries.tenon)
             .words(["policy", "serve"])
             .flag("--listen", self.around.local.control_plane.policy)
             .path("--folder", self.around.folder);
@@ -159,7 +176,7 @@ impl Maker<'_> {
 
     fn tcs(&self) -> Planned {
         let addresses = &self.around.local.control_plane;
-        let line = Line::new(self.tenon)
+        let line = Line::new(&self.binaries.tenon)
             .words(["tcs", "serve"])
             .flag("--listen", addresses.tcs)
             .flag("--policy", addresses.policy);
@@ -184,7 +201,7 @@ impl Maker<'_> {
     fn sidecar_line(&self, instance: &Instance, name: &str) -> Vec<OsString> {
         let addresses = &self.around.local.control_plane;
         let dir = self.around.data.sidecar(name);
-        let mut line = Line::new(self.sidecar)
+        let mut line = Line::new(&self.binaries.sidecar)
             .flag("--service", &instance.service)
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .flag("--region", &instance.region);
@@ -255,3 +272,6 @@ impl Line {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! Do certificates last? The operator's own, and what each process shows in a handshake.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use futures_util::future::join_all;
+use mesh_config::names::ServiceName;
+use mesh_identity::{clock, tls};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::Finding;
+use crate::{
+    failure::chain,
+    operator::{Mesh, Role},
+    output::rfc3339,
+};
+
+/// Certificates are renewed at half of their hour: less than this left means that renewing fails.
+const LEAST_SECONDS: u64 = 15 * 60;
+
+/// Checks them all.
+pub async fn check(mesh: &Mesh) -> Vec<Finding> {
+    let now = clock::unix_seconds();
+    let mut findings = vec![lasts("operator", mesh.identity().svid().not_after(), now)];
+    let roles = Role::ALL.map(|role| (role.title().to_owned(), mesh.address(role), role.service_name().to_string()));
+    let sidecars = mesh.file().sidecars.iter().map(|s| (s.name.clone(), s.inbound, s.service.clone()));
+    let each = roles.into_iter().chain(sidecars).map(|(name, address, service)| async move {
+        match shown(mesh, address, &service).await {
+            Ok(not_after) => lasts(&name, not_after, now),
+            Err(problem) => Finding::bad(
+                "certificate",
+                &name,
+                format!("{address}: {problem}"),
+                format!("exactly {service} of this mesh must answer there: see what listens on the port"),
+            ),
+        }
+    });
+    findings.extend(join_all(each).await);
+    findings
+}
+
+/// The end of the certificate that is shown there; an error when it is not that service's.
+async fn shown(mesh: &Mesh, address: SocketAddr, service: &str) -> Result<u64, String> {
+    let service = ServiceName::try_from(service).map_err(|error| error.to_string())?;
+    let connecting = TcpStream::connect(reachable(address));
+    let stream = timeout(tls::CONNECT_DEADLINE, connecting)
+        .await
+        .map_err(|_| "no connection in time".to_owned())?
+        .map_err(|error| error.to_string())?;
+    let config = tls::client_config(mesh.identity(), &service);
+    let stream = tls::connect(&config, stream).await.map_err(|error| chain(&error))?;
+    let peer = tls::peer(stream.get_ref().1).ok_or("no certificate was shown")?;
+    Ok(peer.not_after)
+}
+
+/// A listener on all addresses is reached over loopback.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        });
+    }
+    address
+}
+
+fn lasts(name: &str, not_after: u64, now: u64) -> Finding {
+    let until = rfc3339(not_after);
+    let left = not_after.saturating_sub(now);
+    if left >= LEAST_SECONDS {
+        return Finding::ok("certificate", name, format!("valid until {until}, {} min", left / 60));
+    }
+    Finding::bad(
+        "certificate",
+        name,
+        format!("ends at {until}, {} min from now: it should have been renewed by now", left / 60),
+        "see that the identity service is reachable, and why renewing fails in the log of whose certificate it is",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_should_have_been_renewed_is_a_failure_before_it_ends() {
+        assert!(lasts("media", 10_000 + 15 * 60, 10_000).ok);
+        assert!(!lasts("media", 10_000 + 15 * 60 - 1, 10_000).ok);
+        assert!(!lasts("media", 9_000, 10_000).ok);
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_asked_over_loopback() {
+        assert_eq!(reachable("0.0.0.0:7".parse().unwrap()), "127.0.0.1:7".parse().unwrap());
+        assert_eq!(reachable("[::]:7".parse().unwrap()), "[::1]:7".parse().unwrap());
+        assert_eq!(reachable("127.0.0.2:7".parse().unwrap()), "127.0.0.2:7".parse().unwrap());
+    }
+}

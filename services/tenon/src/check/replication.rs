@@ -1,0 +1,176 @@
+//! Does everybody know what they should? Positions of followers against heads, and what they refused.
+
+use std::time::Duration;
+
+use tenon_proto::replication::v1::{
+    FollowerStatus, KindStatus, Position, StatusRequest, replication_client::ReplicationClient,
+};
+use tokio::time::{Instant, sleep};
+
+use super::Finding;
+use crate::{
+    mesh_file::Sidecar,
+    operator::{Mesh, Role, reason},
+};
+
+/// How long a follower may take to acknowledge what is being written right now.
+const PATIENCE: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(100);
+
+/// Asks each service that was reached.
+pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for &role in reached {
+        match settled(mesh, role).await {
+            Ok(kinds) => {
+                for kind in &kinds {
+                    findings.push(positions(kind, &mesh.file().sidecars));
+                    findings.push(refusals(kind));
+                }
+            }
+            Err(status) => findings.push(Finding::bad(
+                "replication",
+                role.title(),
+                reason(&status),
+                format!("read {}", mesh.data().log(role.name()).display()),
+            )),
+        }
+    }
+    findings
+}
+
+/// The status of all kinds, once all followers have caught up, or their time to do so is over.
+async fn settled(mesh: &Mesh, role: Role) -> Result<Vec<KindStatus>, tonic::Status> {
+    let until = Instant::now() + PATIENCE;
+    let mut client = ReplicationClient::new(mesh.channel(role));
+    loop {
+        let kinds = client.status(StatusRequest { kind: String::new() }).await?.into_inner().kinds;
+        let behind = kinds.iter().any(|kind| !positions(kind, &mesh.file().sidecars).ok);
+        if !behind || Instant::now() > until {
+            return Ok(kinds);
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn positions(status: &KindStatus, sidecars: &[Sidecar]) -> Finding {
+    let head = pair(status.head.as_ref());
+    let missing = sidecars.iter().filter(|sidecar| !status.followers.iter().any(|follower| is(follower, sidecar)));
+    let missing = missing.map(|sidecar| format!("{} does not follow", sidecar.name));
+    let behind = status.followers.iter().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
+    let behind = behind.map(|follower| format!("{} is at {}", follower.instance, shown(follower.acknowledged.as_ref())));
+    let problems: Vec<_> = missing.chain(behind).collect();
+    let head = shown(status.head.as_ref());
+    if problems.is_empty() {
+        let count = status.followers.len();
+        return Finding::ok(
+            "replication",
+            &status.kind,
+            format!("{} records at {head}, with all of {count} followers", status.records),
+        );
+    }
+    Finding::bad(
+        "replication",
+        &status.kind,
+        format!("head is {head}, but {}", problems.join(", ")),
+        "see that these sidecars are ready and not overloaded, and read their logs; each keeps what it had meanwhile",
+    )
+}
+
+fn refusals(status: &KindStatus) -> Finding {
+    let refused: Vec<_> = status
+        .followers
+        .iter()
+        .filter(|follower| !follower.nack.is_empty())
+        .map(|follower| format!("{}: {}", follower.instance, follower.nack))
+        .collect();
+    if refused.is_empty() {
+        return Finding::ok("accepted", &status.kind, "nobody refused a change");
+    }
+    Finding::bad(
+        "accepted",
+        &status.kind,
+        format!("refused by {}", refused.join(", ")),
+        "correct the record that is named and write it again, or bring the follower to the same version; it keeps what it had",
+    )
+}
+
+/// Whether this follower is that sidecar: the name of its process ends with the address of its inbound listener.
+fn is(follower: &FollowerStatus, sidecar: &Sidecar) -> bool {
+    follower.spiffe_id.ends_with(&format!("/svc/{}", sidecar.service))
+        && follower.instance.ends_with(&format!("/{}", sidecar.inbound))
+}
+
+fn pair(position: Option<&Position>) -> (u64, u64) {
+    position.map_or((0, 0), |position| (position.epoch, position.revision))
+}
+
+fn shown(position: Option<&Position>) -> String {
+    let (epoch, revision) = pair(position);
+    format!("{epoch}.{revision}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sidecar() -> Sidecar {
+        Sidecar {
+            name: "media-us-east".into(),
+            service: "media".into(),
+            region: "us-east".into(),
+            zone: None,
+            app: None,
+            outbound: "127.0.0.1:1".into(),
+            inbound: ([127, 0, 0, 1], 2).into(),
+            admin: ([127, 0, 0, 1], 3).into(),
+            state_dir: "state".into(),
+            command: Vec::new(),
+        }
+    }
+
+    fn follower(revision: u64, nack: &str) -> FollowerStatus {
+        FollowerStatus {
+            instance: "media/us-east/127.0.0.1:2".into(),
+            spiffe_id: "spiffe://demo.example/svc/media".into(),
+            acknowledged: Some(Position { epoch: 5, revision }),
+            nack: nack.into(),
+            connected_unix_seconds: 1,
+        }
+    }
+
+    fn status(followers: Vec<FollowerStatus>) -> KindStatus {
+        KindStatus { kind: "tenant".into(), head: Some(Position { epoch: 5, revision: 9 }), records: 3, followers }
+    }
+
+    #[test]
+    fn followers_at_the_head_are_fine() {
+        let finding = positions(&status(vec![follower(9, "")]), &[sidecar()]);
+        assert_eq!((finding.ok, finding.detail.as_str()), (true, "3 records at 5.9, with all of 1 followers"));
+    }
+
+    #[test]
+    fn a_follower_that_is_behind_is_named_with_its_position() {
+        let finding = positions(&status(vec![follower(8, "")]), &[sidecar()]);
+        assert_eq!(
+            (finding.ok, finding.detail.as_str()),
+            (false, "head is 5.9, but media/us-east/127.0.0.1:2 is at 5.8")
+        );
+    }
+
+    #[test]
+    fn a_sidecar_that_does_not_follow_at_all_is_named() {
+        let finding = positions(&status(Vec::new()), &[sidecar()]);
+        assert_eq!((finding.ok, finding.detail.as_str()), (false, "head is 5.9, but media-us-east does not follow"));
+    }
+
+    #[test]
+    fn a_refused_change_is_a_failure_with_the_followers_own_words() {
+        assert!(refusals(&status(vec![follower(9, "")])).ok);
+        let finding = refusals(&status(vec![follower(8, "record acme: not a tenant")]));
+        assert_eq!(
+            (finding.ok, finding.detail.as_str()),
+            (false, "refused by media/us-east/127.0.0.1:2: record acme: not a tenant")
+        );
+    }
+}
