@@ -199,7 +199,7 @@ impl World {
             _ => "pass",
         };
         *self.counts.entry(what).or_default() += 1;
-        let pause = self.random.random_range(0..120);
+        let pause = self.random.random_range(0..50);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         for subject in &mut self.subjects {
             subject.check_order();
@@ -344,7 +344,7 @@ fn held(replica: &Replica<Stored>) -> BTreeMap<String, (u64, Bytes)> {
 async fn every_follower_equals_the_model_after_ten_thousand_steps_of_trouble() {
     let seed = std::env::var("TENON_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("TENON_SEED={seed}");
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut world = World::new(seed, dir.path()).await;
     for step in 1..=STEPS {
         world.step().await;

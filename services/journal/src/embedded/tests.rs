@@ -1,1 +1,323 @@
+use std::{
+    fs::{File, OpenOptions},
+    ops::Bound,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
 
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use proptest::prelude::*;
+use redb::{BackendError, StorageBackend, backends::FileBackend};
+use tempfile::TempDir;
+
+use super::*;
+
+fn store() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("below").join("store.redb");
+    (dir, path)
+}
+
+fn put(key: &str, value: &str) -> Write {
+    Write::put(key, value.to_owned())
+}
+
+#[tokio::test]
+async fn a_batch_takes_a_revision_for_each_write_and_is_there_after_reopening() {
+    let (_dir, path) = store();
+    let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+    let epoch = journal.head().await.unwrap().epoch;
+    assert_eq!(
+        journal.append(vec![put("a", "1"), put("b", "1"), put("a", "2")]).await.unwrap(),
+        Position::new(epoch, 3)
+    );
+    assert_eq!(journal.append(vec![Write::delete("b")]).await.unwrap(), Position::new(epoch, 4));
+    assert_eq!(journal.append(vec![]).await.unwrap(), Position::new(epoch, 4));
+    drop(journal);
+
+    let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+    let a = Record { key: "a".to_owned(), revision: 3, value: Bytes::from_static(b"2") };
+    assert_eq!(
+        journal.snapshot().await.unwrap(),
+        Snapshot { position: Position::new(epoch, 4), records: vec![a.clone()] }
+    );
+    assert_eq!((journal.get("a").await.unwrap(), journal.get("b").await.unwrap()), (Some(a), None));
+    assert_eq!(journal.count().await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn kinds_of_one_store_have_a_sequence_each() {
+    let (_dir, path) = store();
+    let store = Embedded::open(&path).unwrap();
+    let (one, other) = (store.kind("route").unwrap(), store.kind("key").unwrap());
+    one.append(vec![put("a", "1"), put("b", "1")]).await.unwrap();
+    assert_eq!(other.append(vec![put("a", "2")]).await.unwrap().revision, 1);
+    assert_eq!(one.get("a").await.unwrap().unwrap().value, "1");
+}
+
+#[tokio::test]
+async fn a_condition_that_is_not_met_refuses_the_whole_batch() {
+    let (_dir, path) = store();
+    let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+    journal.append(vec![put("a", "1")]).await.unwrap();
+    let before = journal.snapshot().await.unwrap();
+    for expected in [Expected::Absent, Expected::Revision(2)] {
+        let result = journal.append(vec![put("other", "x"), put("a", "1").expecting(expected)]).await;
+        assert!(matches!(result, Err(AppendError::Conflict { actual: Some(1), .. })), "{expected:?}: {result:?}");
+        assert_eq!(journal.snapshot().await.unwrap(), before);
+    }
+    journal.append(vec![put("a", "2").expecting(Expected::Revision(1))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn conditions_see_the_earlier_writes_of_their_batch() {
+    let (_dir, path) = store();
+    let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+    let twice = vec![put("a", "1").expecting(Expected::Absent), put("a", "2").expecting(Expected::Absent)];
+    assert!(matches!(journal.append(twice).await, Err(AppendError::Conflict { actual: Some(1), .. })));
+    assert_eq!(journal.head().await.unwrap().revision, 0);
+    journal
+        .append(vec![put("a", "1").expecting(Expected::Absent), put("a", "2").expecting(Expected::Revision(1))])
+        .await
+        .unwrap();
+    let error = journal.append(vec![Write::delete("b").expecting(Expected::Revision(1))]).await.unwrap_err();
+    assert_eq!(error.to_string(), "b is at no record, not at Revision(1): read it again and decide anew");
+}
+
+#[tokio::test]
+async fn a_tail_gives_what_was_written_and_then_what_is_being_written() {
+    let (_dir, path) = store();
+    let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+    let first = journal.append(vec![put("a", "1"), Write::delete("a")]).await.unwrap();
+    let mut tail = journal.tail(Position::new(first.epoch, 1));
+    let entry = |revision, key: &str, value: Option<&str>| {
+        let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
+        Entry { key: key.to_owned(), revision, value }
+    };
+    assert_eq!(tail.next().await.unwrap().unwrap(), [entry(2, "a", None)]);
+    let (written, next) = tokio::join!(journal.append(vec![put("b", "1")]), tail.next());
+    written.unwrap();
+    assert_eq!(next.unwrap().unwrap(), [entry(3, "b", Some("1"))]);
+}
+
+#[tokio::test]
+async fn a_tail_of_what_is_no_longer_kept_says_so() {
+    let (_dir, path) = store();
+    let store = Embedded::open_with(&path, Options { retained_changes: 3 }).unwrap();
+    let journal = store.kind("tenant").unwrap();
+    let mut head = Position::ZERO;
+    for number in 0..10 {
+        head = journal.append(vec![put(&format!("k{number}"), "v")]).await.unwrap();
+    }
+    let at = |revision| Position::new(head.epoch, revision);
+    for (from, kept) in
+        [(at(0), false), (at(6), false), (at(7), true), (at(11), false), (Position::new(head.epoch - 1, 9), false)]
+    {
+        let next = journal.tail(from).next().await.unwrap();
+        match next {
+            Ok(entries) => assert!(kept && entries.len() == 3 && entries[0].revision == 8, "{from}"),
+            Err(error) => assert!(!kept && matches!(error, TailError::Compacted), "{from}"),
+        }
+    }
+    assert_eq!(journal.count().await.unwrap(), 10, "only the past is forgotten");
+}
+
+#[test]
+fn a_store_in_use_is_refused_with_what_to_do() {
+    let (_dir, path) = store();
+    let _first = Embedded::open(&path).unwrap();
+    let error = Embedded::open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::Held(_)));
+    assert!(
+        error.to_string().ends_with("is in use by another process: stop that one, or name another file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_store_is_refused_and_left_alone() {
+    let (dir, _) = store();
+    let path = dir.path().join("notes.txt");
+    std::fs::write(&path, "these are notes, and longer than a header of any kind. ".repeat(100)).unwrap();
+    let error = Embedded::open(&path).unwrap_err();
+    assert!(matches!(error, OpenError::Foreign(_)), "{error:?}");
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("these are notes"));
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_a_clear_error() {
+    let (dir, _) = store();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let error = Embedded::open(&dir.path().join("file").join("store.redb")).unwrap_err();
+    assert!(matches!(error, OpenError::Failed { .. }), "{error:?}");
+}
+
+#[test]
+fn a_new_store_has_a_later_epoch() {
+    let (_dir, path) = store();
+    let before = Embedded::open(&path).unwrap().epoch();
+    assert_eq!(Embedded::open(&path).unwrap().epoch(), before);
+    std::fs::remove_file(&path).unwrap();
+    assert!(Embedded::open(&path).unwrap().epoch() >= before);
+}
+
+/// A disk that can be full.
+#[derive(Debug)]
+struct Disk {
+    file: FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl Disk {
+    fn room(&self) -> io::Result<()> {
+        if self.full.load(SeqCst) { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.room()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.room()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.room()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+}
+
+fn on_a_disk(path: &Path) -> (Embedded, Arc<AtomicBool>) {
+    let full = Arc::new(AtomicBool::new(false));
+    let (of, file) = (Arc::clone(&full), path.to_owned());
+    let open = move || {
+        let file: File = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .map_err(redb::StorageError::Io)?;
+        let backend = Disk { file: FileBackend::new(file)?, full: Arc::clone(&of) };
+        redb::Database::builder().create_with_backend(backend)
+    };
+    let store = Store::open_by(path, Box::new(open)).unwrap();
+    (Embedded::on(store, Options::default(), path).unwrap(), full)
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_a_write_changes_nothing_and_is_forgotten_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, full) = on_a_disk(&dir.path().join("store.redb"));
+    let journal = store.kind("tenant").unwrap();
+    let first = journal.append(vec![put("a", "1")]).await.unwrap();
+    let before = journal.snapshot().await.unwrap();
+    let mut tail = journal.tail(first);
+
+    full.store(true, SeqCst);
+    let error = journal.append(vec![put("a", "2"), put("b", "1")]).await.unwrap_err();
+    assert!(matches!(error, AppendError::Full(_)), "{error:?}");
+    let again = journal.append(vec![put("a", "2")]).await.unwrap_err();
+    assert!(matches!(again, AppendError::Full(_)), "{again:?}");
+
+    full.store(false, SeqCst);
+    assert_eq!(journal.snapshot().await.unwrap(), before);
+    let next = journal.append(vec![put("a", "3")]).await.unwrap();
+    assert_eq!(next, Position::new(first.epoch, first.revision + 1));
+    assert_eq!(tail.next().await.unwrap().unwrap()[0].value.as_deref(), Some(b"3".as_slice()));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<(u8, Option<u8>, Option<u64>)>),
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let write = (0..6u8, prop::option::of(any::<u8>()), prop::option::weighted(0.2, 0..9u64));
+    let step = prop_oneof![6 => prop::collection::vec(write, 0..4).prop_map(Step::Append), 1 => Just(Step::Reopen)];
+    prop::collection::vec(step, 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn it_equals_a_map_with_revisions_and_its_log_replays_to_it(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (_dir, path) = store();
+            let mut journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+            let epoch = journal.head().await.unwrap().epoch;
+            let (mut model, mut revision) = (std::collections::BTreeMap::new(), 0);
+            for step in steps {
+                let Step::Append(writes) = step else {
+                    drop(journal);
+                    journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
+                    continue;
+                };
+                let (mut next, mut last, mut good) = (model.clone(), revision, true);
+                for (key, value, expected) in &writes {
+                    let actual = next.get(key).map(|(revision, _)| *revision);
+                    good &= expected.is_none_or(|expected| actual == Some(expected));
+                    last += 1;
+                    match value {
+                        Some(value) => drop(next.insert(*key, (last, *value))),
+                        None => drop(next.remove(key)),
+                    }
+                }
+                let writes = writes.iter().map(|(key, value, expected)| Write {
+                    key: key.to_string(),
+                    value: value.map(|value| vec![value].into()),
+                    expected: expected.map_or(Expected::Any, Expected::Revision),
+                });
+                let result = journal.append(writes.collect()).await;
+                assert_eq!(result.is_ok(), good);
+                if good {
+                    (model, revision) = (next, last);
+                }
+            }
+            let wanted: Vec<_> = model
+                .iter()
+                .map(|(key, (revision, value))| Record { key: key.to_string(), revision: *revision, value: vec![*value].into() })
+                .collect();
+            let position = Position::new(epoch, revision);
+            assert_eq!(journal.snapshot().await.unwrap(), Snapshot { position, records: wanted.clone() });
+            let (mut tail, mut replayed, mut at) = (journal.tail(Position::new(epoch, 0)), std::collections::BTreeMap::new(), 0);
+            while at < revision {
+                for Entry { key, revision, value } in tail.next().await.unwrap().unwrap() {
+                    assert_eq!(revision, at + 1);
+                    at = revision;
+                    replayed.remove(&key);
+                    if let Some(value) = value {
+                        replayed.insert(key.clone(), Record { key, revision, value });
+                    }
+                }
+            }
+            assert_eq!(replayed.into_values().collect::<Vec<_>>(), wanted);
+        });
+    }
+}
