@@ -18,7 +18,7 @@ mod key;
 use std::path::PathBuf;
 
 use media::{
-    hosting::{Host, HostError},
+    hosting::{Host, HostError, MESSAGE_BYTES},
     shards::{OpenError, Shards},
 };
 use tenon_proto::issues::v1::issues_server::IssuesServer;
@@ -42,7 +42,7 @@ pub async fn serve(
     let shards = opened.map_err(|_| ServeError::Interrupted)??;
     let tasks = TaskTracker::new();
     let service = IssuesServer::new(IssuesService::new(shards, outbound, tasks.clone()))
-        .max_decoding_message_size(media::MESSAGE_BYTES)
+        .max_decoding_message_size(MESSAGE_BYTES)
         .accept_compressed(CompressionEncoding::Gzip);
     Ok(Host { listener, services: &["issues.v1.Issues"], routes: Routes::new(service), tasks }.run(shutdown).await?)
 }

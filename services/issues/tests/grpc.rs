@@ -342,7 +342,6 @@ async fn an_attachment_whose_caller_goes_away_is_not_taken_for_a_complete_one() 
     drop(parts);
     assert_eq!(running.files("acme"), 0);
     assert_eq!(running.attachments("acme", &key).await, []);
-    drop(running.issues);
     running.shutdown.cancel();
     tokio::time::timeout(Duration::from_secs(9), running.server).await.unwrap().unwrap().unwrap();
 }

@@ -19,6 +19,9 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing_subscriber::EnvFilter;
 
+/// Longest message taken, in bytes: 4 MiB of a file and their frame.
+pub const MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
+
 /// How long calls that are under way when the service is told to stop may take to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// Flow-control windows: enough that one upload fills a loopback connection, small enough to bound memory.

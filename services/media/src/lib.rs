@@ -24,10 +24,11 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{codec::CompressionEncoding, service::Routes};
 
-use crate::{hosting::Host, service::MediaService, shards::Shards};
-
-/// Longest message taken, in bytes: 4 MiB of a file and their frame.
-pub const MESSAGE_BYTES: usize = (4 << 20) + (64 << 10);
+use crate::{
+    hosting::{Host, MESSAGE_BYTES},
+    service::MediaService,
+    shards::Shards,
+};
 
 /// Serves the files below `data` on `listener` until `shutdown`.
 ///

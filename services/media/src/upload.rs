@@ -100,7 +100,11 @@ async fn paint(folder: &Folder, id: &ItemId, painters: Arc<Semaphore>) -> Result
             }
         }
     });
-    Ok(made.await?)
+    match made.await {
+        // A picture that makes the decoder panic is like one that it cannot decode.
+        Err(StoreError::Interrupted) => Ok(Vec::new()),
+        made => Ok(made?),
+    }
 }
 
 /// What the sender, or the mesh for it, ended the stream with.
