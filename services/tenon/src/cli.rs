@@ -172,7 +172,7 @@ pub enum Policy {
     Status(PolicyStatus),
     Explain(Box<Explain>),
     Test(PolicyTest),
-    // Serve(PolicyServe),
+    Serve(PolicyServe),
 }
 
 /// Check policy files without a mesh.

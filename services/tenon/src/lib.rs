@@ -70,6 +70,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Policy(cli::Policy::Status(args)) => block_on(policy::status(args)),
         Command::Policy(cli::Policy::Explain(args)) => block_on(policy::explain(*args)),
         Command::Policy(cli::Policy::Test(args)) => policy::test(args),
+        Command::Policy(cli::Policy::Serve(args)) => roles::policy(args),
         Command::Identity(cli::Identity::JoinToken(args)) => block_on(identity::join_token(args)),
         Command::Identity(cli::Identity::Keys(args)) => block_on(identity::keys(args)),
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),

@@ -54,6 +54,24 @@ pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
     })
 }
 
+/// Runs the policy service until it is told to end.
+///
+/// # Errors
+/// It cannot join the mesh, cannot start, or had to end.
+pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
+    serve(Role::Policy, async move |shutdown| {
+        let listener = bind(args.listen).await?;
+        let joined = join(Role::Policy, &args.join, &args.role, &shutdown).await?;
+        let config = policy::Config {
+            listener,
+            store: store(args.store.path())?,
+            folder: args.folder,
+            identity: joined.identity,
+        };
+        policy::serve(config, shutdown).await.map_err(|error| ended(Role::Policy, &error))
+    })
+}
+
 /// Runs a role on a runtime with a thread a processor, with logs on standard error.
 fn serve(role: Role, work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>) -> Result<Answer, Failure> {
     use io::IsTerminal as _;

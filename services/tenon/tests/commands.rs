@@ -116,11 +116,15 @@ fn every_command_that_needs_a_mesh_says_how_to_get_one() {
 
 #[test]
 fn all_problems_of_a_policy_folder_are_printed_with_their_places() {
-    let dir = folder(&[("mesh.yaml", &MESH.replace("callers: [issues]", "callers: [nobody]").replace("spec: {}", "sepc: {}"))]);
+    let dir = folder(&[(
+        "mesh.yaml",
+        &MESH.replace("callers: [issues]", "callers: [nobody]").replace("spec: {}", "sepc: {}"),
+    )]);
     let output = tenon(&["policy", "check", "-f", path(&dir)]);
     assert_eq!(code(&output), 1);
     let file = dir.path().join("mesh.yaml");
-    let places: Vec<_> = err(&output).lines().filter(|line| line.starts_with(file.to_str().unwrap())).map(str::to_owned).collect();
+    let places: Vec<_> =
+        err(&output).lines().filter(|line| line.starts_with(file.to_str().unwrap())).map(str::to_owned).collect();
     assert!(places.len() >= 2, "{}", err(&output));
 
     let output = tenon(&["policy", "check", "-f", path(&dir), "-o", "json"]);
@@ -139,7 +143,8 @@ fn a_good_folder_is_checked_with_exit_code_0() {
 }
 
 fn explain(dir: &tempfile::TempDir, more: &[&str]) -> (i32, Value) {
-    let args = ["policy", "explain", "-f", path(dir), "--service", "media", "--path", "/media.v1.Media/Get", "-o", "json"];
+    let args =
+        ["policy", "explain", "-f", path(dir), "--service", "media", "--path", "/media.v1.Media/Get", "-o", "json"];
     let output = tenon(&[&args, more].concat());
     (code(&output), serde_json::from_str(&out(&output)).unwrap_or_else(|_| panic!("{}", err(&output))))
 }
@@ -185,7 +190,10 @@ fn policy_tests_exit_1_only_when_one_does_not_come_as_expected() {
         assert_eq!(code(&output), exit, "{}", err(&output));
         let json: Value = serde_json::from_str(&out(&output)).unwrap();
         assert_eq!(json["failed"], exit);
-        assert_eq!((&json["calls"][1]["came"], &json["calls"][1]["passed"]), (&"PATH_NOT_ALLOWED".into(), &(exit == 0).into()));
+        assert_eq!(
+            (&json["calls"][1]["came"], &json["calls"][1]["passed"]),
+            (&"PATH_NOT_ALLOWED".into(), &(exit == 0).into())
+        );
     }
 }
 

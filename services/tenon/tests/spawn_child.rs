@@ -57,7 +57,15 @@ fn a_child_of_somebody_else_does_not_start() {
 #[test]
 fn a_program_that_is_not_there_is_named() {
     let output = Command::new(env!("CARGO_BIN_EXE_tenon"))
-        .args(["spawn-child", "--parent", &std::process::id().to_string(), "--signal", "KILL", "--", "/nonexistent/app"])
+        .args([
+            "spawn-child",
+            "--parent",
+            &std::process::id().to_string(),
+            "--signal",
+            "KILL",
+            "--",
+            "/nonexistent/app",
+        ])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));

@@ -58,7 +58,8 @@ fn positions(status: &KindStatus, sidecars: &[Sidecar]) -> Finding {
     let missing = sidecars.iter().filter(|sidecar| !status.followers.iter().any(|follower| is(follower, sidecar)));
     let missing = missing.map(|sidecar| format!("{} does not follow", sidecar.name));
     let behind = status.followers.iter().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
-    let behind = behind.map(|follower| format!("{} is at {}", follower.instance, shown(follower.acknowledged.as_ref())));
+    let behind =
+        behind.map(|follower| format!("{} is at {}", follower.instance, shown(follower.acknowledged.as_ref())));
     let problems: Vec<_> = missing.chain(behind).collect();
     let head = shown(status.head.as_ref());
     if problems.is_empty() {

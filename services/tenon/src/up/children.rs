@@ -240,6 +240,7 @@ impl Maker<'_> {
             program,
             log: self.around.data.log(name),
             tie: self.tie.clone(),
+            grace: supervisor::GRACE,
             without: std::env::vars_os().map(|(name, _)| name).filter(ours).collect(),
         };
         Planned { spec, joins }

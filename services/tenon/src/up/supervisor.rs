@@ -29,7 +29,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// A child that lived this long starts again without having to wait for what happened before.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long a child may take to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(8);
+pub const GRACE: Duration = Duration::from_secs(8);
 /// How long to wait for the rest of the output of a child that has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The longest piece of a line that is copied as one.
@@ -44,6 +44,8 @@ pub struct Spec {
     pub program: Vec<OsString>,
     /// Where its output goes, appended.
     pub log: PathBuf,
+    /// How long it may take to end after SIGTERM before it gets SIGKILL.
+    pub grace: Duration,
     /// Environment variables that it does not get.
     pub without: Vec<OsString>,
     /// What goes before the program to tie it to the life of this process; see [`tie`].
@@ -61,7 +63,7 @@ pub fn tie(tenon: &Path) -> Vec<OsString> {
 /// How children are told to end.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// SIGTERM, and SIGKILL for who takes longer than 8 s.
+    /// SIGTERM, and SIGKILL for who takes longer than its grace.
     pub polite: CancellationToken,
     /// SIGKILL, for who has not ended yet.
     pub now: CancellationToken,
@@ -143,6 +145,7 @@ fn ending(status: ExitStatus) -> String {
 struct Running {
     child: Child,
     group: Option<Pid>,
+    grace: Duration,
     copying: JoinSet<()>,
 }
 
@@ -169,14 +172,14 @@ impl Running {
             copying.spawn(copy(out, log.try_clone()?, spec.name.clone(), printer.clone()));
             copying.spawn(copy(err, log, spec.name.clone(), printer.clone()));
         }
-        Ok(Self { child, group, copying })
+        Ok(Self { child, group, grace: spec.grace, copying })
     }
 
     /// Ends the child: politely, then not.
     async fn terminate(mut self, now: &CancellationToken) {
         self.signal(Signal::TERM);
         let ended = tokio::select! {
-            ended = timeout(GRACE, self.child.wait()) => ended.is_ok(),
+            ended = timeout(self.grace, self.child.wait()) => ended.is_ok(),
             () = now.cancelled() => false,
         };
         if !ended {

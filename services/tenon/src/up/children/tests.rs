@@ -92,10 +92,15 @@ fn parsed(child: &Planned) -> crate::cli::Command {
 
 #[test]
 fn roles_understand_their_command_lines() {
-    use crate::cli::{Command, Identity, Tcs};
+    use crate::cli::{Command, Identity, Policy, Tcs};
     let plan = planned(None);
     let Command::Identity(Identity::Serve(identity)) = parsed(&plan.identity) else { panic!("another command") };
     assert_eq!((identity.listen.port(), identity.ca.as_path()), (16010, Path::new("/data/ca")));
+    let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy) else { panic!("another command") };
+    assert_eq!(
+        (policy.folder.as_deref(), policy.store.path()),
+        (Some(Path::new("/mesh")), Path::new("/data/policy/policy.redb"))
+    );
     let Command::Tcs(Tcs::Serve(tcs)) = parsed(&plan.tcs) else { panic!("another command") };
     assert_eq!((tcs.join.identity.port(), tcs.store.path()), (16010, Path::new("/data/tcs/tcs.redb")));
     assert_eq!(tcs.join.join_token_file.as_deref(), Some(Path::new("/data/tcs/join-token")));
