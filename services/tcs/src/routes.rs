@@ -1,0 +1,30 @@
+//! What the TCS knows of the policy: which product each service is.
+
+use bytes::Bytes;
+use mesh_config::names::ProductName;
+use prost::Message as _;
+use replica::Value;
+use tenon_proto::policy::v1::Route;
+
+/// A route record, of which only the product counts here.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ServiceRoute {
+    /// Absent for platform services, which are no product.
+    pub product: Option<ProductName>,
+    raw: Bytes,
+}
+
+impl Value for ServiceRoute {
+    fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
+        let route = Route::decode(raw.clone()).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
+        let product = match route.product.as_str() {
+            "" => None,
+            name => Some(ProductName::try_from(name).map_err(|error| format!("route {key:?}: {error}"))?),
+        };
+        Ok(Self { product, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}

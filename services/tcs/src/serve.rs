@@ -1,0 +1,156 @@
+//! The TCS as a process: its store, the routes that it follows, and the server.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use journal::{Embedded, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReplicationService};
+use mesh_config::names::{ServiceName, control_plane};
+use mesh_identity::Identity;
+use mesh_identity::grpc::{self, Rpc, Server};
+use mesh_identity::tls::Clients;
+use replica::{Event, Follow, Replica};
+use tenon_proto::kind;
+use tenon_proto::tcs::v1::tenants_server::TenantsServer;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::routes::ServiceRoute;
+use crate::service::{TENANTS_AUTHORIZATION, TenantsService};
+use crate::store::{Store, StoreError};
+use crate::views::ProductViews;
+
+/// Everything that the process's server serves, and to whom.
+pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
+    LazyLock::new(|| [TENANTS_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+
+/// What the TCS is started with.
+#[derive(Debug)]
+pub struct Config {
+    /// Where it serves gRPC.
+    pub listener: TcpListener,
+    /// File of the embedded store.
+    pub store: PathBuf,
+    /// Folder for what it keeps of other services' state: the routes that say which product each service is.
+    pub state_dir: PathBuf,
+    /// Its own identity, kept renewed by the caller.
+    pub identity: Arc<Identity>,
+    /// The policy service, whose routes it follows.
+    pub policy: SocketAddr,
+}
+
+/// Why the TCS could not start, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The folder of the store cannot be made.
+    #[error("cannot create {}: check that its parent is a folder that this user may write to", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error("the store of tenants cannot be used")]
+    Open(#[from] OpenError),
+    /// The store cannot be read; the text says why.
+    #[error("the store of tenants cannot be used: {0}")]
+    Store(String),
+    /// The server failed.
+    #[error("the server of the tenant context service failed")]
+    Server(#[source] io::Error),
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// When the store cannot be opened, or the server fails.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let Config { listener, store, state_dir, identity, policy } = config;
+    if let Some(folder) = store.parent() {
+        create(folder)?;
+    }
+    create(&state_dir)?;
+    let journal = Embedded::open(&store)?.kind(kind::TENANT)?;
+    let store =
+        Store::open(Arc::clone(&journal)).await.map_err(|error: StoreError| ServeError::Store(chain(&error)))?;
+
+    let changed = Arc::new(Notify::new());
+    let (routes, following) = follow_routes(&identity, policy, state_dir, Arc::clone(&changed), shutdown.clone());
+    let views = Arc::new(ProductViews::new(routes));
+    let publisher = Publisher::start(kind::TENANT, journal, views, shutdown.clone());
+    let refreshing = tokio::spawn(refresh(publisher.clone(), changed));
+
+    let routes = Routes::new(TenantsServer::new(TenantsService::new(store)))
+        .add_service(ReplicationService::new(vec![publisher]).into_server());
+    let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
+    let outcome = server.run(shutdown.clone()).await;
+    refreshing.abort();
+    // Also when the server failed by itself: the follower's last state goes to disk.
+    shutdown.cancel();
+    if let Err(error) = following.await {
+        tracing::error!(%error, "following the routes failed");
+    }
+    outcome.map_err(ServeError::Server)
+}
+
+fn follow_routes(
+    identity: &Arc<Identity>,
+    policy: SocketAddr,
+    state_dir: PathBuf,
+    changed: Arc<Notify>,
+    shutdown: CancellationToken,
+) -> (Replica<ServiceRoute>, JoinHandle<()>) {
+    let expected = ServiceName::try_from(control_plane::POLICY).expect("a constant that is a service name");
+    let follow = Follow {
+        kind: kind::ROUTE,
+        instance: control_plane::TCS.to_owned(),
+        channel: grpc::channel(policy, identity, &expected),
+        state_dir: Some(state_dir),
+    };
+    let observer = move |event: Event<'_, ServiceRoute>| {
+        let product = |route: &Arc<ServiceRoute>| route.product.clone();
+        let matters = match event {
+            Event::Replaced(_) => true,
+            // None for no route, Some(None) for a platform service.
+            Event::Changed { old, new, .. } => old.map(product) != new.map(product),
+        };
+        if matters {
+            changed.notify_one();
+        }
+    };
+    follow.start(observer, shutdown)
+}
+
+/// Has every follower's view decided anew after the routes have changed.
+async fn refresh(publisher: Publisher, changed: Arc<Notify>) {
+    loop {
+        changed.notified().await;
+        publisher.refresh_views();
+    }
+}
+
+fn create(folder: &Path) -> Result<(), ServeError> {
+    if folder.as_os_str().is_empty() {
+        return Ok(());
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| ServeError::Folder { path: folder.into(), source })
+}
+
+/// The error and what it came from, on one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests;
