@@ -1,7 +1,7 @@
 //! How a product service listens, reports its health and stops.
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     net::{AddrParseError, SocketAddr},
     time::Duration,
 };
@@ -161,7 +161,8 @@ fn reflection(services: &[&'static str]) -> tonic_reflection::server::Builder<'s
 /// Writes logs to standard error, `info` and above unless `RUST_LOG` says otherwise.
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
 }
 
 /// A token that is cancelled by SIGTERM or Ctrl-C.

@@ -1,6 +1,6 @@
 //! The `media` binary: see the library of the same name.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use media::hosting;
@@ -18,8 +18,19 @@ struct Args {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let Args { listen, data } = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Causes on the same line, and no backtrace: it is for whoever runs the service.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let Args { listen, data } = args;
     hosting::log_to_stderr();
     let data = data.unwrap_or_else(|| PathBuf::from(format!(".tenon/media-{}", listen.port())));
     let shutdown = hosting::until_signalled()?;
