@@ -43,6 +43,10 @@ pub(crate) struct Fake {
     pub bundle: crate::TrustBundle,
     /// How long ago its certificates became valid, in seconds.
     pub backdate: u64,
+    /// Whom its certificates name, if not who asked.
+    pub names: Option<&'static str>,
+    /// Who signs them, if not `ca`.
+    pub signer: Option<Arc<Ca>>,
     pub counts: Arc<Counts>,
 }
 
@@ -57,7 +61,14 @@ pub(crate) struct Running {
 
 impl Fake {
     pub(crate) fn new(ca: &Arc<Ca>) -> Self {
-        Self { ca: Arc::clone(ca), bundle: ca.bundle(), backdate: 60, counts: Arc::default() }
+        Self {
+            ca: Arc::clone(ca),
+            bundle: ca.bundle(),
+            backdate: 60,
+            names: None,
+            signer: None,
+            counts: Arc::default(),
+        }
     }
 
     pub(crate) async fn start(self) -> Running {
@@ -91,8 +102,12 @@ impl Fake {
 
     fn issue(&self, csr: &[u8], service: &str) -> Response<IssueResponse> {
         let now = clock::unix_seconds();
-        let leaf = Leaf { not_before: now - self.backdate, ..Leaf::uri(&self.ca.id(service).to_string()) };
-        let chain = self.ca.sign(csr, &leaf).iter().map(|der| der.to_vec().into()).collect();
+        let leaf = Leaf {
+            not_before: now - self.backdate,
+            ..Leaf::uri(&self.ca.id(self.names.unwrap_or(service)).to_string())
+        };
+        let chain =
+            self.signer.as_ref().unwrap_or(&self.ca).sign(csr, &leaf).iter().map(|der| der.to_vec().into()).collect();
         let trust_bundle = Some(self.ca.bundle().to_proto());
         Response::new(IssueResponse { chain, trust_bundle, key_epoch: 7, key_revision: 11 })
     }

@@ -54,7 +54,7 @@ pub enum JoinError {
     )]
     Pin(String),
     /// There is neither a valid SVID on disk nor a join token.
-    #[error("{why} in {}, and no join token was given; make one with `tenon identity join-token {service}` and start again with it", dir.display())]
+    #[error("{why} in {}, and no join token was given; make one with `tenon identity join-token --service {service}` and start again with it", dir.display())]
     NoToken {
         /// What is wrong with the state.
         why: String,
@@ -72,7 +72,7 @@ pub enum JoinError {
         address: SocketAddr,
     },
     /// The identity service cannot be reached, or refuses.
-    #[error("the identity service at {address} did not answer {call}: {}; check that it runs and that the address is right", .status.message())]
+    #[error("the identity service at {address} did not answer {call}: {}; check that it runs and that the address is right", root_cause(.status))]
     Call {
         /// Who was asked.
         address: SocketAddr,
@@ -84,7 +84,7 @@ pub enum JoinError {
     },
     /// The join token is not valid.
     #[error(
-        "the identity service refused the join token: {0}; tokens work once and for a short time: make a new one with `tenon identity join-token {1}`"
+        "the identity service refused the join token: {0}; tokens work once and for a short time: make a new one with `tenon identity join-token --service {1}`"
     )]
     Refused(String, ServiceName),
     /// What the identity service answered cannot be used.
@@ -115,6 +115,18 @@ pub async fn join(config: Config) -> Result<Joined, JoinError> {
     };
     tracing::info!(service = %config.service, reason = %why, "joining the mesh with a join token");
     attest::attest(&config, &pin, token).await
+}
+
+/// What lies at the bottom of a failed call: tonic's own text stops at "transport error".
+fn root_cause(status: &tonic::Status) -> String {
+    let mut cause: &dyn std::error::Error = match std::error::Error::source(status) {
+        Some(source) => source,
+        None => return status.message().to_owned(),
+    };
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 /// Lower hexadecimal, whichever way it was written.

@@ -80,6 +80,13 @@ impl Ca {
         Self { trust_domain: trust_domain(domain), root: root.der().clone(), issuer: Issuer::new(params, key) }
     }
 
+    /// A root that exists already, such as a running mesh's: its certificate (DER) and its key (PKCS#8, PEM).
+    pub fn from_parts(domain: &str, root: CertificateDer<'static>, key: &str) -> Self {
+        let key = KeyPair::from_pem(key).expect("a PKCS#8 key");
+        let issuer = Issuer::from_ca_cert_der(&root, key).expect("a root certificate");
+        Self { trust_domain: trust_domain(domain), root, issuer }
+    }
+
     /// Its trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -25,7 +25,7 @@ use crate::{Identity, Peer};
 const DRAIN: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(3) };
 
 /// Handshakes under way at once; further connections wait in the listener's queue.
-const HANDSHAKES: usize = 256;
+const HANDSHAKES: usize = 4096;
 
 /// A server of the control plane, ready to run. `routes` are the services; health and reflection are added to them.
 #[derive(Debug)]

@@ -103,6 +103,7 @@ async fn whoever_relays_the_pinned_bundle_without_its_key_gets_no_token() {
         let fixture = Fixture { ca: Arc::clone(&ca), running, dir: tempfile::tempdir().unwrap() };
         let error = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap_err();
         assert!(matches!(error, JoinError::Call { call: "Attest", .. }), "{error}");
+        assert!(error.to_string().contains("invalid peer certificate"), "{error}");
         assert_eq!(fixture.attested(), 0);
     }
 }
@@ -123,6 +124,20 @@ async fn a_refused_token_says_how_to_get_another() {
     let fixture = Fixture::new().await;
     let error = join(fixture.config(Some("used"))).await.unwrap_err();
     assert!(error.to_string().contains("tenon identity join-token media"), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_of_no_use_is_not_taken() {
+    let other = Some(Arc::new(Ca::new("demo.example")));
+    let fixtures = [
+        (Fixture::with(|fake| Fake { names: Some("issues"), ..fake }).await, "a certificate of spiffe://"),
+        (Fixture::with(|fake| Fake { signer: other, ..fake }).await, "UnknownIssuer"),
+    ];
+    for (fixture, what) in fixtures {
+        let error = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap_err();
+        assert!(matches!(error, JoinError::Answer(_)) && error.to_string().contains(what), "{error}");
+        assert!(join(fixture.config(None)).await.is_err());
+    }
 }
 
 #[tokio::test]
