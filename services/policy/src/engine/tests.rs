@@ -1,0 +1,131 @@
+//! What a store that fails leaves behind.
+
+use journal::{Embedded, Record, Tail};
+
+use super::*;
+
+const MESH: &str = "\
+apiVersion: tenon.dev/v1
+kind: Mesh
+metadata: {name: test}
+spec: {trustDomain: test.example, regions: [us-east]}
+---
+apiVersion: tenon.dev/v1
+kind: Service
+metadata: {name: media}
+spec: {}
+";
+
+/// A journal that writes nothing while it is told so.
+struct Failing {
+    inner: Arc<dyn Journal>,
+    fails: AtomicBool,
+}
+
+#[tonic::async_trait]
+impl Journal for Failing {
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        if self.fails.load(Ordering::Relaxed) {
+            let (key, expected) = (writes[0].key.clone(), writes[0].expected);
+            return Err(AppendError::Conflict { key, expected, actual: None });
+        }
+        self.inner.append(writes).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
+        self.inner.get(key).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        self.inner.snapshot().await
+    }
+
+    async fn head(&self) -> Result<Position, ReadError> {
+        self.inner.head().await
+    }
+
+    async fn count(&self) -> Result<u64, ReadError> {
+        self.inner.count().await
+    }
+
+    fn tail(&self, from: Position) -> Tail {
+        self.inner.tail(from)
+    }
+}
+
+struct World {
+    engine: Engine,
+    sources: Arc<Failing>,
+    routes: Arc<Failing>,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+        let failing = |kind| Arc::new(Failing { inner: store.kind(kind).unwrap(), fails: AtomicBool::new(false) });
+        let (sources, routes) = (failing("source"), failing("route"));
+        let journals = Journals {
+            allowlists: store.kind("allowlist").unwrap(),
+            routes: Arc::clone(&routes) as Arc<dyn Journal>,
+            endpoints: store.kind("endpoint").unwrap(),
+            quarantines: store.kind("quarantine").unwrap(),
+            sources: Arc::clone(&sources) as Arc<dyn Journal>,
+        };
+        let engine = Engine::open("test.example".parse().unwrap(), journals).await.unwrap();
+        Self { engine, sources, routes, _dir: dir }
+    }
+
+    async fn apply(&self) -> Result<Applied, ApplyError> {
+        let files = vec![SourceFile { path: "mesh.yaml".to_owned(), text: MESH.to_owned() }];
+        self.engine.apply(files, Origin::Operator("ann".to_owned())).await
+    }
+
+    async fn counts(&self) -> [u64; 3] {
+        let Journals { allowlists, routes, sources, .. } = self.engine.journals();
+        [sources.count().await.unwrap(), allowlists.count().await.unwrap(), routes.count().await.unwrap()]
+    }
+}
+
+#[tokio::test]
+async fn when_the_files_cannot_be_kept_nothing_changes() {
+    let world = World::new().await;
+    world.sources.fails.store(true, Ordering::Relaxed);
+    assert!(matches!(world.apply().await, Err(ApplyError::Store(_))));
+    assert_eq!(world.counts().await, [0, 0, 0]);
+    assert_eq!(world.engine.in_force().origin, "");
+}
+
+#[tokio::test]
+async fn when_a_record_cannot_be_written_it_is_written_later() {
+    let world = World::new().await;
+    world.routes.fails.store(true, Ordering::Relaxed);
+    assert!(matches!(world.apply().await, Err(ApplyError::Unsettled(_))));
+    assert_eq!(world.counts().await, [2, 1, 0]);
+    world.engine.settle().await;
+    assert_eq!(world.counts().await, [2, 1, 0], "the store still fails");
+    world.routes.fails.store(false, Ordering::Relaxed);
+    world.engine.settle().await;
+    assert_eq!(world.counts().await, [2, 1, 1]);
+}
+
+#[test]
+fn only_what_differs_is_written_under_the_condition_that_nobody_else_wrote_it() {
+    let record = |name: &str| proto::Quarantine { service: name.to_owned(), reason: String::new() };
+    let held =
+        |key: &str, revision| Record { key: key.to_owned(), revision, value: record(key).encode_to_vec().into() };
+    let snapshot = Snapshot { position: Position::new(1, 3), records: vec![held("a", 1), held("b", 2), held("c", 3)] };
+    let mut wanted = BTreeMap::from(
+        [("a", record("a")), ("b", record("other")), ("d", record("d"))].map(|(k, v)| (k.to_owned(), v)),
+    );
+    let writes = difference(&snapshot, &wanted);
+    let made: Vec<(&str, bool, Expected)> =
+        writes.iter().map(|write| (write.key.as_str(), write.value.is_some(), write.expected)).collect();
+    assert_eq!(
+        made,
+        [("b", true, Expected::Revision(2)), ("c", false, Expected::Revision(3)), ("d", true, Expected::Absent)]
+    );
+    wanted = BTreeMap::from(["a", "b", "c"].map(|name| (name.to_owned(), record(name))));
+    assert_eq!(difference(&snapshot, &wanted), []);
+}

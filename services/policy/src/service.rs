@@ -1,0 +1,139 @@
+//! `tenon.policy.v1.Policy`, for operators.
+
+use std::sync::Arc;
+
+use journal::ReadError;
+use mesh_config::{MAX_FILE_BYTES, Problem, Problems, SourceFile};
+use mesh_identity::{
+    Peer,
+    grpc::{Rpc, Who},
+};
+use tenon_proto::policy::v1::{
+    ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, Endpoint, PolicyFile, Quarantine, Route,
+    ServicePolicy,
+    policy_server::{Policy, PolicyServer},
+};
+use tonic::{Request, Response, Status};
+
+use crate::engine::{Applied, ApplyError, Engine, InForce, Origin, chain, records_of, to_proto};
+
+/// Who may call what of this service.
+pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
+    Rpc { path: "/tenon.policy.v1.Policy/Apply", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Describe", who: Who::Operators },
+];
+
+/// The largest policy that can be applied, all files together.
+const MAX_POLICY_BYTES: usize = 64 << 20;
+
+/// Expects the [`Peer`] in the extensions of each request.
+pub(crate) struct PolicyService {
+    engine: Arc<Engine>,
+}
+
+impl PolicyService {
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+
+    pub fn into_server(self) -> PolicyServer<Self> {
+        PolicyServer::new(self).max_decoding_message_size(MAX_POLICY_BYTES)
+    }
+}
+
+#[tonic::async_trait]
+impl Policy for PolicyService {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let operator = request.extensions().get::<Peer>().map(|peer| peer.id.to_string());
+        let operator = operator.ok_or_else(|| Status::unauthenticated("who applies is not known: call over mTLS"))?;
+        let files = match accept(request.into_inner().files) {
+            Ok(files) => files,
+            Err(problems) => return Ok(Response::new(refused(problems))),
+        };
+        let engine = Arc::clone(&self.engine);
+        // On its own: a client that goes away must not stop it halfway.
+        let work = tokio::spawn(async move { engine.apply(files, Origin::Operator(operator)).await });
+        match work.await {
+            Ok(Ok(Applied { position, changes })) => Ok(Response::new(ApplyResponse {
+                problems: Vec::new(),
+                epoch: position.epoch,
+                revision: position.revision,
+                changes,
+            })),
+            Ok(Err(ApplyError::Problems(problems))) => Ok(Response::new(refused(problems))),
+            Ok(Err(error @ (ApplyError::Store(_) | ApplyError::Unsettled(_)))) => {
+                tracing::warn!(error = chain(&error), "a policy could not be applied");
+                Err(Status::unavailable(error.to_string()))
+            }
+            Err(error) => {
+                tracing::error!(%error, "applying a policy failed");
+                Err(Status::internal("applying the policy failed: see the log of the policy service"))
+            }
+        }
+    }
+
+    async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        let described = self.described(&request.into_inner().service).await;
+        described.map(Response::new).map_err(|error| {
+            tracing::warn!(error = chain(&error), "the policy in force cannot be read");
+            Status::unavailable("the store cannot be read now: try again")
+        })
+    }
+}
+
+impl PolicyService {
+    async fn described(&self, service: &str) -> Result<DescribeResponse, ReadError> {
+        let journals = self.engine.journals();
+        let (position, mut services) = records_of::<ServicePolicy>(&*journals.allowlists).await?;
+        let (_, mut routes) = records_of::<Route>(&*journals.routes).await?;
+        let (_, mut endpoints) = records_of::<Endpoint>(&*journals.endpoints).await?;
+        // Of every service: whoever calls the described one is cut off from it as well.
+        let (_, quarantines) = records_of::<Quarantine>(&*journals.quarantines).await?;
+        if !service.is_empty() {
+            services.retain(|record| record.service == service);
+            routes.retain(|record| record.service == service);
+            endpoints.retain(|record| record.service == service);
+        }
+        let InForce { mesh, origin, folder: _, problems } = self.engine.in_force();
+        Ok(DescribeResponse {
+            mesh,
+            trust_domain: self.engine.trust_domain().to_string(),
+            services,
+            routes,
+            endpoints,
+            quarantines,
+            epoch: position.epoch,
+            revision: position.revision,
+            source: origin,
+            problems: problems.into_iter().map(to_proto).collect(),
+        })
+    }
+}
+
+/// Files as a folder could hold them.
+fn accept(files: Vec<PolicyFile>) -> Result<Vec<SourceFile>, Problems> {
+    let mut problems = Vec::new();
+    for PolicyFile { path, text } in &files {
+        let mut problem = |message: &str| {
+            // What names the file badly must not break the line that says so.
+            let file = path.escape_debug().collect();
+            problems.push(Problem { file, line: 1, column: 1, message: message.to_owned() });
+        };
+        let plain = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(char::is_control);
+        if path.len() > 1024 || !path.split('/').all(plain) {
+            problem("not a path below the policy folder, expected names with \"/\" between them");
+        }
+        if text.len() as u64 > MAX_FILE_BYTES {
+            problem("the file is larger than 4 MiB, expected smaller files: split it");
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(files.into_iter().map(|file| SourceFile { path: file.path, text: file.text }).collect()),
+        false => Err(Problems(problems)),
+    }
+}
+
+fn refused(problems: Problems) -> ApplyResponse {
+    let problems = problems.0.into_iter().map(to_proto).collect();
+    ApplyResponse { problems, epoch: 0, revision: 0, changes: 0 }
+}
