@@ -131,7 +131,7 @@ async fn a_certificate_that_is_of_no_use_is_not_taken() {
     let other = Some(Arc::new(Ca::new("demo.example")));
     let fixtures = [
         (Fixture::with(|fake| Fake { names: Some("issues"), ..fake }).await, "a certificate of spiffe://"),
-        (Fixture::with(|fake| Fake { signer: other, ..fake }).await, "UnknownIssuer"),
+        (Fixture::with(|fake| Fake { signer: other, ..fake }).await, "BadSignature"),
     ];
     for (fixture, what) in fixtures {
         let error = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap_err();
