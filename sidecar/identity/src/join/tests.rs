@@ -123,7 +123,7 @@ async fn a_pin_that_is_none_says_so() {
 async fn a_refused_token_says_how_to_get_another() {
     let fixture = Fixture::new().await;
     let error = join(fixture.config(Some("used"))).await.unwrap_err();
-    assert!(error.to_string().contains("tenon identity join-token media"), "{error}");
+    assert!(error.to_string().contains("tenon identity join-token --service media"), "{error}");
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn without_state_and_token_the_error_says_what_to_do() {
     let fixture = Fixture::new().await;
     let error = join(fixture.config(None)).await.unwrap_err();
     assert!(error.to_string().contains("there is no stored identity"), "{error}");
-    assert!(error.to_string().contains("tenon identity join-token media"), "{error}");
+    assert!(error.to_string().contains("tenon identity join-token --service media"), "{error}");
 }
 
 #[tokio::test]
