@@ -199,7 +199,9 @@ impl World {
             _ => "pass",
         };
         *self.counts.entry(what).or_default() += 1;
-        let pause = self.random.random_range(0..50);
+        // Mostly a quick succession; at times long enough for heartbeats and backoffs to do their work.
+        let longest = if self.random.random_bool(0.02) { 2500 } else { 12 };
+        let pause = self.random.random_range(0..longest);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         for subject in &mut self.subjects {
             subject.check_order();
