@@ -1,1 +1,9 @@
-//! Meshes in one test process, interoperability, chaos, benchmarks and the demo.
+//! Whole meshes for tests, benchmarks and the demo: real binaries, real TLS, loopback only.
+//!
+//! A [`Mesh`] is `tenon up` on a folder of its own with ports of its own; dropping it ends every process of it. The
+//! binaries are those that `cargo build --workspace --bins` put beside the test: `make test` does that first.
+
+pub mod calls;
+pub mod mesh;
+pub mod ports;
+pub mod python;

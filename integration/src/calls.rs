@@ -1,0 +1,60 @@
+//! Calls through sidecars as apps make them, and what is read off their answers.
+
+use std::net::SocketAddr;
+
+use anyhow::Context as _;
+use tonic::{
+    Request, Status,
+    metadata::{MetadataKey, MetadataValue},
+    transport::{Channel, Endpoint, Uri},
+};
+use tonic_types::StatusExt as _;
+
+/// A connection to a sidecar's outbound listener, for calls to `authority`.
+///
+/// # Errors
+/// The sidecar does not answer.
+pub async fn channel(outbound: SocketAddr, authority: &str) -> anyhow::Result<Channel> {
+    let origin: Uri = format!("http://{authority}").parse()?;
+    let endpoint = Endpoint::from_shared(format!("http://{outbound}"))?.origin(origin);
+    endpoint.connect().await.with_context(|| format!("connecting to the sidecar at {outbound}"))
+}
+
+/// A request for a tenant.
+pub fn for_tenant<M>(tenant: &str, message: M) -> Request<M> {
+    with_headers(&[("x-tenant-id", tenant)], message)
+}
+
+/// A request with these headers.
+///
+/// # Panics
+/// When they are no headers.
+pub fn with_headers<M>(headers: &[(&str, &str)], message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    for (name, value) in headers {
+        let name = MetadataKey::from_bytes(name.as_bytes()).expect("a header name");
+        request.metadata_mut().append(name, MetadataValue::try_from(*value).expect("a header value"));
+    }
+    request
+}
+
+/// The reason of a refusal by Tenon; `None` for a status that an app made.
+#[must_use]
+pub fn reason(status: &Status) -> Option<String> {
+    let info = status.get_details_error_info()?;
+    (info.domain == "tenon.dev").then_some(info.reason)
+}
+
+/// One field of a refusal's metadata.
+#[must_use]
+pub fn metadata(status: &Status, key: &str) -> Option<String> {
+    status.get_details_error_info()?.metadata.get(key).cloned()
+}
+
+/// `ALLOWED`, the reason of the refusal, or what else came.
+pub fn outcome<T>(answer: &Result<T, Status>) -> String {
+    match answer {
+        Ok(_) => "ALLOWED".into(),
+        Err(status) => reason(status).unwrap_or_else(|| format!("{:?}: {}", status.code(), status.message())),
+    }
+}

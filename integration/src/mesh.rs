@@ -1,0 +1,537 @@
+//! `tenon up` as a child process, with everything that tests do to a mesh.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use serde_json::Value;
+
+use crate::ports::Ports;
+
+/// How long a mesh may take to become ready in a debug build on a busy machine.
+const READY: Duration = Duration::from_secs(60);
+/// How long anything else may take that is a matter of milliseconds.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Where cargo puts what it builds, seen from a test or binary of this crate.
+///
+/// # Errors
+/// The running program does not lie in a target folder.
+pub fn target_profile_dir() -> anyhow::Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("the program lies in no folder")?;
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
+    Ok(dir.to_owned())
+}
+
+/// A binary of the workspace.
+///
+/// # Errors
+/// It was not built.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let path = target_profile_dir()?.join(name);
+    ensure!(path.exists(), "{} is missing: `make test` builds it, or `cargo build --workspace --bins`", path.display());
+    Ok(path)
+}
+
+/// The top of the repository.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// One instance of a LocalMesh.
+#[derive(Debug, Clone, Default)]
+pub struct Instance {
+    service: String,
+    region: String,
+    app: Option<u16>,
+    command: Vec<String>,
+    outbound: u16,
+    inbound: u16,
+    admin: u16,
+}
+
+/// What a mesh shall be.
+pub struct Plan {
+    ports: Ports,
+    dir: tempfile::TempDir,
+    instances: Vec<Instance>,
+    files: Vec<(String, String)>,
+}
+
+impl Plan {
+    /// A mesh `test.example` with regions us-east and eu-west and nothing in it.
+    ///
+    /// # Errors
+    /// No ports, or no temporary folder.
+    pub fn new() -> anyhow::Result<Self> {
+        let target = target_profile_dir()?;
+        let mesh = "apiVersion: tenon.dev/v1\nkind: Mesh\nmetadata: {name: test}\n\
+                    spec: {trustDomain: test.example, regions: [us-east, eu-west]}\n";
+        Ok(Self {
+            ports: Ports::take(target.parent().unwrap_or(&target))?,
+            dir: tempfile::tempdir()?,
+            instances: Vec::new(),
+            files: vec![("mesh.yaml".into(), mesh.into())],
+        })
+    }
+
+    /// The demo's mesh: issues and media in us-east, media in eu-west, and wiki.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; or the sample files cannot be read.
+    pub fn demo() -> anyhow::Result<Self> {
+        let mut plan = Self::new()?;
+        for file in ["services.yaml", "allowlists.yaml"] {
+            let text = fs::read_to_string(repository().join("mesh-config/demo").join(file))?;
+            plan = plan.file(file, &text);
+        }
+        let outbound = plan.ports.next();
+        let outbound_flag = format!("127.0.0.1:{outbound}");
+        let plan = plan.product("issues", "us-east", &["--outbound", &outbound_flag], Some(outbound))?;
+        let plan = plan.product("media", "us-east", &[], None)?.product("media", "eu-west", &[], None)?;
+        Ok(plan.caller("wiki", "us-east"))
+    }
+
+    /// A policy file.
+    #[must_use]
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.retain(|(other, _)| other != name);
+        self.files.push((name.into(), text.into()));
+        self
+    }
+
+    /// An instance that only calls.
+    #[must_use]
+    pub fn caller(mut self, service: &str, region: &str) -> Self {
+        let instance = self.instance(service, region, None);
+        self.instances.push(instance);
+        self
+    }
+
+    /// An instance whose app is started by `tenon up`: `command` is given the app's port.
+    #[must_use]
+    pub fn app(mut self, service: &str, region: &str, command: impl FnOnce(u16) -> Vec<String>) -> Self {
+        let mut instance = self.instance(service, region, None);
+        let port = self.ports.next();
+        (instance.app, instance.command) = (Some(port), command(port));
+        self.instances.push(instance);
+        self
+    }
+
+    /// An instance whose app the test runs itself, or does not.
+    #[must_use]
+    pub fn app_elsewhere(mut self, service: &str, region: &str) -> Self {
+        let mut instance = self.instance(service, region, None);
+        instance.app = Some(self.ports.next());
+        self.instances.push(instance);
+        self
+    }
+
+    fn product(mut self, service: &str, region: &str, more: &[&str], outbound: Option<u16>) -> anyhow::Result<Self> {
+        let mut instance = self.instance(service, region, outbound);
+        let port = self.ports.next();
+        let data = self.dir.path().join(format!("apps/{service}-{region}"));
+        let program = binary(service)?;
+        let mut command = vec![program.display().to_string(), "--listen".into(), format!("127.0.0.1:{port}")];
+        command.extend(["--data".into(), data.display().to_string()]);
+        command.extend(more.iter().map(|word| (*word).to_owned()));
+        (instance.app, instance.command) = (Some(port), command);
+        self.instances.push(instance);
+        Ok(self)
+    }
+
+    fn instance(&mut self, service: &str, region: &str, outbound: Option<u16>) -> Instance {
+        Instance {
+            service: service.into(),
+            region: region.into(),
+            outbound: outbound.unwrap_or_else(|| self.ports.next()),
+            inbound: self.ports.next(),
+            admin: self.ports.next(),
+            ..Instance::default()
+        }
+    }
+
+    fn local_mesh(&mut self) -> String {
+        let mut text = String::from(
+            "apiVersion: tenon.dev/v1\nkind: LocalMesh\nmetadata: {name: local}\nspec:\n  controlPlane:\n",
+        );
+        for key in ["identity", "keyRepository", "tcs", "policy", "dashboard"] {
+            text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.next());
+        }
+        text += "  instances:\n";
+        for instance in &self.instances {
+            text += &format!("    - service: {}\n      region: {}\n", instance.service, instance.region);
+            if let Some(port) = instance.app {
+                text += &format!("      app: 127.0.0.1:{port}\n");
+            }
+            if !instance.command.is_empty() {
+                text += &format!("      command: {}\n", serde_json::json!(instance.command));
+            }
+            text += &format!(
+                "      outbound: 127.0.0.1:{}\n      inbound: 127.0.0.1:{}\n      admin: 127.0.0.1:{}\n",
+                instance.outbound, instance.inbound, instance.admin
+            );
+        }
+        text
+    }
+
+    /// Writes the files without starting anything.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn prepare(mut self) -> anyhow::Result<Mesh> {
+        let folder = self.dir.path().join("mesh");
+        fs::create_dir_all(&folder)?;
+        for (name, text) in &self.files {
+            fs::write(folder.join(name), text)?;
+        }
+        let local = self.local_mesh();
+        fs::write(folder.join("local.yaml"), local)?;
+        Ok(Mesh { dir: self.dir, instances: self.instances, _ports: self.ports, up: None, extra: Vec::new() })
+    }
+
+    /// Starts the mesh and waits until it says `ready`.
+    ///
+    /// # Errors
+    /// It does not become ready: with its log.
+    pub fn start(self) -> anyhow::Result<Mesh> {
+        let mut mesh = self.prepare()?;
+        mesh.up()?;
+        Ok(mesh)
+    }
+}
+
+/// A mesh on this machine. Dropping it ends it.
+pub struct Mesh {
+    dir: tempfile::TempDir,
+    instances: Vec<Instance>,
+    _ports: Ports,
+    up: Option<Up>,
+    /// Sidecars that a test started by hand.
+    extra: Vec<Child>,
+}
+
+struct Up {
+    child: Child,
+    printed: mpsc::Receiver<String>,
+    log: Vec<String>,
+}
+
+impl Mesh {
+    /// The policy folder.
+    #[must_use]
+    pub fn policy_dir(&self) -> PathBuf {
+        self.dir.path().join("mesh")
+    }
+
+    /// The data folder.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A folder for the test's own files.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts `tenon up` and waits for `ready`.
+    ///
+    /// # Errors
+    /// It ends or takes too long; with what it printed.
+    pub fn up(&mut self) -> anyhow::Result<()> {
+        let mut child = Command::new(binary("tenon")?)
+            .args(["up", "-f"])
+            .arg(self.policy_dir())
+            .arg("--data")
+            .arg(self.data_dir())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (sender, printed) = mpsc::channel();
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        let stderr = child.stderr.take().context("stderr is piped")?;
+        let errors = sender.clone();
+        thread::spawn(move || {
+            BufReader::new(stdout).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        thread::spawn(move || {
+            BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| errors.send(line))
+        });
+        self.up = Some(Up { child, printed, log: Vec::new() });
+        self.wait_for_line("ready", READY)
+    }
+
+    fn wait_for_line(&mut self, wanted: &str, within: Duration) -> anyhow::Result<()> {
+        let up = self.up.as_mut().context("the mesh is not running")?;
+        let end = Instant::now() + within;
+        loop {
+            match up.printed.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if line == wanted => return Ok(()),
+                Ok(line) => up.log.push(line),
+                Err(error) => {
+                    bail!("`tenon up` never printed {wanted:?} ({error}); it printed:\n{}", up.log.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// Process id of `tenon up`.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.up.as_ref().expect("the mesh is running").child.id()
+    }
+
+    /// Runs `tenon` with `--data` of this mesh.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn tenon(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(binary("tenon")?);
+        command.args(args).arg("--data").arg(self.data_dir()).current_dir(self.dir.path()).stdin(Stdio::null());
+        Ok(command.output()?)
+    }
+
+    /// As [`Mesh::tenon`], and it must succeed; its standard output.
+    ///
+    /// # Errors
+    /// It fails: with what it printed.
+    pub fn tenon_ok(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.tenon(args)?;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complained = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "tenon {args:?}: {}\n{printed}\n{complained}", output.status);
+        Ok(printed)
+    }
+
+    /// Imports tenants from proto3 JSON values.
+    ///
+    /// # Errors
+    /// The import fails.
+    pub fn import(&self, tenants: &[Value]) -> anyhow::Result<()> {
+        let file = self.dir.path().join("tenants.jsonl");
+        let lines: Vec<String> = tenants.iter().map(Value::to_string).collect();
+        fs::write(&file, lines.join("\n") + "\n")?;
+        self.tenon_ok(&["tenants", "import", &file.display().to_string()]).map(drop)
+    }
+
+    fn find(&self, service: &str, region: &str) -> &Instance {
+        self.instances
+            .iter()
+            .find(|instance| instance.service == service && instance.region == region)
+            .expect("the plan names this instance")
+    }
+
+    /// Outbound listener of an instance's sidecar.
+    #[must_use]
+    pub fn outbound(&self, service: &str, region: &str) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).outbound))
+    }
+
+    /// Inbound listener of an instance's sidecar.
+    #[must_use]
+    pub fn inbound(&self, service: &str, region: &str) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).inbound))
+    }
+
+    /// Admin listener of an instance's sidecar.
+    #[must_use]
+    pub fn admin(&self, service: &str, region: &str) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).admin))
+    }
+
+    /// Where an instance's app listens.
+    ///
+    /// # Panics
+    /// When it has none.
+    #[must_use]
+    pub fn app(&self, service: &str, region: &str) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).app.expect("the plan gives it an app")))
+    }
+
+    /// Everything below `tenon up` whose command line says this: (pid, command line).
+    #[must_use]
+    pub fn processes(&self, saying: &str) -> Vec<(u32, Vec<String>)> {
+        descendants(self.pid()).into_iter().filter(|(_, words)| words.join(" ").contains(saying)).collect()
+    }
+
+    /// Kills (SIGKILL) identity, TCS and policy service. `tenon up` is stopped (SIGSTOP) first, so that it starts none of
+    /// them again; it goes on when the mesh ends.
+    ///
+    /// # Errors
+    /// A process cannot be found or killed.
+    pub fn kill_control_plane(&self) -> anyhow::Result<()> {
+        let roles = ["identity serve", "tcs serve", "policy serve"];
+        let services: Vec<u32> = roles.iter().flat_map(|role| self.processes(role)).map(|(pid, _)| pid).collect();
+        ensure!(services.len() == roles.len(), "expected three services, found the processes {services:?}");
+        signal(self.pid(), rustix::process::Signal::STOP)?;
+        services.into_iter().try_for_each(|pid| signal(pid, rustix::process::Signal::KILL))
+    }
+
+    /// Starts a sidecar again by hand with the command line that it had.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_by_hand(&mut self, command: &[String]) -> anyhow::Result<()> {
+        let (program, args) = command.split_first().context("an empty command line")?;
+        let log = fs::File::create(self.dir.path().join(format!("by-hand-{}.log", self.extra.len())))?;
+        let child = Command::new(program)
+            .args(args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        self.extra.push(child);
+        Ok(())
+    }
+
+    /// `mesh.json` of the data folder.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn mesh_file(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&fs::read(self.data_dir().join("mesh.json"))?)?)
+    }
+
+    /// Asks `tenon up` to end, as Ctrl-C does, and waits for it.
+    ///
+    /// # Errors
+    /// It does not end, or not well.
+    pub fn down(&mut self) -> anyhow::Result<()> {
+        let Some(mut up) = self.up.take() else { return Ok(()) };
+        signal(up.child.id(), rustix::process::Signal::CONT)?;
+        signal(up.child.id(), rustix::process::Signal::TERM)?;
+        let status = wait(&mut up.child, SOON)?;
+        let log: Vec<String> = up.log.into_iter().chain(up.printed.try_iter()).collect();
+        ensure!(status.success(), "`tenon up` ended with {status}:\n{}", log.join("\n"));
+        Ok(())
+    }
+
+    /// What the processes of the mesh have logged, by file name.
+    #[must_use]
+    pub fn logs(&self) -> HashMap<String, String> {
+        let Ok(entries) = fs::read_dir(self.data_dir()) else { return HashMap::new() };
+        entries
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+            .map(|entry| {
+                let text = fs::read_to_string(entry.path()).unwrap_or_default();
+                (entry.file_name().to_string_lossy().into_owned(), text)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for child in &mut self.extra {
+            let _gone = child.kill();
+            let _reaped = child.wait();
+        }
+        if thread::panicking() {
+            let mut logs: Vec<(String, String)> = self.logs().into_iter().collect();
+            logs.sort();
+            for (name, text) in logs {
+                let tail: Vec<&str> = text.lines().rev().take(40).collect();
+                eprintln!("== the end of {name}:");
+                tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+        }
+        if let Err(error) = self.down() {
+            eprintln!("ending the mesh: {error:#}");
+        }
+    }
+}
+
+/// Sends a signal.
+///
+/// # Errors
+/// There is no such process.
+pub fn signal(pid: u32, signal: rustix::process::Signal) -> anyhow::Result<()> {
+    let raw = i32::try_from(pid)?;
+    let pid = rustix::process::Pid::from_raw(raw).ok_or_else(|| anyhow!("{pid} is no process id"))?;
+    rustix::process::kill_process(pid, signal).with_context(|| format!("signalling process {raw}"))
+}
+
+/// Waits for a child to end.
+///
+/// # Errors
+/// It does not, in time.
+pub fn wait(child: &mut Child, within: Duration) -> anyhow::Result<std::process::ExitStatus> {
+    let mut status = None;
+    eventually(within, "the process ends", || {
+        status = child.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    status.context("it has ended")
+}
+
+/// Asks until the answer is yes.
+///
+/// # Errors
+/// It never is, in time; or asking fails.
+pub fn eventually(within: Duration, what: &str, mut ask: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let end = Instant::now() + within;
+    while !ask()? {
+        ensure!(Instant::now() < end, "it did not come true within {within:?} that {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// All processes below `root`: (pid, command line).
+#[must_use]
+pub fn descendants(root: u32) -> Vec<(u32, Vec<String>)> {
+    let mut parents: HashMap<u32, u32> = HashMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        // The name stands in parentheses and may hold anything; the parent is the second field behind it.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let mut fields = fields.split_whitespace();
+        let (Some(state), Some(Ok(parent))) = (fields.next(), fields.next().map(str::parse)) else { continue };
+        if state != "Z" {
+            parents.insert(pid, parent);
+        }
+    }
+    let below = |pid: &u32| {
+        let mut at = *pid;
+        while let Some(parent) = parents.get(&at) {
+            if *parent == root {
+                return true;
+            }
+            at = *parent;
+        }
+        false
+    };
+    parents.keys().filter(|pid| below(pid)).map(|pid| (*pid, command_line(*pid))).collect()
+}
+
+/// Words of a process's command line; empty when it is gone.
+#[must_use]
+pub fn command_line(pid: u32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    bytes
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}

@@ -1,0 +1,18 @@
+//! The Python packages that tests use as real peers: `make deps` puts them into `target/python`.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+
+use crate::mesh::target_profile_dir;
+
+/// A program of the virtual environment: `python`, `grpcurl`.
+///
+/// # Errors
+/// It is not installed; the message says how to install it.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let profile = target_profile_dir()?;
+    let path = profile.parent().unwrap_or(&profile).join("python/bin").join(name);
+    ensure!(path.exists(), "{} is missing: run `make deps`", path.display());
+    Ok(path)
+}
