@@ -226,3 +226,6 @@ fn brief(status: &tonic::Status) -> String {
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
+
+#[cfg(test)]
+mod tests;

@@ -343,3 +343,6 @@ pub(super) fn sign_of_life() -> Bytes {
 fn encode(response: Response) -> Bytes {
     FollowResponse { response: Some(response) }.encode_to_vec().into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+use std::fs;
+
+use bytes::Bytes;
+use tenon_proto::replication::v1::{
+    Delta, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart, follow_request::Request,
+    follow_response::Response,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Status;
+
+use super::*;
+use crate::{Position, digest};
+
+#[derive(Debug)]
+struct Raw(Bytes);
+
+impl Value for Raw {
+    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
+        Ok(Self(raw))
+    }
+
+    fn raw(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+/// A stream as the parent sees it.
+struct Stream {
+    requests: mpsc::Receiver<FollowRequest>,
+    responses: mpsc::UnboundedSender<Result<FollowResponse, Status>>,
+}
+
+impl Stream {
+    fn send(&self, response: Response) {
+        self.responses.send(Ok(FollowResponse { response: Some(response) })).unwrap();
+    }
+
+    fn snapshot(&self, position: Position, keys: u64) {
+        let records: Vec<_> = (0..keys)
+            .map(|number| Record { key: format!("key-{number}"), revision: 1, value: Bytes::from_static(b"v") })
+            .collect();
+        let digest = digest(records.iter().map(|record| (record.key.as_str(), record.revision, &record.value[..])));
+        self.send(Response::SnapshotStart(SnapshotStart { position: Some(position.into()), view: String::new() }));
+        self.send(Response::SnapshotChunk(SnapshotChunk { records }));
+        self.send(Response::SnapshotEnd(SnapshotEnd { records: keys, digest: digest.to_vec().into() }));
+    }
+
+    async fn request(&mut self) -> Request {
+        self.requests.recv().await.unwrap().request.unwrap()
+    }
+
+    async fn resume(&mut self) -> Option<Position> {
+        let Request::Start(start) = self.request().await else { panic!("not a start") };
+        start.resume.map(Into::into)
+    }
+}
+
+/// Hands each stream that is opened to the test.
+struct Script(mpsc::UnboundedSender<Stream>);
+
+#[tonic::async_trait]
+impl Parent for Script {
+    async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status> {
+        let (responses, receiver) = mpsc::unbounded_channel();
+        self.0.send(Stream { requests, responses }).unwrap();
+        Ok(Box::pin(UnboundedReceiverStream::new(receiver)))
+    }
+}
+
+struct Run {
+    replica: Replica<Raw>,
+    streams: mpsc::UnboundedReceiver<Stream>,
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+fn run(state_dir: Option<PathBuf>) -> Run {
+    let (sender, streams) = mpsc::unbounded_channel();
+    let shutdown = CancellationToken::new();
+    let follow = Follow { kind: "tenant", instance: "test".to_owned(), channel: Script(sender), state_dir };
+    let (replica, task) = follow.start(|_| {}, shutdown.clone());
+    Run { replica, streams, task, shutdown }
+}
+
+impl Run {
+    async fn stream(&mut self) -> Stream {
+        self.streams.recv().await.unwrap()
+    }
+
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+fn at(revision: u64) -> Position {
+    Position::new(1, revision)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_parent_is_left_after_three_and_a_half_seconds_and_resumed_from_what_is_held() {
+    let mut run = run(None);
+    let mut stream = run.stream().await;
+    assert_eq!(stream.resume().await, None);
+    stream.snapshot(at(3), 2);
+    assert!(matches!(stream.request().await, Request::Ack(_)));
+    let heard = Instant::now();
+    assert!(run.replica.status().connected);
+
+    let mut next = run.stream().await;
+    assert!((SILENCE..SILENCE + SHORTEST_WAIT).contains(&heard.elapsed()), "{:?}", heard.elapsed());
+    assert_eq!(next.resume().await, Some(at(3)));
+    assert!(stream.responses.is_closed(), "the silent stream is dropped");
+    assert!(!run.replica.status().connected);
+    assert!(run.replica.get("key-1").is_some());
+    run.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_keep_a_stream_alive() {
+    let mut run = run(None);
+    let mut stream = run.stream().await;
+    stream.resume().await;
+    stream.snapshot(at(3), 2);
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stream.send(Response::Heartbeat(Heartbeat::default()));
+    }
+    assert!(run.streams.try_recv().is_err() && !stream.responses.is_closed());
+    run.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_snapshot_is_answered_before_the_stream_ends_and_asked_for_ever_more_rarely() {
+    let mut run = run(None);
+    let mut stream = run.stream().await;
+    stream.resume().await;
+    stream.snapshot(at(3), 100);
+    assert!(matches!(stream.request().await, Request::Ack(_)));
+    let mut refused_at = Vec::new();
+    for _ in 0..12 {
+        stream.snapshot(Position::new(2, 9), 0);
+        let Request::Nack(nack) = stream.request().await else { panic!("not a nack") };
+        assert!(nack.error.contains("0 records where 100 are held"), "{}", nack.error);
+        assert!(stream.requests.recv().await.is_none());
+        drop(stream);
+        refused_at.push(Instant::now());
+        stream = run.stream().await;
+        assert_eq!(stream.resume().await, Some(at(3)));
+    }
+    assert_eq!((run.replica.status().records, run.replica.status().nacks), (100, 12));
+    let last = refused_at[11] - refused_at[10];
+    assert!((Duration::from_secs(15)..=Duration::from_secs(31)).contains(&last), "{last:?}");
+    run.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parent_that_refuses_is_asked_again_within_two_seconds() {
+    let mut run = run(None);
+    let mut asked = Instant::now();
+    for _ in 0..20 {
+        let stream = run.stream().await;
+        assert!(asked.elapsed() <= LONGEST_WAIT);
+        asked = Instant::now();
+        stream.responses.send(Err(Status::unavailable("not now"))).unwrap();
+    }
+    run.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_cannot_be_written_is_an_alarm_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let state_dir = dir.path().join("state");
+    fs::write(&state_dir, "a file where the folder should be").unwrap();
+    let mut run = run(Some(state_dir.clone()));
+    let mut stream = run.stream().await;
+    stream.resume().await;
+    stream.snapshot(at(3), 2);
+    while run.replica.status().state_error.is_none() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.send(Response::Heartbeat(Heartbeat::default()));
+    }
+    assert!(run.replica.get("key-1").is_some());
+    stream.send(Response::Delta(Delta { epoch: 1, previous_revision: 3, revision: 4, changes: vec![] }));
+    run.replica.wait_for(at(4)).await;
+
+    fs::remove_file(&state_dir).unwrap();
+    while run.replica.status().state_error.is_some() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.send(Response::Heartbeat(Heartbeat::default()));
+    }
+    run.end().await;
+    let state = state::load(&state::path(&state_dir, "tenant"), "tenant").unwrap().unwrap();
+    assert_eq!((state.position, state.records.len()), (at(4), 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_state_is_on_disk_when_the_follower_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = run(Some(dir.path().to_owned()));
+    let mut stream = first.stream().await;
+    stream.resume().await;
+    stream.snapshot(at(3), 2);
+    first.replica.wait_for(at(3)).await;
+    first.end().await;
+
+    let again = run(Some(dir.path().to_owned()));
+    assert_eq!((again.replica.position(), again.replica.status().records), (Some(at(3)), 2));
+    again.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_state_file_is_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(state::path(dir.path(), "tenant"), "nonsense").unwrap();
+    let mut run = run(Some(dir.path().to_owned()));
+    assert_eq!(run.replica.position(), None);
+    assert_eq!(run.stream().await.resume().await, None);
+    run.end().await;
+}
