@@ -14,7 +14,7 @@ use crate::ca::SVID_LIFETIME;
 use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
 use crate::tokens::{Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
-use crate::{Ca, CaError, Csr, Issued};
+use crate::{Ca, Csr, IssueError, Issued};
 
 /// The CA with its two stores.
 pub(crate) struct Authority {
@@ -43,7 +43,7 @@ pub(crate) enum AdmitError {
     #[error(transparent)]
     Keys(#[from] KeyStoreError),
     #[error(transparent)]
-    Ca(CaError),
+    Issue(#[from] IssueError),
 }
 
 /// Why there is no join token.
@@ -53,15 +53,6 @@ pub(crate) enum CreateTokenError {
     Ttl(u32),
     #[error(transparent)]
     Token(#[from] TokenError),
-}
-
-impl From<CaError> for AdmitError {
-    fn from(error: CaError) -> Self {
-        match error {
-            CaError::Csr(error) => Self::Csr(error),
-            other => Self::Ca(other),
-        }
-    }
 }
 
 impl Authority {
@@ -130,7 +121,7 @@ impl Authority {
         self.keys.list().await
     }
 
-    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, CaError> {
+    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, IssueError> {
         let id = SpiffeId::service(self.ca.trust_domain().clone(), service.clone());
         self.ca.issue(csr, &id, SVID_LIFETIME, now)
     }

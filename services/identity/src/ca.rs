@@ -55,7 +55,7 @@ pub struct Issued {
     pub not_after: u64,
 }
 
-/// Why a CA cannot be made, opened, or asked to sign.
+/// Why a CA cannot be made or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// A file could not be read or written.
@@ -135,9 +135,17 @@ pub enum CaError {
     /// A certificate could not be made.
     #[error("the certificate cannot be made")]
     Sign(#[source] rcgen::Error),
-    /// The root has come to its end.
-    #[error("the root certificate has expired: check the clock, or make a new CA")]
-    RootEnded,
+    /// The root does not make a trust bundle.
+    #[error("the root certificate makes no trust bundle")]
+    Bundle(#[from] mesh_identity::BundleError),
+    /// It opens and does not sign.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+}
+
+/// Why a certificate is not issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
     /// The request is not one that may be signed.
     #[error(transparent)]
     Csr(#[from] CsrError),
@@ -147,12 +155,15 @@ pub enum CaError {
     /// The operator's name breaks the grammar.
     #[error("not an operator's name: 1 to 63 of a-z, 0-9 and \"-\", with a letter or digit first and last")]
     OperatorName(#[source] SpiffeIdError),
+    /// The root has come to its end.
+    #[error("the root certificate has expired: check the clock, or make a new CA")]
+    RootEnded,
+    /// The certificate could not be made.
+    #[error("the certificate cannot be made")]
+    Sign(#[from] rcgen::Error),
     /// What was signed is no SVID.
     #[error("the signed certificate is no SVID")]
     Svid(#[from] mesh_identity::SvidError),
-    /// The root does not make a trust bundle.
-    #[error("the root certificate makes no trust bundle")]
-    Bundle(#[from] mesh_identity::BundleError),
 }
 
 impl Ca {
@@ -175,7 +186,7 @@ impl Ca {
         let files = Files::new(dir);
         files.must_be_absent()?;
         let key = KeyPair::generate().map_err(CaError::Sign)?;
-        let root = root_params(trust_domain, now)?.self_signed(&key).map_err(CaError::Sign)?;
+        let root = root_params(trust_domain, now).and_then(|root| root.self_signed(&key)).map_err(CaError::Sign)?;
         let plain = Zeroizing::new(key.serialize_der());
         let key_pem = match passphrase {
             None => Zeroizing::new(pem::encode(&pem::Pem::new("PRIVATE KEY", plain.as_slice()))),
@@ -224,7 +235,7 @@ impl Ca {
     ///
     /// # Errors
     /// When the request names somebody else, `id` is of another trust domain, or the root has ended.
-    pub fn issue(&self, csr: &Csr, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Issued, CaError> {
+    pub fn issue(&self, csr: &Csr, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Issued, IssueError> {
         csr.must_not_contradict(id)?;
         self.sign(csr.public_key(), id, lifetime, now)
     }
@@ -232,36 +243,43 @@ impl Ca {
     /// Makes a key and an SVID for an operator, `spiffe://<trust domain>/operator/<name>`.
     ///
     /// # Errors
-    /// When the name breaks the grammar of names, or the root has ended.
+    /// [`CaError::Issue`] when the name breaks the grammar of names, or the root has ended. One type for all that a caller
+    /// which prepares an operator's credentials does with a CA.
     pub fn issue_operator(&self, name: &str, lifetime: Duration, now: u64) -> Result<Svid, CaError> {
-        let id = SpiffeId::operator(self.trust_domain.clone(), name).map_err(CaError::OperatorName)?;
-        self.issue_with_key(&id, lifetime, now)
+        let id = SpiffeId::operator(self.trust_domain.clone(), name).map_err(IssueError::OperatorName)?;
+        Ok(self.issue_with_key(&id, lifetime, now)?)
     }
 
     /// Makes a key and an SVID for a service of this process: the identity service itself.
     ///
     /// # Errors
     /// When the root has ended.
-    pub fn issue_service(&self, service: &ServiceName, lifetime: Duration, now: u64) -> Result<Svid, CaError> {
+    pub fn issue_service(&self, service: &ServiceName, lifetime: Duration, now: u64) -> Result<Svid, IssueError> {
         let id = SpiffeId::service(self.trust_domain.clone(), service.clone());
         self.issue_with_key(&id, lifetime, now)
     }
 
-    fn issue_with_key(&self, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Svid, CaError> {
-        let key = KeyPair::generate().map_err(CaError::Sign)?;
+    fn issue_with_key(&self, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Svid, IssueError> {
+        let key = KeyPair::generate()?;
         let issued = self.sign(&key, id, lifetime, now)?;
         Ok(Svid::from_der(vec![issued.certificate], Zeroizing::new(key.serialize_der()))?)
     }
 
-    fn sign(&self, key: &impl PublicKeyData, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Issued, CaError> {
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: u64,
+    ) -> Result<Issued, IssueError> {
         if *id.trust_domain() != self.trust_domain {
-            return Err(CaError::Foreign(id.clone()));
+            return Err(IssueError::Foreign(id.clone()));
         }
         if now > self.not_after {
-            return Err(CaError::RootEnded);
+            return Err(IssueError::RootEnded);
         }
         let not_after = (now + lifetime.as_secs()).min(self.not_after);
-        let serial = random_serial()?;
+        let serial = random_serial();
         let mut params = base_params(&id.to_string(), now.saturating_sub(BACKDATE.as_secs()), not_after)?;
         // The SPIFFE id is the identity. The name only helps people who read a certificate.
         let name = id.service_name().map_or_else(|| id.operator_name().unwrap_or_default(), |name| name.as_str());
@@ -271,7 +289,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(key, &self.issuer).map_err(CaError::Sign)?.der().clone();
+        let certificate = params.signed_by(key, &self.issuer)?.der().clone();
         Ok(Issued { certificate, serial: hex_without_zero_bytes(&serial), not_after })
     }
 }
@@ -286,31 +304,31 @@ impl fmt::Debug for Ca {
 }
 
 /// What root and leaf have in common: one URI name and a validity.
-fn base_params(uri: &str, not_before: u64, not_after: u64) -> Result<CertificateParams, CaError> {
+fn base_params(uri: &str, not_before: u64, not_after: u64) -> Result<CertificateParams, rcgen::Error> {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.not_before = epoch + Duration::from_secs(not_before);
     params.not_after = epoch + Duration::from_secs(not_after);
-    params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(CaError::Sign)?)];
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     Ok(params)
 }
 
-fn root_params(trust_domain: &TrustDomain, now: u64) -> Result<CertificateParams, CaError> {
+fn root_params(trust_domain: &TrustDomain, now: u64) -> Result<CertificateParams, rcgen::Error> {
     let uri = format!("spiffe://{trust_domain}");
     let mut params = base_params(&uri, now.saturating_sub(BACKDATE.as_secs()), now + ROOT_LIFETIME.as_secs())?;
     params.distinguished_name.push(DnType::CommonName, format!("Tenon root of {trust_domain}"));
-    params.serial_number = Some(SerialNumber::from_slice(&random_serial()?));
+    params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     Ok(params)
 }
 
 /// 128 random bits.
-fn random_serial() -> Result<[u8; 16], CaError> {
+fn random_serial() -> [u8; 16] {
     let mut serial = [0; 16];
-    rand::fill(&mut serial).map_err(|_| CaError::Crypto)?;
-    Ok(serial)
+    rand::fill(&mut serial).expect("the operating system gives randomness");
+    serial
 }
 
 fn hex_without_zero_bytes(bytes: &[u8]) -> String {
@@ -334,9 +352,9 @@ fn check_root(path: &Path, der: &[u8], trust_domain: &TrustDomain, now: u64) -> 
         return Err(wrong("not the certificate of a CA"));
     }
     let names = root.subject_alternative_name().map_err(|_| wrong("its names cannot be read"))?;
-    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix("spiffe://"),
-        _ => None,
+    let mut uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| {
+        let GeneralName::URI(uri) = name else { return None };
+        uri.strip_prefix("spiffe://")
     });
     let (Some(found), None) = (uris.next(), uris.next()) else {
         return Err(wrong("it does not say which trust domain it is for: exactly one SPIFFE URI was expected"));

@@ -50,10 +50,8 @@ impl Csr {
         }
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der)).map_err(|error| {
-                match error {
-                    rcgen::Error::InvalidCertificationRequestSignature => CsrError::Signature,
-                    _ => CsrError::Encoding,
-                }
+                let forged = error == rcgen::Error::InvalidCertificationRequestSignature;
+                if forged { CsrError::Signature } else { CsrError::Encoding }
             })?;
         // rcgen takes the algorithm from the signature; the curve stands in the key.
         let (rest, parsed) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Encoding)?;
@@ -70,9 +68,9 @@ impl Csr {
             .params
             .subject_alt_names
             .iter()
-            .filter_map(|name| match name {
-                SanType::URI(uri) => Some(uri.as_str().to_owned()),
-                _ => None,
+            .filter_map(|name| {
+                let SanType::URI(uri) = name else { return None };
+                Some(uri.as_str().to_owned())
             })
             .collect();
         Ok(Self { public_key, uris })

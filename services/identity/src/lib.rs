@@ -12,6 +12,6 @@ mod serve;
 mod service;
 mod tokens;
 
-pub use ca::{Ca, CaError, Issued, Passphrase, SVID_LIFETIME};
+pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, SVID_LIFETIME};
 pub use csr::{Csr, CsrError};
 pub use serve::{AUTHORIZATION, Config, ServeError, serve};

@@ -27,7 +27,7 @@ use crate::ca::SVID_LIFETIME;
 use crate::keys::Keys;
 use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
 use crate::tokens::{self, JoinTokens};
-use crate::{Ca, CaError, Passphrase};
+use crate::{Ca, CaError, IssueError, Passphrase};
 
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
@@ -59,6 +59,9 @@ pub enum ServeError {
     /// The CA cannot be made or opened.
     #[error("the CA cannot be used")]
     Ca(#[from] CaError),
+    /// The CA does not sign the service's own certificate.
+    #[error("the identity service has no certificate of its own")]
+    Issue(#[from] IssueError),
     /// The data folder cannot be made.
     #[error("cannot create {}: check that its parent is a folder that this user may write to", path.display())]
     DataDir {
@@ -141,7 +144,7 @@ async fn publish_bundle(journal: &dyn Journal, bundle: &TrustBundle) -> Result<(
     Ok(())
 }
 
-fn own_svid(ca: &Ca) -> Result<Svid, CaError> {
+fn own_svid(ca: &Ca) -> Result<Svid, IssueError> {
     let service = ServiceName::try_from(control_plane::IDENTITY).expect("a constant that is a service name");
     let svid = ca.issue_service(&service, SVID_LIFETIME, clock::unix_seconds())?;
     tracing::info!(method = "own", %service, serial = svid.serial(), not_after = svid.not_after(), "certificate issued");

@@ -12,10 +12,10 @@ use tenon_proto::identity::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::CaError;
 use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError};
 use crate::keys::{KeyStoreError, UnfitKey};
 use crate::tokens::TokenError;
+use crate::{CsrError, IssueError};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
@@ -116,14 +116,31 @@ impl From<AdmitError> for Status {
         match error {
             AdmitError::Token(error) => error.into(),
             AdmitError::Keys(error) => error.into(),
-            AdmitError::Csr(error @ crate::CsrError::Name { .. }) => {
-                refused(Self::permission_denied(error.to_string()))
-            }
-            AdmitError::Csr(error) => refused(Self::invalid_argument(error.to_string())),
             AdmitError::UnfitKey(error @ UnfitKey::Issuer(_)) => refused(Self::permission_denied(error.to_string())),
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
-            AdmitError::Ca(error @ CaError::RootEnded) => Self::unavailable(error.to_string()),
-            AdmitError::Ca(error) => {
+            AdmitError::Csr(error) => error.into(),
+            AdmitError::Issue(error) => error.into(),
+        }
+    }
+}
+
+impl From<CsrError> for Status {
+    fn from(error: CsrError) -> Self {
+        match error {
+            CsrError::Name { .. } => refused(Self::permission_denied(error.to_string())),
+            CsrError::Encoding | CsrError::Signature | CsrError::Key => {
+                refused(Self::invalid_argument(error.to_string()))
+            }
+        }
+    }
+}
+
+impl From<IssueError> for Status {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Csr(error) => error.into(),
+            IssueError::RootEnded => Self::unavailable(error.to_string()),
+            IssueError::Foreign(_) | IssueError::OperatorName(_) | IssueError::Sign(_) | IssueError::Svid(_) => {
                 tracing::error!(error = with_source(&error), "the CA cannot sign");
                 Self::internal("the CA cannot sign; the log of the identity service says why")
             }

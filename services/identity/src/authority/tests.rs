@@ -1,1 +1,218 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use journal::{AppendError, Embedded, Journal, ReadError, Record, Snapshot, Tail, Write};
+use mesh_asap::SigningKey;
+use rcgen::{CertificateParams, KeyPair, SanType};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::*;
+use crate::tokens;
+
+const NOW: u64 = 1_800_000_000;
+
+struct Fixture {
+    authority: Arc<Authority>,
+    /// Fails appends of the store of tokens, of the store of keys.
+    disks: [Arc<Disk>; 2],
+    _dir: tempfile::TempDir,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = Ca::create(&dir.path().join("ca"), &"demo.example".parse().unwrap(), None, NOW).unwrap();
+    let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+    let disks = [tokens::KIND, "key"]
+        .map(|kind| Arc::new(Disk { journal: store.kind(kind).unwrap(), good: AtomicUsize::new(usize::MAX) }));
+    let [of_tokens, of_keys] = disks.clone();
+    let authority = Authority { ca: Arc::new(ca), tokens: JoinTokens::new(of_tokens), keys: Keys::new(of_keys) };
+    Fixture { authority: Arc::new(authority), disks, _dir: dir }
+}
+
+/// A journal whose disk fills up after some writes.
+struct Disk {
+    journal: Arc<dyn Journal>,
+    good: AtomicUsize,
+}
+
+impl Disk {
+    fn full_after(&self, writes: usize) {
+        self.good.store(writes, Ordering::SeqCst);
+    }
+}
+
+#[tonic::async_trait]
+impl Journal for Disk {
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        let spend = self.good.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |good| good.checked_sub(1));
+        if spend.is_err() {
+            return Err(AppendError::Full(std::io::Error::from(std::io::ErrorKind::StorageFull).into()));
+        }
+        self.journal.append(writes).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
+        self.journal.get(key).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        self.journal.snapshot().await
+    }
+
+    async fn head(&self) -> Result<Position, ReadError> {
+        self.journal.head().await
+    }
+
+    async fn count(&self) -> Result<u64, ReadError> {
+        self.journal.count().await
+    }
+
+    fn tail(&self, from: Position) -> Tail {
+        self.journal.tail(from)
+    }
+}
+
+impl Fixture {
+    async fn token(&self, service: &str) -> String {
+        let (token, _) = self.authority.create_join_token(&service.parse().unwrap(), 0, NOW).await.unwrap();
+        token.to_string()
+    }
+
+    async fn kids(&self) -> Vec<String> {
+        self.authority.list_keys().await.unwrap().into_iter().map(|key| key.kid).collect()
+    }
+}
+
+fn csr(uri: Option<&str>) -> Vec<u8> {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = uri.map(|uri| SanType::URI(uri.try_into().unwrap())).into_iter().collect();
+    params.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+}
+
+fn key(service: &str) -> Option<AsapKey> {
+    let key = SigningKey::generate(service).unwrap();
+    Some(AsapKey { kid: key.kid().to_string(), spki: key.public_spki().into() })
+}
+
+#[tokio::test]
+async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer() {
+    let fixture = fixture();
+    let token = fixture.token("media").await;
+    let asap = key("media");
+    let admitted = fixture.authority.attest(&token, &csr(None), asap.clone(), NOW).await.unwrap();
+    let (_, leaf) = X509Certificate::from_der(&admitted.issued.certificate).unwrap();
+    let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
+    assert_eq!(names, [x509_parser::extensions::GeneralName::URI("spiffe://demo.example/svc/media")]);
+    assert_eq!(fixture.kids().await, [asap.unwrap().kid]);
+    assert_eq!(admitted.key, fixture.disks[1].head().await.unwrap());
+
+    let again = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await;
+    assert!(matches!(again, Err(AdmitError::Token(TokenError::Used))));
+    assert_eq!(fixture.kids().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() {
+    let fixture = fixture();
+    let token = fixture.token("media").await;
+    let mut attempts = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
+        attempts.spawn(async move { authority.attest(&token, &csr(None), key("media"), NOW).await.is_ok() });
+    }
+    assert_eq!(attempts.join_all().await.into_iter().filter(|granted| *granted).count(), 1);
+    assert_eq!(fixture.kids().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_granted_spends_no_token() {
+    let fixture = fixture();
+    let token = fixture.token("media").await;
+    let attest = |csr: Vec<u8>, key| {
+        let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
+        async move { authority.attest(&token, &csr, key, NOW).await.unwrap_err() }
+    };
+    let other = csr(Some("spiffe://demo.example/svc/issues"));
+    assert!(matches!(attest(other, key("media")).await, AdmitError::Issue(IssueError::Csr(CsrError::Name { .. }))));
+    assert!(matches!(attest(b"nonsense".to_vec(), key("media")).await, AdmitError::Csr(CsrError::Encoding)));
+    assert!(matches!(attest(csr(None), key("issues")).await, AdmitError::UnfitKey(UnfitKey::Issuer(_))));
+    assert!(matches!(attest(csr(None), None).await, AdmitError::UnfitKey(UnfitKey::Missing)));
+    let own = csr(Some("spiffe://demo.example/svc/media"));
+    assert!(fixture.authority.attest(&token, &own, key("media"), NOW).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_key_id_is_never_given_to_another_key() {
+    let fixture = fixture();
+    let first = key("media").unwrap();
+    let token = fixture.token("media").await;
+    fixture.authority.attest(&token, &csr(None), Some(first.clone()), NOW).await.unwrap();
+
+    let stolen = AsapKey { kid: first.kid.clone(), spki: key("media").unwrap().spki };
+    let token = fixture.token("media").await;
+    let refused = fixture.authority.attest(&token, &csr(None), Some(stolen.clone()), NOW).await;
+    assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
+    let refused = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(stolen), NOW).await;
+    assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
+    // The token was not spent, and the same key may come again.
+    fixture.authority.attest(&token, &csr(None), Some(first.clone()), NOW + 1).await.unwrap();
+    assert_eq!(fixture.kids().await, [first.kid]);
+}
+
+#[tokio::test]
+async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
+    let fixture = fixture();
+    let service: ServiceName = "media".parse().unwrap();
+    let asap = key("media");
+    fixture.authority.renew(&service, &csr(None), asap.clone(), NOW).await.unwrap();
+    fixture.authority.renew(&service, &csr(None), asap, NOW + 1800).await.unwrap();
+    let [listed] = &fixture.authority.list_keys().await.unwrap()[..] else { panic!("one key") };
+    assert_eq!((listed.created_unix_seconds, listed.confirmed_unix_seconds), (NOW, NOW + 1800));
+
+    let other =
+        fixture.authority.renew(&service, &csr(Some("spiffe://demo.example/svc/issues")), key("media"), NOW).await;
+    assert!(matches!(other, Err(AdmitError::Issue(IssueError::Csr(CsrError::Name { .. })))));
+    let other = fixture.authority.renew(&service, &csr(None), key("issues"), NOW).await;
+    assert!(matches!(other, Err(AdmitError::UnfitKey(UnfitKey::Issuer(_)))));
+}
+
+#[tokio::test]
+async fn a_full_disk_spends_no_token_and_leaves_no_key() {
+    let fixture = fixture();
+    let token = fixture.token("media").await;
+    let [of_tokens, of_keys] = &fixture.disks;
+
+    of_tokens.full_after(0);
+    of_keys.full_after(0);
+    let refused = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap_err();
+    assert!(matches!(refused, AdmitError::Token(TokenError::Write(AppendError::Full(_)))));
+
+    // The disk fills up between the two writes: the token is given back.
+    of_tokens.full_after(usize::MAX);
+    let refused = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap_err();
+    assert!(matches!(refused, AdmitError::Keys(KeyStoreError::Write(AppendError::Full(_)))));
+    assert!(fixture.kids().await.is_empty());
+
+    of_keys.full_after(usize::MAX);
+    fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap();
+    assert_eq!(fixture.kids().await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
+    let fixture = fixture();
+    let token = fixture.token("tenon-tcs").await;
+    fixture.authority.attest(&token, &csr(None), key("tenon-tcs"), NOW).await.unwrap();
+    let token = fixture.token("media").await;
+    let refused = fixture.authority.attest(&token, &csr(None), key("tenon-tcs"), NOW).await;
+    assert!(matches!(refused, Err(AdmitError::UnfitKey(UnfitKey::Issuer(_)))));
+}
+
+#[tokio::test]
+async fn a_token_lives_ten_minutes_unless_told_otherwise_and_a_day_at_most() {
+    let fixture = fixture();
+    let service: ServiceName = "media".parse().unwrap();
+    for (ttl, life) in [(0, Some(600)), (1, Some(1)), (86_400, Some(86_400)), (86_401, None), (u32::MAX, None)] {
+        let made = fixture.authority.create_join_token(&service, ttl, NOW).await;
+        assert_eq!(made.ok().map(|(_, expires)| expires - NOW), life, "{ttl}");
+    }
+}
