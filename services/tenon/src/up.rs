@@ -120,7 +120,9 @@ async fn free_ports(local: &LocalMesh, lock: &Lock) -> Result<(), Failure> {
             return Ok(());
         }
         if Instant::now() >= patience {
-            return Err(Failure::new(problems.join("\n")).next("the addresses stand in the LocalMesh document"));
+            return Err(Failure::new(problems.join("\n")).next(
+                "end what listens there (`ss -ltnp` names it; another `tenon up`?), or write other addresses in the LocalMesh document",
+            ));
         }
         sleep(Duration::from_millis(50)).await;
     }

@@ -29,14 +29,9 @@ pub async fn run(args: Import) -> Result<Answer, Failure> {
         Failure::new(problems.to_string()).next("nothing was applied: correct the file and try again")
     })?;
     let mesh = Mesh::find(&args.mesh.data)?;
-    let lines = Lines::of(&text, &tenants);
-    let answer = send(&mesh, tenants).await.map_err(|status| {
-        let failure = mesh.tcs_failure("nothing was applied", &status);
-        match lines.of_message(status.message()) {
-            Some(line) => Failure::new(format!("{name}:{line}:1: {}", status.message()))
-                .next("nothing was applied: correct the file and try again"),
-            None => failure,
-        }
+    let answer = send(&mesh, tenants).await.map_err(|status| match problems(&name, &text, status.message()) {
+        Some(problems) => Failure::new(problems).next("nothing was applied: correct the file and try again"),
+        None => mesh.tcs_failure("nothing was applied", &status),
     })?;
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -94,49 +89,33 @@ fn take_chunk(rest: &mut std::vec::IntoIter<TenantContext>) -> Vec<TenantContext
     chunk
 }
 
-/// Finds the line that an answer of the TCS is about.
-struct Lines {
-    /// Line number, tenant id and hosts of each record.
-    records: Vec<(usize, String, Vec<String>)>,
-}
-
-impl Lines {
-    /// The file has one record on each line that is not empty.
-    fn of(text: &str, tenants: &[TenantContext]) -> Self {
-        let numbers = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(index, _)| index + 1);
-        let records =
-            numbers.zip(tenants).map(|(line, tenant)| (line, tenant.tenant_id.clone(), tenant.hosts.clone())).collect();
-        Self { records }
-    }
-
-    /// The line of the record that the message names: by one of its hosts, else by its id.
-    fn of_message(&self, message: &str) -> Option<usize> {
-        let words: std::collections::HashSet<&str> = message
-            .split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '.'))
-            .map(|w| w.trim_matches('.'))
-            .collect();
-        let by_host = self.records.iter().find(|(_, _, hosts)| hosts.iter().any(|host| words.contains(host.as_str())));
-        let by_id = || self.records.iter().find(|(_, id, _)| words.contains(id.as_str()));
-        by_host.or_else(by_id).map(|(line, _, _)| *line)
-    }
+/// What the TCS says of single records (`record 2: ...`, counted from 1, one a line) as problems of the file. The file
+/// has one record on each line that is not empty.
+fn problems(name: &str, text: &str, message: &str) -> Option<String> {
+    let lines: Vec<usize> =
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(index, _)| index + 1).collect();
+    let place = |said: &str| {
+        let (record, what) = said.strip_prefix("record ")?.split_once(": ")?;
+        let line = lines.get(record.parse::<usize>().ok()?.checked_sub(1)?)?;
+        Some(format!("{name}:{line}:1: {what}"))
+    };
+    let mut found = false;
+    let said = message.lines().map(|said| place(said).inspect(|_| found = true).unwrap_or_else(|| said.to_owned()));
+    let problems = said.collect::<Vec<_>>().join("\n");
+    found.then_some(problems)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tenant(id: &str, hosts: &[&str], padding: usize) -> TenantContext {
-        TenantContext {
-            tenant_id: id.into(),
-            hosts: hosts.iter().map(|&host| host.into()).collect(),
-            realm: "x".repeat(padding),
-            ..TenantContext::default()
-        }
+    fn tenant(id: &str, padding: usize) -> TenantContext {
+        TenantContext { tenant_id: id.into(), realm: "x".repeat(padding), ..TenantContext::default() }
     }
 
     #[test]
     fn chunks_stay_below_the_limit_and_lose_nothing() {
-        let tenants: Vec<_> = (0..5).map(|n| tenant(&format!("t{n}"), &[], CHUNK / 2 - 100)).collect();
+        let tenants: Vec<_> = (0..5).map(|n| tenant(&format!("t{n}"), CHUNK / 2 - 100)).collect();
         let mut rest = tenants.into_iter();
         let sizes: Vec<usize> = std::iter::from_fn(|| Some(take_chunk(&mut rest).len()).filter(|&n| n > 0)).collect();
         assert_eq!(sizes, [2, 2, 1]);
@@ -144,18 +123,22 @@ mod tests {
 
     #[test]
     fn a_tenant_that_is_larger_than_a_chunk_goes_alone() {
-        let mut rest = vec![tenant("a", &[], CHUNK * 2), tenant("b", &[], 1)].into_iter();
+        let mut rest = vec![tenant("a", CHUNK * 2), tenant("b", 1)].into_iter();
         assert_eq!(take_chunk(&mut rest).len(), 1);
         assert_eq!(take_chunk(&mut rest).len(), 1);
         assert_eq!(take_chunk(&mut rest).len(), 0);
     }
 
     #[test]
-    fn a_conflict_is_found_on_its_line_past_empty_ones() {
-        let tenants = [tenant("acme", &["acme.example"], 0), tenant("globex", &["globex.example"], 0)];
-        let lines = Lines::of("{}\n\n{}\n", &tenants);
-        assert_eq!(lines.of_message("host globex.example belongs to tenant other"), Some(3));
-        assert_eq!(lines.of_message("tenant acme: too large."), Some(1));
-        assert_eq!(lines.of_message("disk full"), None);
+    fn what_the_tcs_says_of_records_is_said_of_lines_past_empty_ones() {
+        let text = "{}\n\n{}\n";
+        let message =
+            "record 2: tenant c: host acme.example is that of tenant acme\nrecord 1: tenant b: too large\nand 3 more";
+        assert_eq!(
+            problems("t.jsonl", text, message).unwrap(),
+            "t.jsonl:3:1: tenant c: host acme.example is that of tenant acme\nt.jsonl:1:1: tenant b: too large\nand 3 more"
+        );
+        assert_eq!(problems("t.jsonl", text, "the disk is full"), None);
+        assert_eq!(problems("t.jsonl", text, "record 9: none such"), None);
     }
 }

@@ -39,7 +39,7 @@ pub fn wanted(local: &LocalMesh) -> Vec<Wanted> {
     wanted
 }
 
-/// Problems of the addresses that cannot be listened on, each with what to do. Empty: all are free.
+/// Problems of the addresses that cannot be listened on. Empty: all are free.
 pub fn problems(wanted: &[Wanted]) -> Vec<String> {
     wanted
         .iter()
@@ -50,16 +50,17 @@ pub fn problems(wanted: &[Wanted]) -> Vec<String> {
 fn describe(Wanted { address, field }: &Wanted, error: &io::Error) -> String {
     let port = address.port();
     match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "port {port} ({address}, {field}) is taken: end what listens there (`ss -ltnp 'sport = :{port}'` names it), or write another port"
-        ),
+        io::ErrorKind::AddrInUse => format!("port {port} is taken: {field} is {address}"),
         io::ErrorKind::PermissionDenied => {
-            format!("port {port} ({address}, {field}) is not yours to listen on: write one above 1023")
+            format!("port {port} is not this user's to listen on: {field} is {address}; write one above 1023")
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("{address} ({field}) is no address of this machine: write one that is, as 127.0.0.1")
+            format!(
+                "{} is no address of this machine: {field} is {address}; write one that is, as 127.0.0.1",
+                address.ip()
+            )
         }
-        _ => format!("cannot listen on {address} ({field}): {error}: write another address"),
+        _ => format!("cannot listen on {address}, which is {field}: {error}"),
     }
 }
 
@@ -77,8 +78,7 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let problems = problems(&[wanted(&address.to_string())]);
         assert_eq!(problems.len(), 1);
-        let expected = format!("port {} ({address}, spec.controlPlane.tcs) is taken", address.port());
-        assert!(problems[0].starts_with(&expected), "{}", problems[0]);
+        assert_eq!(problems[0], format!("port {} is taken: spec.controlPlane.tcs is {address}", address.port()));
     }
 
     #[test]

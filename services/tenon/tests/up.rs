@@ -1,0 +1,256 @@
+//! `tenon up` as a process: what it starts, starts again, and leaves behind. The control plane is real; the sidecar is
+//! a program that never serves, so the mesh never becomes ready (the integration crate runs whole meshes).
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read},
+    net::TcpListener,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, Receiver},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder with both binaries and a policy folder, everything below it.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+/// A `tenon up` that runs.
+struct Up {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Self { dir };
+        let built = Path::new(env!("CARGO_BIN_EXE_tenon"));
+        if fs::hard_link(built, place.path("tenon")).is_err() {
+            fs::copy(built, place.path("tenon")).unwrap();
+        }
+        let sidecar = place.path("tenon-sidecar");
+        fs::write(&sidecar, format!("#!/bin/sh\necho $$ > {}\nexec sleep 1000\n", place.path("sidecar.pid").display()))
+            .unwrap();
+        fs::set_permissions(&sidecar, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(place.path("mesh")).unwrap();
+        place.write_mesh("demo.example");
+        place
+    }
+
+    fn write_mesh(&self, trust_domain: &str) {
+        // All held at once, so that they differ.
+        let free: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let address: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let text = format!(
+            "apiVersion: tenon.dev/v1
+kind: Mesh
+metadata: {{name: demo}}
+spec: {{trustDomain: {trust_domain}, regions: [us-east]}}
+---
+apiVersion: tenon.dev/v1
+kind: Service
+metadata: {{name: media}}
+spec: {{}}
+---
+apiVersion: tenon.dev/v1
+kind: LocalMesh
+metadata: {{name: local}}
+spec:
+  controlPlane: {{identity: {}, tcs: {}, policy: {}}}
+  instances:
+    - {{service: media, region: us-east, outbound: {}, inbound: {}, admin: {}}}
+",
+            address[0], address[1], address[2], address[3], address[4], address[5]
+        );
+        fs::write(self.path("mesh/mesh.yaml"), text).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.path("tenon"));
+        command.arg("up").arg("-f").arg(self.path("mesh")).arg("--data").arg(self.path("data"));
+        for name in ["TENON_STORE", "TENON_CA_PASSPHRASE"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn up(&self) -> Up {
+        let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (said, lines) = mpsc::channel();
+        let streams: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for stream in streams {
+            let said = said.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    let _ = said.send(line);
+                }
+            });
+        }
+        Up { child, lines }
+    }
+
+    /// Processes that have to do with this folder, but are no zombies.
+    fn processes(&self) -> Vec<String> {
+        let needle = self.dir.path().to_str().unwrap();
+        let sidecar = fs::read_to_string(self.path("sidecar.pid")).unwrap_or_default();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(needle) || (pid == sidecar.trim() && line.starts_with("sleep")) {
+                found.push(format!("{pid} {line}"));
+            }
+        }
+        found
+    }
+
+    fn wait_until_nothing_runs(&self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let running = self.processes();
+            if running.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < until, "still there: {running:#?}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn wait_for_the_sidecar(&self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.processes().iter().any(|line| line.contains("sleep 1000")) {
+            assert!(Instant::now() < until, "no sidecar was started");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Up {
+    /// Waits until it says a line with this in it.
+    fn says(&self, what: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        let mut all = Vec::new();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(what) => return line,
+                Ok(line) => all.push(line),
+                Err(_) => panic!("it never said {what:?}, but: {all:#?}"),
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+}
+
+#[test]
+fn a_child_that_is_killed_is_started_again_and_sigterm_ends_all_with_exit_code_0() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("TCS serves on");
+    place.wait_for_the_sidecar();
+
+    let tcs = place.processes().into_iter().find(|line| line.contains("tcs serve")).unwrap();
+    let tcs: i32 = tcs.split(' ').next().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(tcs).unwrap(), Signal::KILL).unwrap();
+    let said = up.says("tcs ended with");
+    assert!(said.contains("SIGKILL") && said.contains("starting it again in 100 ms"), "{said}");
+
+    let second = place.command().output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(
+        said.contains(&format!("another `tenon up` (process {}) runs on the data folder", up.child.id())),
+        "{said}"
+    );
+
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+    assert_eq!(place.processes(), Vec::<String>::new(), "nothing is left when it has ended");
+}
+
+#[test]
+fn interrupt_and_hangup_end_all_too() {
+    for signal in [Signal::INT, Signal::HUP] {
+        let place = Place::new();
+        let mut up = place.up();
+        up.says("identity service serves on");
+        up.signal(signal);
+        assert_eq!(up.child.wait().unwrap().code(), Some(0));
+        assert_eq!(place.processes(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_killed_up_leaves_no_process_and_the_next_one_starts_over_it_with_the_same_ca() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("TCS serves on");
+    place.wait_for_the_sidecar();
+    let root = fs::read(place.path("data/ca/root.pem")).unwrap();
+    up.signal(Signal::KILL);
+    assert_eq!(up.child.wait().unwrap().signal(), Some(9));
+
+    let mut again = place.up();
+    again.says("TCS serves on");
+    assert_eq!(fs::read(place.path("data/ca/root.pem")).unwrap(), root);
+    again.signal(Signal::TERM);
+    assert_eq!(again.child.wait().unwrap().code(), Some(0));
+    place.wait_until_nothing_runs();
+}
+
+#[test]
+fn a_taken_port_is_named_with_its_field_and_nothing_is_started() {
+    let place = Place::new();
+    let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
+    let policy = text.split("policy: ").nth(1).unwrap().split('}').next().unwrap();
+    let _taken = TcpListener::bind(policy).unwrap();
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&format!("is taken: spec.controlPlane.policy is {policy}")), "{said}");
+    assert!(!place.path("data/identity.log").exists());
+}
+
+#[test]
+fn a_data_folder_of_another_mesh_is_refused() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("identity service serves on");
+    up.signal(Signal::TERM);
+    up.child.wait().unwrap();
+    place.write_mesh("other.example");
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("its trust domain is demo.example, and the policy folder says other.example"), "{said}");
+}
+
+#[test]
+fn a_control_plane_that_cannot_start_is_given_up_with_its_own_words() {
+    let place = Place::new();
+    // A folder where the store's file should be.
+    fs::create_dir_all(place.path("data/tcs/tcs.redb")).unwrap();
+    let output = place.command().output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("tcs does not start: it ended with exit status: 1, 4 times in a row"), "{said}");
+    assert!(said.contains("tcs.redb") && said.contains("tcs.log"), "{said}");
+    assert_eq!(place.processes(), Vec::<String>::new());
+}
