@@ -1,0 +1,52 @@
+# Everything that people and CI do with this repository. `make help` lists it.
+# Needs a Rust toolchain and a C compiler; `make deps` brings what the tests need beside those.
+
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := target/python
+REQUIREMENTS := integration/tests/python/requirements.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint bench doc ci deps
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+
+demo: ## Build, run the sample mesh end to end, print what was allowed and refused, stop it
+	$(CARGO) build --release --workspace --bins
+	target/release/demo run
+
+up: ## Build and leave the sample mesh running, with grpcurl lines to try
+	$(CARGO) build --release --workspace --bins
+	target/release/demo up
+
+test: deps ## Run all tests; installs what they need first
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace --no-fail-fast
+
+lint: ## Formatting and lints; warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+bench: ## Time a decision, a look-up, a token
+	$(CARGO) bench -p sidecar-core -p mesh-asap
+
+doc: ## Build the API documentation; warnings are errors
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
+
+ci: ## What .ci/run does
+	./.ci/run
+
+deps: $(VENV)/installed ## Install what the tests need: Python packages, below target/
+
+# Debian's python3-venv brings venv and pip; other systems have them with Python itself.
+$(VENV)/installed: $(REQUIREMENTS)
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends python3 python3-venv; \
+	  else \
+	    echo "the tests need Python 3 with venv: install the packages python3 and python3-venv, then run make again" >&2; exit 1; \
+	  fi; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
