@@ -152,10 +152,9 @@ mod tests {
         args.extend(more.split_whitespace().map(OsString::from));
         let matches = command(&args).map_err(|failure| failure.to_string())?.try_get_matches_from(&args);
         let matches = matches.map_err(|error| error.to_string())?;
-        match Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?.command {
-            cli::Command::Tcs(cli::Tcs::Serve(args)) => Ok(args),
-            other => panic!("another command: {other:?}"),
-        }
+        let parsed = Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?;
+        let cli::Command::Tcs(cli::Tcs::Serve(args)) = parsed.command else { panic!("another command") };
+        Ok(args)
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {

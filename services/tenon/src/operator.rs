@@ -136,7 +136,19 @@ impl Mesh {
             Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
                 "correct what it names and try again"
             }
-            _ => "`tenon check` says what is wrong with the mesh; the service's log is in the data folder",
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss => {
+                "`tenon check` says what is wrong with the mesh; the service's log is in the data folder"
+            }
         };
         Failure::new(format!("{what}: {}", reason(status))).next(next)
     }

@@ -1,5 +1,7 @@
 //! The binary as a shell sees it: exit codes, what goes to which stream, and what it says to do.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::{
     fs,
     path::Path,

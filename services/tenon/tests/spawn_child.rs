@@ -1,5 +1,7 @@
 //! `tenon spawn-child`: what it starts ends with its parent, whatever ends the parent.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::{
     fs,
     io::{BufRead as _, BufReader},

@@ -1,6 +1,8 @@
 //! `tenon up` as a process: what it starts, starts again, and leaves behind. The control plane is real; the sidecar is
 //! a program that never serves, so the mesh never becomes ready (the integration crate runs whole meshes).
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read},

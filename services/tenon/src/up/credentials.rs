@@ -142,7 +142,20 @@ pub fn ca_failure(error: &CaError) -> Failure {
         CaError::File { .. } => {
             Failure::new(chain(error)).next("make the folder readable and writable for this user, or name another one")
         }
-        other => Failure::new(chain(other)).next("put the CA's files back as they were, or name another folder"),
+        CaError::Missing(_)
+        | CaError::Half { .. }
+        | CaError::Content { .. }
+        | CaError::KeyOfAnother(_)
+        | CaError::Bundle(_) => {
+            Failure::new(chain(error)).next("put the CA's files back as they were, or name another folder")
+        }
+        CaError::Exists(_) => Failure::new(chain(error)).next("a CA is never overwritten"),
+        CaError::Passphrase(_) => {
+            Failure::new(chain(error)).next("set TENON_CA_PASSPHRASE to what the key was encrypted with")
+        }
+        CaError::Crypto | CaError::Sign(_) | CaError::Issue(_) => {
+            Failure::new(chain(error)).next("see that this machine has randomness to give and its clock is right")
+        }
     }
 }
 

@@ -49,18 +49,15 @@ pub fn problems(wanted: &[Wanted]) -> Vec<String> {
 
 fn describe(Wanted { address, field }: &Wanted, error: &io::Error) -> String {
     let port = address.port();
-    match error.kind() {
-        io::ErrorKind::AddrInUse => format!("port {port} is taken: {field} is {address}"),
-        io::ErrorKind::PermissionDenied => {
-            format!("port {port} is not this user's to listen on: {field} is {address}; write one above 1023")
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            format!(
-                "{} is no address of this machine: {field} is {address}; write one that is, as 127.0.0.1",
-                address.ip()
-            )
-        }
-        _ => format!("cannot listen on {address}, which is {field}: {error}"),
+    let kind = error.kind();
+    if kind == io::ErrorKind::AddrInUse {
+        format!("port {port} is taken: {field} is {address}")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        format!("port {port} is not this user's to listen on: {field} is {address}; write one above 1023")
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        format!("{} is no address of this machine: {field} is {address}; write one that is, as 127.0.0.1", address.ip())
+    } else {
+        format!("cannot listen on {address}, which is {field}: {error}")
     }
 }
 

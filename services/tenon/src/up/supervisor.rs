@@ -109,7 +109,7 @@ pub async fn supervise(
             Ok(mut running) => tokio::select! {
                 status = running.child.wait() => {
                     running.end_group().await;
-                    status.map_or_else(|error| error.to_string(), |status| ending(status))
+                    status.map_or_else(|error| error.to_string(), ending)
                 }
                 () = stop.polite.cancelled() => {
                     running.terminate(&stop.now).await;
