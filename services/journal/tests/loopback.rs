@@ -1,5 +1,7 @@
 //! Followers and publishers over real gRPC connections on loopback. What TLS proves is put in by an interceptor.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,

@@ -3,6 +3,8 @@
 //!
 //! The seed is printed; `TENON_SEED` repeats a run's decisions.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "randomised/link.rs"]
 mod link;
 #[path = "randomised/model.rs"]

@@ -169,9 +169,8 @@ impl View {
             }
         }
         state.trim(self.settings);
-        let revision = state.revision;
-        drop(state);
-        self.head.send_replace(revision);
+        // Under the lock: a follower never holds more than the head says.
+        self.head.send_replace(state.revision);
     }
 
     /// What a follower that holds everything up to `cursor` needs next.
