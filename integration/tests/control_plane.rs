@@ -30,7 +30,7 @@ async fn until_allowed(client: &mut MediaClient<Channel>) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_for_a_minute_without_a_control_plane_and_a_sidecar_started_meanwhile_serves() {
     let mut mesh = mesh();
     let connect = channel(mesh.outbound("wiki", "us-east"), "media").await.expect("the sidecar answers");

@@ -69,7 +69,7 @@ async fn gets_in(inbound: SocketAddr, shown: Option<Certificate>, alpn: &[&[u8]]
     tls.read_exact(&mut first).await.is_ok() && first[3] == 4
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_certificate_of_the_mesh_gets_past_the_inbound_listener() {
     let mesh = mesh();
     let inbound = mesh.inbound("media", "us-east");
@@ -98,7 +98,7 @@ async fn only_a_certificate_of_the_mesh_gets_past_the_inbound_listener() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_does_not_offer_h2_is_refused_before_its_first_frame() {
     let mesh = mesh();
     let inbound = mesh.inbound("media", "us-east");
@@ -139,7 +139,7 @@ fn token(key: &SigningKey, audience: &str, age_seconds: u64, life_seconds: u64) 
     key.mint(audience, clock::unix_seconds() - age_seconds, life_seconds)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_way_in_which_a_token_can_be_wrong_has_its_reason() {
     let mesh = mesh();
     let inbound = mesh.inbound("media", "us-east");
@@ -188,7 +188,7 @@ async fn every_way_in_which_a_token_can_be_wrong_has_its_reason() {
     assert!(!message.starts_with("ASAP"), "{message}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_is_not_grpc_is_refused_over_http() {
     let mesh = mesh();
     let inbound = mesh.inbound("media", "us-east");

@@ -78,7 +78,7 @@ async fn wait_for_tenant(client: &mut MediaClient<Channel>, tenant: &str) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_pass_or_are_refused_with_their_reason() {
     let mesh = mesh();
     let mut issues = media_by(&mesh, "issues", "media").await;
@@ -139,7 +139,7 @@ async fn calls_pass_or_are_refused_with_their_reason() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_tells_the_caller_what_it_needs_and_nothing_else() {
     let mesh = mesh();
     let mut issues = media_by(&mesh, "issues", "media").await;
@@ -165,7 +165,7 @@ async fn a_refusal_tells_the_caller_what_it_needs_and_nothing_else() {
     assert_eq!(metadata(&refused, "tenant").as_deref(), Some("Not An Id"), "as the app named it");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_stream_up_and_down_and_stay_with_their_tenant() {
     let mesh = mesh();
     let mut media = media_by(&mesh, "issues", "media").await;
@@ -192,7 +192,7 @@ async fn files_stream_up_and_down_and_stay_with_their_tenant() {
     assert_eq!(reason(&other), None, "the app says so, not the mesh");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_calls_another_through_its_own_sidecar() {
     let mesh = Plan::demo().expect("a plan").start().expect("the mesh starts");
     mesh.import(&[tenant("acme", "us-east")]).expect("imported");
@@ -219,7 +219,7 @@ async fn a_service_calls_another_through_its_own_sidecar() {
     assert_eq!(found.summary, "Disk full");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_suspension_is_enforced_within_a_second_and_lifted_as_fast() {
     let mesh = mesh();
     let mut media = media_by(&mesh, "issues", "media").await;
@@ -238,7 +238,7 @@ async fn a_suspension_is_enforced_within_a_second_and_lifted_as_fast() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_allowlist_file_is_enforced_within_a_second_and_a_broken_one_changes_nothing() {
     let mesh = mesh();
     let mut wiki = media_by(&mesh, "wiki", "media").await;
@@ -264,7 +264,7 @@ async fn a_changed_allowlist_file_is_enforced_within_a_second_and_a_broken_one_c
 }
 
 /// Named after what it guards: a stream that was allowed once and went on for ever.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_stream_ends_when_its_tenant_is_suspended() {
     let mesh = mesh();
     let mut media = media_by(&mesh, "issues", "media").await;
@@ -284,7 +284,7 @@ async fn an_open_stream_ends_when_its_tenant_is_suspended() {
     drop(sender);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_app_that_does_not_run_is_upstream_connect_and_a_dead_instance_no_endpoint() {
     let policy = "
 apiVersion: tenon.dev/v1

@@ -151,7 +151,9 @@ async fn out_of_time(shutdown: &CancellationToken, health: HealthReporter, servi
 }
 
 fn reflection(services: &[&'static str]) -> tonic_reflection::server::Builder<'static> {
+    // google.rpc.ErrorInfo is among them, so that grpcurl shows in words why the mesh refused a call.
     let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("grpc.health.v1.Health");
