@@ -222,8 +222,8 @@ struct Built {
 fn built() -> Vec<Built> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
-        // What is built is on the disk, and no test goes to the network.
-        .args(["tree", "--workspace", "--all-features", "--offline", "--edges", "normal,build,dev"])
+        // What is built is on the disk and in the lock file: no test goes to the network or writes here.
+        .args(["tree", "--workspace", "--all-features", "--frozen", "--edges", "normal,build,dev"])
         .args(["--prefix", "none", "--format", "{p}|{f}"])
         .current_dir(repository())
         .output()
