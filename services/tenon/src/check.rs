@@ -56,13 +56,18 @@ impl Finding {
 /// There is no mesh to check.
 pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
+    let all = &mesh.file().sidecars;
     let mut findings = join_all(Role::ALL.map(|role| reachable(&mesh, role))).await;
     let reached: Vec<Role> = Role::ALL.into_iter().zip(&findings).filter(|(_, f)| f.ok).map(|(role, _)| role).collect();
-    findings.extend(join_all(mesh.file().sidecars.iter().map(|sidecar| ready(&mesh, sidecar))).await);
-    findings.extend(join_all(mesh.file().sidecars.iter().map(clock)).await.into_iter().flatten());
-    findings.extend(certificates::check(&mesh).await);
+    let serving = join_all(all.iter().map(|sidecar| serves(&mesh, sidecar))).await;
+    let ready: Vec<&Sidecar> = all.iter().zip(&serving).filter(|(_, f)| f.ok).map(|(sidecar, _)| sidecar).collect();
+    findings.extend(serving);
+    findings.extend(join_all(all.iter().map(clock)).await.into_iter().flatten());
+    findings.extend(certificates::check(&mesh, &reached, &ready).await);
     findings.extend(replication::check(&mesh, &reached).await);
-    findings.push(policy_problems(&mesh).await);
+    if reached.contains(&Role::Policy) {
+        findings.push(policy_problems(&mesh).await);
+    }
     for (index, finding) in findings.iter_mut().enumerate() {
         finding.number = index + 1;
     }
@@ -114,7 +119,7 @@ async fn reachable(mesh: &Mesh, role: Role) -> Finding {
     }
 }
 
-async fn ready(mesh: &Mesh, sidecar: &Sidecar) -> Finding {
+async fn serves(mesh: &Mesh, sidecar: &Sidecar) -> Finding {
     match sidecars::ready(sidecar).await {
         Ok(()) => Finding::ok("ready", &sidecar.name, format!("{}/ready answers 200", sidecar.admin)),
         Err(problem) => Finding::bad(
@@ -163,7 +168,10 @@ async fn policy_problems(mesh: &Mesh) -> Finding {
             [first, rest @ ..] => Finding::bad(
                 "policy",
                 Role::Policy.title(),
-                format!("{}, and {} more", policy::describe(std::path::Path::new(""), first), rest.len()),
+                match rest.len() {
+                    0 => policy::describe(std::path::Path::new(""), first),
+                    more => format!("{}, and {more} more", policy::describe(std::path::Path::new(""), first)),
+                },
                 "the last good policy is enforced meanwhile: correct the files; `tenon policy status` names all problems",
             ),
         },

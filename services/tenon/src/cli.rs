@@ -39,8 +39,6 @@ pub enum Command {
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),
-    #[command(hide = true)]
-    SpawnChild(SpawnChild),
 }
 
 /// How results are printed.
@@ -237,7 +235,7 @@ pub struct Explain {
     /// The tenant that the call names.
     #[arg(long, value_name = "ID")]
     pub tenant: Option<String>,
-    /// Region of the called instance; without it, residency is not checked.
+    /// Region of the called instance; without it, the tenant's home.
     #[arg(long, value_name = "REGION")]
     pub region: Option<String>,
     /// File of tenants (JSON Lines) to look the tenant up in; needs -f.
@@ -435,8 +433,9 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
-/// Run PROG so that it ends when its parent does. What `tenon up` starts its children with.
-#[derive(Debug, Args)]
+/// Run PROG so that it ends when its parent does. What `tenon up` starts its children with; stands in no help text.
+#[derive(Debug, Parser)]
+#[command(name = "tenon spawn-child")]
 pub struct SpawnChild {
     /// Process that must be the parent.
     #[arg(long, value_name = "PID")]

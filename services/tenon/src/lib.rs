@@ -27,33 +27,40 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser as _};
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, SpawnChild},
     failure::{Answer, Failure},
 };
+
+/// Not for people, so not among the commands: [`SpawnChild`].
+const SPAWN_CHILD: &str = "spawn-child";
 
 /// Runs a command line. Exit code 0: success; 1: the answer is no or the work failed; 2: wrong usage.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let command = match config_file::command(&args) {
-        Ok(command) => command,
-        Err(failure) => return failed(&failure),
+    let outcome = if args.get(1).is_some_and(|word| word == SPAWN_CHILD) {
+        SpawnChild::try_parse_from(args.iter().skip(1)).map(|args| spawn_child::exec(&args).map(|never| match never {}))
+    } else {
+        match config_file::command(&args) {
+            Ok(command) => parse(command, &args).map(|cli| run(cli.command)),
+            Err(failure) => Ok(Err(failure)),
+        }
     };
-    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
+    match outcome {
+        Ok(Ok(answer)) => answer.into(),
+        Ok(Err(failure)) => failed(&failure),
         Err(error) => {
             // Help and version are errors to clap, with exit code 0.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         }
-    };
-    match run(cli.command) {
-        Ok(answer) => answer.into(),
-        Err(failure) => failed(&failure),
     }
+}
+
+fn parse(command: clap::Command, args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&command.try_get_matches_from(args)?)
 }
 
 fn failed(failure: &Failure) -> ExitCode {
@@ -79,7 +86,6 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),
-        Command::SpawnChild(args) => match spawn_child::exec(&args)? {},
     }
 }
 

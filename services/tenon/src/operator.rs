@@ -161,7 +161,7 @@ pub fn reason(status: &Status) -> String {
         ("", "") => format!("{:?}", status.code()),
         ("", source) => source.to_owned(),
         (message, "") => message.to_owned(),
-        (message, source) if message.contains(source) => message.to_owned(),
+        (message, source) if message.contains(source) || source.contains(message) => message.to_owned(),
         (message, source) => format!("{message}: {source}"),
     }
 }

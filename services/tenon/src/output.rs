@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use crate::{cli::Format, failure::Failure};
 
+/// Below this many columns a table is not fitted into the terminal.
+const NARROW: u16 = 60;
+
 /// The standard output of one command.
 pub struct Output {
     format: Format,
@@ -73,7 +76,11 @@ fn written(result: io::Result<()>) -> Result<(), Failure> {
 
 fn drawn(header: &[&str], rows: &[Vec<String>], colour: bool) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    // Fitted into a terminal that is too narrow, or that does not say how wide it is, nothing can be read any more.
+    if table.width().is_some_and(|width| width >= NARROW) {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
     table.set_header(header.iter().map(|name| {
         let cell = Cell::new(name);
         if colour { cell.add_attribute(Attribute::Bold) } else { cell }

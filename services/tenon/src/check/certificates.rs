@@ -10,6 +10,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::Finding;
 use crate::{
     failure::chain,
+    mesh_file::Sidecar,
     operator::{Mesh, Role},
     output::rfc3339,
 };
@@ -17,13 +18,14 @@ use crate::{
 /// Certificates are renewed at half of their hour: less than this left means that renewing fails.
 const LEAST_SECONDS: u64 = 15 * 60;
 
-/// Checks them all.
-pub async fn check(mesh: &Mesh) -> Vec<Finding> {
+/// Checks them all. Who was not reached shows none, which is reported already.
+pub async fn check(mesh: &Mesh, reached: &[Role], ready: &[&Sidecar]) -> Vec<Finding> {
     let now = clock::unix_seconds();
     let mut findings = vec![lasts("operator", mesh.identity().svid().not_after(), now)];
-    let roles = Role::ALL.map(|role| (role.title().to_owned(), mesh.address(role), role.service_name().to_string()));
-    let sidecars = mesh.file().sidecars.iter().map(|s| (s.name.clone(), s.inbound, s.service.clone()));
-    let each = roles.into_iter().chain(sidecars).map(|(name, address, service)| async move {
+    let roles =
+        reached.iter().map(|&role| (role.title().to_owned(), mesh.address(role), role.service_name().to_string()));
+    let sidecars = ready.iter().map(|s| (s.name.clone(), s.inbound, s.service.clone()));
+    let each = roles.chain(sidecars).map(|(name, address, service)| async move {
         match shown(mesh, address, &service).await {
             Ok(not_after) => lasts(&name, not_after, now),
             Err(problem) => Finding::bad(

@@ -9,6 +9,7 @@ fn parse(line: &str) -> Result<Cli, clap::Error> {
 #[test]
 fn the_definitions_are_sound() {
     Cli::command().debug_assert();
+    SpawnChild::command().debug_assert();
 }
 
 #[test]
@@ -61,7 +62,7 @@ fn wrong_usage_has_exit_code_2_and_help_0() {
 
 #[test]
 fn the_program_of_a_child_may_have_flags_of_its_own() {
-    let line = "tenon spawn-child --parent 7 --signal KILL -- media --listen 127.0.0.1:9002";
-    let Command::SpawnChild(args) = parse(line).unwrap().command else { panic!("another command") };
+    let line = "spawn-child --parent 7 --signal KILL -- media --listen 127.0.0.1:9002";
+    let args = SpawnChild::try_parse_from(line.split_whitespace()).unwrap();
     assert_eq!(args.program, ["media", "--listen", "127.0.0.1:9002"]);
 }

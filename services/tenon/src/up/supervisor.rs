@@ -6,7 +6,7 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -32,6 +32,8 @@ const STEADY: Duration = Duration::from_secs(10);
 pub const GRACE: Duration = Duration::from_secs(8);
 /// How long to wait for the rest of the output of a child that has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A log of more bytes than this is put aside when its child is started.
+const LARGE_LOG: u64 = 64 * 1024 * 1024;
 /// The longest piece of a line that is copied as one.
 const LINE: u64 = 64 * 1024;
 
@@ -151,7 +153,7 @@ struct Running {
 
 impl Running {
     fn start(spec: &Spec, printer: &Printer) -> io::Result<Self> {
-        let log = File::options().create(true).append(true).open(&spec.log)?;
+        let log = open_log(&spec.log)?;
         let mut line = spec.tie.iter().chain(&spec.program);
         let program = line.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program given"))?;
         let mut command = Command::new(program);
@@ -204,6 +206,16 @@ impl Running {
             let _ = kill_process_group(group, signal);
         }
     }
+}
+
+/// Opens a log for appending. One that has grown large makes way, as `NAME.log.1`, for a new one.
+fn open_log(path: &Path) -> io::Result<File> {
+    if fs::metadata(path).is_ok_and(|log| log.len() > LARGE_LOG) {
+        let mut old = path.as_os_str().to_owned();
+        old.push(".1");
+        fs::rename(path, old)?;
+    }
+    File::options().create(true).append(true).open(path)
 }
 
 /// Copies lines until the child's end of the pipe closes.

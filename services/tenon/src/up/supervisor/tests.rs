@@ -85,7 +85,8 @@ async fn a_program_that_does_not_exist_is_said_to_be_so() {
 #[tokio::test]
 async fn what_a_child_started_in_turn_ends_with_it() {
     let dir = tempfile::tempdir().unwrap();
-    let spec = shell(&dir, "sleep 1000 & echo $!; echo $$; wait");
+    // The one that it started hears no SIGTERM.
+    let spec = shell(&dir, "(trap '' TERM; exec sleep 1000) & echo $!; echo $$; wait");
     let log = spec.log.clone();
     let mut pids = Vec::new();
     while_supervised(spec, async { pids = lines(&log, 2).await }).await;
@@ -155,4 +156,13 @@ async fn output_without_a_newline_and_very_long_lines_arrive_whole() {
     })
     .await;
     assert!(fs::read_to_string(&log).unwrap().ends_with("end\n"));
+}
+
+#[test]
+fn a_log_that_has_grown_large_makes_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("child.log");
+    File::create(&path).unwrap().set_len(LARGE_LOG + 1).unwrap();
+    assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), 0);
+    assert_eq!(fs::metadata(dir.path().join("child.log.1")).unwrap().len(), LARGE_LOG + 1);
 }
