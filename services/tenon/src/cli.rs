@@ -1,9 +1,12 @@
 //! What can be typed: every command, flag and help text. Nothing here does any work.
 
-use std::{net::SocketAddr, path::PathBuf};
+mod roles;
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
 use crate::store::Store;
 
 /// The `tenon` command line.
@@ -316,92 +319,6 @@ pub struct CaInit {
 #[derive(Debug, Subcommand)]
 pub enum Tcs {
     Serve(TcsServe),
-}
-
-/// What each service of the control plane is told about itself.
-#[derive(Debug, Args)]
-pub struct RoleArgs {
-    /// YAML file with the same settings: `listen: 127.0.0.1:15020`. Flags and TENON_* variables override it.
-    #[arg(long, value_name = "FILE", env = "TENON_CONFIG")]
-    pub config: Option<PathBuf>,
-    /// Trust domain of the mesh.
-    #[arg(long, value_name = "NAME", env = "TENON_TRUST_DOMAIN")]
-    pub trust_domain: String,
-    /// Folder for what the service keeps between two starts.
-    #[arg(long, value_name = "DIR", env = "TENON_STATE_DIR")]
-    pub state_dir: PathBuf,
-}
-
-/// How a service of the control plane gets its certificate.
-#[derive(Debug, Args)]
-pub struct JoinArgs {
-    /// Address of the identity service.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_IDENTITY", default_value = "127.0.0.1:15010")]
-    pub identity: SocketAddr,
-    /// SHA-256 of the trust bundle, in hexadecimal: pins the identity service.
-    #[arg(long, value_name = "HEX", env = "TENON_TRUST_BUNDLE_SHA256")]
-    pub trust_bundle_sha256: String,
-    /// File with a join token; needed until the service has its first certificate.
-    #[arg(long, value_name = "PATH", env = "TENON_JOIN_TOKEN_FILE")]
-    pub join_token_file: Option<PathBuf>,
-}
-
-/// Run the identity service: the mesh's CA and the key repository.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity --listen 127.0.0.1:15010"
-)]
-pub struct IdentityServe {
-    /// Address to listen on.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15010")]
-    pub listen: SocketAddr,
-    /// Folder of the CA; made there when it is empty. TENON_CA_PASSPHRASE opens an encrypted key.
-    #[arg(long, value_name = "DIR", env = "TENON_CA")]
-    pub ca: PathBuf,
-    #[command(flatten)]
-    pub role: RoleArgs,
-}
-
-/// Run the policy service.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  tenon policy serve -f mesh-config/demo --trust-domain demo.example --state-dir policy \\\n      --store embedded:policy/store.redb --trust-bundle-sha256 HEX --join-token-file join-token"
-)]
-pub struct PolicyServe {
-    /// Address to listen on.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15030")]
-    pub listen: SocketAddr,
-    /// Folder of policy files to follow; without it, policy comes from `tenon policy apply` alone.
-    #[arg(short = 'f', long = "folder", value_name = "DIR", env = "TENON_FOLDER")]
-    pub folder: Option<PathBuf>,
-    /// Where policy is kept: `embedded:FILE`.
-    #[arg(long, value_name = "STORE", env = "TENON_STORE")]
-    pub store: Store,
-    #[command(flatten)]
-    pub join: JoinArgs,
-    #[command(flatten)]
-    pub role: RoleArgs,
-}
-
-/// Run the tenant context service.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token"
-)]
-pub struct TcsServe {
-    /// Address to listen on.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15020")]
-    pub listen: SocketAddr,
-    /// Address of the policy service: says which service may see which product of a tenant.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", default_value = "127.0.0.1:15030")]
-    pub policy: SocketAddr,
-    /// Where tenants are kept: `embedded:FILE`.
-    #[arg(long, value_name = "STORE", env = "TENON_STORE")]
-    pub store: Store,
-    #[command(flatten)]
-    pub join: JoinArgs,
-    #[command(flatten)]
-    pub role: RoleArgs,
 }
 
 /// Check the running mesh and say what to do about each thing that is wrong. Exits 1 when something is.

@@ -12,6 +12,9 @@ use crate::{
     up::{ca_failure, passphrase},
 };
 
+/// A list of keys: two hundred bytes each.
+const LARGEST_LIST: usize = 64 * 1024 * 1024;
+
 /// `tenon identity join-token`: prints the token alone.
 ///
 /// # Errors
@@ -45,6 +48,7 @@ pub async fn join_token(args: JoinToken) -> Result<Answer, Failure> {
 pub async fn keys(args: Keys) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let mut keys = IdentityClient::new(mesh.channel(Role::Identity))
+        .max_decoding_message_size(LARGEST_LIST)
         .list_keys(ListKeysRequest {})
         .await
         .map_err(|status| mesh.failure(Role::Identity, "cannot list keys", &status))?

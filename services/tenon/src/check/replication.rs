@@ -13,6 +13,8 @@ use crate::{
     operator::{Mesh, Role, reason},
 };
 
+/// A status names every follower of every kind: some megabytes for ten thousand sidecars.
+const LARGEST_STATUS: usize = 64 * 1024 * 1024;
 /// How long a follower may take to acknowledge what is being written right now.
 const PATIENCE: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(100);
@@ -42,7 +44,7 @@ pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
 /// The status of all kinds, once all followers have caught up, or their time to do so is over.
 async fn settled(mesh: &Mesh, role: Role) -> Result<Vec<KindStatus>, tonic::Status> {
     let until = Instant::now() + PATIENCE;
-    let mut client = ReplicationClient::new(mesh.channel(role));
+    let mut client = ReplicationClient::new(mesh.channel(role)).max_decoding_message_size(LARGEST_STATUS);
     loop {
         let kinds = client.status(StatusRequest { kind: String::new() }).await?.into_inner().kinds;
         let behind = kinds.iter().any(|kind| !positions(kind, &mesh.file().sidecars).ok);
