@@ -199,6 +199,9 @@ impl Call {
     fn note(&self, refusal: &Refusal) -> Revisions {
         let (policy, tenants) = self.live.revisions();
         self.counters.refused(refusal.reason);
+        let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else {
+            return Revisions { policy, tenants };
+        };
         info!(
             target: "tenon::refusal",
             direction = self.direction.as_str(),
@@ -211,6 +214,7 @@ impl Call {
             policy_revision = %policy,
             tenant_revision = %tenants,
             nearest = refusal.nearest.as_ref().map(tracing::field::display),
+            unlogged,
         );
         Revisions { policy, tenants }
     }

@@ -18,6 +18,7 @@ mod forward;
 mod headers;
 mod in_flight;
 mod inbound;
+mod line_budget;
 mod listen;
 mod live;
 pub mod metrics;

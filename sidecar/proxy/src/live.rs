@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     credentials::{KeyRecord, Minting},
     in_flight::InFlight,
+    line_budget::LineBudget,
     metrics::{Metrics, ReplicaGauges, Snapshot},
     tenants::{Hosts, TenantMap, position},
 };
@@ -90,6 +91,8 @@ pub struct Live {
     pub minting: Minting,
     /// Tenant contexts.
     pub tenants: TenantMap,
+    /// Keeps a flood of refusals from becoming a flood of log lines.
+    pub refusal_lines: LineBudget,
     /// Tenants that the app is serving now.
     pub in_flight: Arc<InFlight>,
     inbound: ArcSwap<inbound::State>,
@@ -131,6 +134,7 @@ impl Live {
             metrics: Arc::clone(metrics),
             minting,
             tenants: TenantMap::new(tenants, hosts),
+            refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
