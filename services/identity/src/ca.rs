@@ -382,6 +382,9 @@ fn read_key(path: &Path, text: &str, passphrase: Option<&Passphrase>) -> Result<
     let block = pem::parse(text).map_err(|_| wrong("not one PEM private key"))?;
     match (block.tag(), passphrase) {
         ("PRIVATE KEY", _) => {
+            if passphrase.is_some() {
+                tracing::warn!(path = %path.display(), "a passphrase is set, but the key of the CA is not encrypted");
+            }
             let der = Zeroizing::new(block.into_contents());
             KeyPair::try_from(der.as_slice()).map_err(|_| wrong("not a PKCS#8 private key that can sign"))
         }

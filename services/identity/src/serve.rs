@@ -90,6 +90,9 @@ pub enum ServeError {
 /// When the CA or the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
     let Config { listener, ca_dir, passphrase, data_dir, trust_domain } = config;
+    // Everything started here ends with this function, also when the server fails by itself.
+    let shutdown = shutdown.child_token();
+    let _ending = shutdown.clone().drop_guard();
     // First the store, which one process alone may open: so no two of them make a CA.
     let store = open_store(&data_dir)?;
     let ca = Arc::new(open_ca(&ca_dir, &trust_domain, passphrase.as_ref())?);

@@ -194,3 +194,45 @@ fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
 fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
+
+#[cfg(test)]
+mod tests {
+    use journal::AppendError;
+    use tonic::Code;
+
+    use super::*;
+
+    fn full() -> AppendError {
+        AppendError::Full(std::io::Error::from(std::io::ErrorKind::StorageFull).into())
+    }
+
+    #[test]
+    fn a_full_disk_is_told_to_the_caller_as_unavailable_whichever_store_it_hits() {
+        for status in [
+            Status::from(AdmitError::Token(full().into())),
+            Status::from(AdmitError::Keys(full().into())),
+            Status::from(CreateTokenError::Token(full().into())),
+        ] {
+            assert_eq!(status.code(), Code::Unavailable);
+            assert!(status.message().contains("no room left on the disk"), "{status}");
+            assert!(!status.message().contains('\n'), "{status}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_the_code_that_says_whose_fault_it_is() {
+        let name = CsrError::Name { named: "a".to_owned(), attested: "b".to_owned() };
+        for (error, code) in [
+            (AdmitError::Token(TokenError::Used), Code::Unauthenticated),
+            (AdmitError::Token(TokenError::Expired), Code::Unauthenticated),
+            (AdmitError::Issue(name.into()), Code::PermissionDenied),
+            (AdmitError::Csr(CsrError::Signature), Code::InvalidArgument),
+            (AdmitError::UnfitKey(UnfitKey::Issuer("media".parse().unwrap())), Code::PermissionDenied),
+            (AdmitError::UnfitKey(UnfitKey::Missing), Code::InvalidArgument),
+            (AdmitError::Keys(KeyStoreError::Taken("media/1".parse().unwrap())), Code::AlreadyExists),
+            (AdmitError::Issue(IssueError::RootEnded), Code::Unavailable),
+        ] {
+            assert_eq!(Status::from(error).code(), code);
+        }
+    }
+}

@@ -23,7 +23,7 @@ use tonic::service::Routes;
 
 use crate::routes::ServiceRoute;
 use crate::service::{TENANTS_AUTHORIZATION, TenantsService};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::views::ProductViews;
 
 /// Everything that the process's server serves, and to whom.
@@ -59,9 +59,9 @@ pub enum ServeError {
     /// The store cannot be opened.
     #[error("the store of tenants cannot be used")]
     Open(#[from] OpenError),
-    /// The store cannot be read; the text says why.
-    #[error("the store of tenants cannot be used: {0}")]
-    Store(String),
+    /// The store cannot be read, or a tenant in it does not decode.
+    #[error("the store of tenants cannot be used")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server failed.
     #[error("the server of the tenant context service failed")]
     Server(#[source] io::Error),
@@ -73,13 +73,15 @@ pub enum ServeError {
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
     let Config { listener, store, state_dir, identity, policy } = config;
+    // Everything started here ends with this function, also when the server fails by itself.
+    let shutdown = shutdown.child_token();
+    let ending = shutdown.clone().drop_guard();
     if let Some(folder) = store.parent() {
         create(folder)?;
     }
     create(&state_dir)?;
     let journal = Embedded::open(&store)?.kind(kind::TENANT)?;
-    let store =
-        Store::open(Arc::clone(&journal)).await.map_err(|error: StoreError| ServeError::Store(chain(&error)))?;
+    let store = Store::open(Arc::clone(&journal)).await.map_err(|error| ServeError::Store(error.into()))?;
 
     let changed = Arc::new(Notify::new());
     let (routes, following) = follow_routes(&identity, policy, state_dir, Arc::clone(&changed), shutdown.clone());
@@ -90,10 +92,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let routes = Routes::new(TenantsServer::new(TenantsService::new(store)))
         .add_service(ReplicationService::new(vec![publisher]).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
-    let outcome = server.run(shutdown.clone()).await;
+    let outcome = server.run(shutdown).await;
     refreshing.abort();
-    // Also when the server failed by itself: the follower's last state goes to disk.
-    shutdown.cancel();
+    drop(ending);
+    // The follower's last state goes to disk.
     if let Err(error) = following.await {
         tracing::error!(%error, "following the routes failed");
     }
@@ -145,11 +147,6 @@ fn create(folder: &Path) -> Result<(), ServeError> {
         .mode(0o700)
         .create(folder)
         .map_err(|source| ServeError::Folder { path: folder.into(), source })
-}
-
-/// The error and what it came from, on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

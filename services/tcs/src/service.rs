@@ -134,3 +134,18 @@ fn failed(error: &StoreError, source: &dyn std::error::Error) -> Status {
     tracing::error!(%error, %source, "the store failed");
     Status::unavailable(format!("{error}: {source}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_to_the_caller_as_unavailable() {
+        let full = AppendError::Full(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+        let status = Status::from(StoreError::from(full));
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().contains("no room left on the disk"), "{status}");
+    }
+}

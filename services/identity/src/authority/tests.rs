@@ -216,3 +216,44 @@ async fn a_token_lives_ten_minutes_unless_told_otherwise_and_a_day_at_most() {
         assert_eq!(made.ok().map(|(_, expires)| expires - NOW), life, "{ttl}");
     }
 }
+
+/// What was logged, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn every_certificate_leaves_a_line_that_names_it_and_tells_no_secret() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+
+    let fixture = fixture();
+    let (token, asap) = (fixture.token("media").await, key("media").unwrap());
+    let first = fixture.authority.attest(&token, &csr(None), Some(asap.clone()), NOW).await.unwrap();
+    let second = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(asap.clone()), NOW).await.unwrap();
+    fixture.authority.attest(&token, &csr(None), Some(asap), NOW).await.unwrap_err();
+
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    for (method, admitted) in [("attest", first), ("renew", second)] {
+        let lines: Vec<_> = text.lines().filter(|line| line.contains(&admitted.issued.serial)).collect();
+        let [line] = lines[..] else { panic!("one line for each certificate: {text}") };
+        assert!(line.contains(&format!("method=\"{method}\"")) && line.contains("service=media"), "{line}");
+    }
+    assert!(!text.contains(&token), "{text}");
+}

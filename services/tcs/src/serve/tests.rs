@@ -351,6 +351,7 @@ async fn a_store_that_is_in_use_is_named() {
         policy: mesh.address,
     };
     let error = serve(config, CancellationToken::new()).await.unwrap_err();
-    assert!(chain(&error).contains("store.redb is in use by another process"), "{}", chain(&error));
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("store.redb is in use by another process"), "{source}");
     mesh.stop().await;
 }
