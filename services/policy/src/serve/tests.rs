@@ -122,16 +122,19 @@ impl Value for Raw {
     }
 }
 
-const LONG: Duration = Duration::from_secs(20);
+/// Longer than a busy machine's disk takes to sync.
+const LONG: Duration = Duration::from_secs(60);
 
 async fn describe(client: &mut PolicyClient<Channel>) -> DescribeResponse {
     client.describe(DescribeRequest::default()).await.unwrap().into_inner()
 }
 
-/// Asks until what is described is as wanted.
+/// Asks until what is described is as wanted: nothing announces the folder's problems.
 async fn until(client: &mut PolicyClient<Channel>, wanted: impl Fn(&DescribeResponse) -> bool) -> DescribeResponse {
     let asking = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
         loop {
+            ticks.tick().await;
             let described = describe(client).await;
             if wanted(&described) {
                 return described;
