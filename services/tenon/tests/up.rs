@@ -256,3 +256,68 @@ fn a_control_plane_that_cannot_start_is_given_up_with_its_own_words() {
     assert!(said.contains("tcs.redb") && said.contains("tcs.log"), "{said}");
     assert_eq!(place.processes(), Vec::<String>::new());
 }
+
+/// A command of the operator against the running mesh, with its JSON.
+fn operator(place: &Place, args: &[&str]) -> (i32, serde_json::Value, String) {
+    let output = Command::new(place.path("tenon")).args(args).arg("--data").arg(place.path("data")).output().unwrap();
+    let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap(), json, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn commands_of_the_operator_answer_from_the_running_control_plane() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("TCS serves on");
+    let file = place.path("tenants.jsonl");
+    let import = |text: &str| {
+        fs::write(&file, text).unwrap();
+        operator(&place, &["tenants", "import", file.to_str().unwrap(), "-o", "json"])
+    };
+
+    let acme = r#"{"tenantId":"acme","status":"ACTIVE","region":"us-east","hosts":["acme.example"]}"#;
+    let (code, json, said) = import(&format!("{acme}\n{}\n", acme.replace("acme", "globex")));
+    assert_eq!((code, &json["tenants"]), (0, &2.into()), "{said}");
+    let (code, _, said) = import(&format!("\n{}\n", acme.replace("\"acme\"", "\"other\"")));
+    assert_eq!(code, 1);
+    assert!(said.contains(&format!("{}:2:1: ", file.display())) && said.contains("nothing was applied"), "{said}");
+
+    let (code, json, _) = operator(&place, &["tenants", "get", "--host", "acme.example", "-o", "json"]);
+    assert_eq!((code, &json["tenantId"], &json["status"]), (0, &"acme".into(), &"ACTIVE".into()));
+    let (_, before, _) = operator(&place, &["tenants", "suspend", "acme", "-o", "json"]);
+    let (code, after, _) = operator(&place, &["tenants", "unsuspend", "acme", "-o", "json"]);
+    assert_eq!(code, 0);
+    assert!(after["revision"].as_u64().unwrap() > before["revision"].as_u64().unwrap());
+    let (_, list, _) = operator(&place, &["tenants", "list", "-o", "json"]);
+    assert_eq!(
+        list.as_array().unwrap().iter().map(|tenant| &tenant["tenantId"]).collect::<Vec<_>>(),
+        ["acme", "globex"]
+    );
+    assert_eq!(operator(&place, &["tenants", "delete", "globex"]).0, 0);
+    let (code, _, said) = operator(&place, &["tenants", "delete", "globex"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("there is no tenant named globex") && said.contains("tenon tenants list"), "{said}");
+
+    let (code, json, said) = operator(&place, &["policy", "status", "-o", "json"]);
+    assert_eq!((code, &json["mesh"]), (0, &"demo".into()), "{said}");
+    assert_eq!((&json["services"][0]["service"], &json["services"][0]["instances"]), (&"media".into(), &1.into()));
+    let explain = ["policy", "explain", "--caller", "media", "--service", "media", "--path", "/a.B/C", "-o", "json"];
+    let (code, json, _) = operator(&place, &explain);
+    assert_eq!((code, &json["reason"]), (1, &"PATH_NOT_ALLOWED".into()));
+    let (_, keys, _) = operator(&place, &["identity", "keys", "-o", "json"]);
+    let kid = keys[0]["kid"].as_str().unwrap();
+    assert!(kid.starts_with(keys[0]["issuer"].as_str().unwrap()) && keys[0]["created"].is_string(), "{keys}");
+    let (_, token, _) = operator(&place, &["identity", "join-token", "--service", "media", "-o", "json"]);
+    assert!(token["joinToken"].as_str().unwrap().len() > 20, "{token}");
+
+    // The sidecar never serves, and that is what the check finds.
+    let (code, json, _) = operator(&place, &["check", "-o", "json"]);
+    assert_eq!((code, &json["ok"]), (1, &false.into()));
+    let checks = json["checks"].as_array().unwrap();
+    let dead = checks.iter().find(|check| check["check"] == "ready").unwrap();
+    assert_eq!((&dead["subject"], &dead["ok"]), (&"media-us-east".into(), &false.into()));
+    assert!(checks.iter().filter(|check| check["check"] == "reachable").all(|check| check["ok"] == true), "{json}");
+
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+}
