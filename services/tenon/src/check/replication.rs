@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tenon_proto::replication::v1::{
     FollowerStatus, KindStatus, Position, StatusRequest, replication_client::ReplicationClient,
 };
@@ -21,24 +22,17 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Asks each service that was reached.
 pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for &role in reached {
-        match settled(mesh, role).await {
-            Ok(kinds) => {
-                for kind in &kinds {
-                    findings.push(positions(kind, &mesh.file().sidecars));
-                    findings.push(refusals(kind));
-                }
-            }
-            Err(status) => findings.push(Finding::bad(
-                "replication",
-                role.title(),
-                reason(&status),
-                format!("read {}", mesh.data().log(role.name()).display()),
-            )),
+    join_all(reached.iter().map(|&role| of_role(mesh, role))).await.into_iter().flatten().collect()
+}
+
+async fn of_role(mesh: &Mesh, role: Role) -> Vec<Finding> {
+    match settled(mesh, role).await {
+        Ok(kinds) => kinds.iter().flat_map(|kind| [positions(kind, &mesh.file().sidecars), refusals(kind)]).collect(),
+        Err(status) => {
+            let log = format!("read {}", mesh.data().log(role.name()).display());
+            vec![Finding::bad("replication", role.title(), reason(&status), log)]
         }
     }
-    findings
 }
 
 /// The status of all kinds, once all followers have caught up, or their time to do so is over.
