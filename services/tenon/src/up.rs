@@ -2,6 +2,7 @@
 
 mod children;
 mod credentials;
+mod follow_log;
 mod lock;
 mod ports;
 mod printer;

@@ -43,6 +43,8 @@ pub(super) fn serve(
     refreshed.mark_changed();
     let phase = match resume {
         Some(resume) if resume.epoch == view.epoch() && start.view == **view.name() => {
+            // It holds what it resumes at, and has nothing to acknowledge until something changes.
+            registration.acknowledged(resume);
             Phase::Live { cursor: resume.revision, greeted: false }
         }
         Some(_) | None => waiting(&publisher, &view),

@@ -7,7 +7,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -15,14 +15,13 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader},
     process::{Child, Command},
-    task::JoinSet,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::printer::Printer;
+use super::{follow_log::follow, printer::Printer};
 
 /// The first wait before a child is started again; doubled each time, up to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -34,8 +33,6 @@ pub const GRACE: Duration = Duration::from_secs(8);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A log of more bytes than this is put aside when its child is started.
 const LARGE_LOG: u64 = 64 * 1024 * 1024;
-/// The longest piece of a line that is copied as one.
-const LINE: u64 = 64 * 1024;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -143,38 +140,38 @@ fn ending(status: ExitStatus) -> String {
     format!("ended with {status}")
 }
 
-/// A child process and the tasks that copy its output.
+/// A child process and the task that prints its output.
 struct Running {
     child: Child,
     group: Option<Pid>,
     grace: Duration,
-    copying: JoinSet<()>,
+    /// Cancelled when the child has ended: what it wrote is all there.
+    ended: CancellationToken,
+    printing: JoinHandle<()>,
 }
 
 impl Running {
     fn start(spec: &Spec, printer: &Printer) -> io::Result<Self> {
         let log = open_log(&spec.log)?;
+        let from = log.metadata()?.len();
         let mut line = spec.tie.iter().chain(&spec.program);
         let program = line.next().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program given"))?;
         let mut command = Command::new(program);
         command
             .args(line)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
             .process_group(0)
             .kill_on_drop(true);
         for name in &spec.without {
             command.env_remove(name);
         }
-        let mut child = command.spawn()?;
+        let child = command.spawn()?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let mut copying = JoinSet::new();
-        if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
-            copying.spawn(copy(out, log.try_clone()?, spec.name.clone(), printer.clone()));
-            copying.spawn(copy(err, log, spec.name.clone(), printer.clone()));
-        }
-        Ok(Self { child, group, grace: spec.grace, copying })
+        let ended = CancellationToken::new();
+        let printing = tokio::spawn(follow(spec.log.clone(), from, spec.name.clone(), printer.clone(), ended.clone()));
+        Ok(Self { child, group, grace: spec.grace, ended, printing })
     }
 
     /// Ends the child: politely, then not.
@@ -192,12 +189,11 @@ impl Running {
         self.end_group().await;
     }
 
-    /// After the child itself has ended: ends what it left behind, and copies the rest of the output.
+    /// After the child itself has ended: ends what it left behind, and prints the rest of the output.
     async fn end_group(&mut self) {
         self.signal(Signal::KILL);
-        // Whoever left the group may hold the pipe open for ever.
-        let rest = async { while self.copying.join_next().await.is_some() {} };
-        let _ = timeout(LAST_WORDS, rest).await;
+        self.ended.cancel();
+        let _ = timeout(LAST_WORDS, &mut self.printing).await;
     }
 
     fn signal(&self, signal: Signal) {
@@ -216,25 +212,6 @@ fn open_log(path: &Path) -> io::Result<File> {
         fs::rename(path, old)?;
     }
     File::options().create(true).append(true).open(path)
-}
-
-/// Copies lines until the child's end of the pipe closes.
-async fn copy(from: impl AsyncRead + Unpin, mut log: File, name: String, printer: Printer) {
-    let mut from = BufReader::new(from);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        match (&mut from).take(LINE).read_until(b'\n', &mut line).await {
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-        if line.last() != Some(&b'\n') {
-            line.push(b'\n');
-        }
-        // A full disk must not stop the child: its output goes to the terminal all the same.
-        let _ = log.write_all(&line);
-        printer.child(&name, String::from_utf8_lossy(&line).trim_end());
-    }
 }
 
 #[cfg(test)]

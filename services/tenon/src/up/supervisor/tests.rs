@@ -146,16 +146,33 @@ async fn before_each_start_it_is_prepared() {
 }
 
 #[tokio::test]
-async fn output_without_a_newline_and_very_long_lines_arrive_whole() {
+async fn the_log_holds_what_the_child_wrote_to_the_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let spec = shell(&dir, "head -c 200000 /dev/zero | tr '\\0' x; echo; printf end; sleep 1000");
+    let spec =
+        shell(&dir, "head -c 200000 /dev/zero | tr '\\0' x; echo; echo out; echo err >&2; printf end; sleep 1000");
     let log = spec.log.clone();
     while_supervised(spec, async {
-        let text = lines(&log, 4).await;
-        assert_eq!(text.iter().map(String::len).sum::<usize>(), 200_000);
+        lines(&log, 3).await;
     })
     .await;
-    assert!(fs::read_to_string(&log).unwrap().ends_with("end\n"));
+    assert_eq!(fs::read_to_string(&log).unwrap(), "x".repeat(200_000) + "\nout\nerr\nend");
+}
+
+/// Named after what it guards: children once wrote to pipes, and hung when `tenon up` was stopped.
+#[tokio::test]
+async fn a_child_goes_on_writing_while_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nothing of this runtime runs while the main thread waits for the child's last line.
+    let spec = shell(&dir, "for i in $(seq 20000); do echo line $i; done; echo done; sleep 1000");
+    let log = spec.log.clone();
+    while_supervised(spec, async {
+        tokio::task::yield_now().await;
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(&log).unwrap_or_default().ends_with("done\n") {
+            assert!(std::time::Instant::now() < end, "the child waits for a reader");
+        }
+    })
+    .await;
 }
 
 #[test]
