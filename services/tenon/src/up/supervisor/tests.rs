@@ -148,14 +148,21 @@ async fn before_each_start_it_is_prepared() {
 #[tokio::test]
 async fn the_log_holds_what_the_child_wrote_to_the_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let spec =
-        shell(&dir, "head -c 200000 /dev/zero | tr '\\0' x; echo; echo out; echo err >&2; printf end; sleep 1000");
+    let spec = shell(
+        &dir,
+        "head -c 200000 /dev/zero | tr '\\0' x; echo; echo out; echo err >&2; echo end; printf x; exec sleep 1000",
+    );
     let log = spec.log.clone();
+    let whole = "x".repeat(200_000) + "\nout\nerr\nend\nx";
     while_supervised(spec, async {
-        lines(&log, 3).await;
+        let waiting = async {
+            while fs::read_to_string(&log).unwrap_or_default() != whole {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), waiting).await.expect("the log holds all of it");
     })
     .await;
-    assert_eq!(fs::read_to_string(&log).unwrap(), "x".repeat(200_000) + "\nout\nerr\nend");
 }
 
 /// Named after what it guards: children once wrote to pipes, and hung when `tenon up` was stopped.
