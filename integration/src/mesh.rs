@@ -96,7 +96,7 @@ impl Plan {
             let text = fs::read_to_string(repository().join("mesh-config/demo").join(file))?;
             plan = plan.file(file, &text);
         }
-        let outbound = plan.ports.next();
+        let outbound = plan.ports.give();
         let outbound_flag = format!("127.0.0.1:{outbound}");
         let plan = plan.product("issues", "us-east", &["--outbound", &outbound_flag], Some(outbound))?;
         let plan = plan.product("media", "us-east", &[], None)?.product("media", "eu-west", &[], None)?;
@@ -123,7 +123,7 @@ impl Plan {
     #[must_use]
     pub fn app(mut self, service: &str, region: &str, command: impl FnOnce(u16) -> Vec<String>) -> Self {
         let mut instance = self.instance(service, region, None);
-        let port = self.ports.next();
+        let port = self.ports.give();
         (instance.app, instance.command) = (Some(port), command(port));
         self.instances.push(instance);
         self
@@ -133,14 +133,14 @@ impl Plan {
     #[must_use]
     pub fn app_elsewhere(mut self, service: &str, region: &str) -> Self {
         let mut instance = self.instance(service, region, None);
-        instance.app = Some(self.ports.next());
+        instance.app = Some(self.ports.give());
         self.instances.push(instance);
         self
     }
 
     fn product(mut self, service: &str, region: &str, more: &[&str], outbound: Option<u16>) -> anyhow::Result<Self> {
         let mut instance = self.instance(service, region, outbound);
-        let port = self.ports.next();
+        let port = self.ports.give();
         let data = self.dir.path().join(format!("apps/{service}-{region}"));
         let program = binary(service)?;
         let mut command = vec![program.display().to_string(), "--listen".into(), format!("127.0.0.1:{port}")];
@@ -155,9 +155,9 @@ impl Plan {
         Instance {
             service: service.into(),
             region: region.into(),
-            outbound: outbound.unwrap_or_else(|| self.ports.next()),
-            inbound: self.ports.next(),
-            admin: self.ports.next(),
+            outbound: outbound.unwrap_or_else(|| self.ports.give()),
+            inbound: self.ports.give(),
+            admin: self.ports.give(),
             ..Instance::default()
         }
     }
@@ -167,7 +167,7 @@ impl Plan {
             "apiVersion: tenon.dev/v1\nkind: LocalMesh\nmetadata: {name: local}\nspec:\n  controlPlane:\n",
         );
         for key in ["identity", "keyRepository", "tcs", "policy", "dashboard"] {
-            text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.next());
+            text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.give());
         }
         text += "  instances:\n";
         for instance in &self.instances {

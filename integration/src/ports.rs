@@ -49,7 +49,7 @@ impl Ports {
     ///
     /// # Panics
     /// When all are given out.
-    pub fn next(&mut self) -> u16 {
+    pub fn give(&mut self) -> u16 {
         assert!(self.next < self.end, "a mesh of tests needs at most {SIZE} ports");
         self.next += 1;
         self.next - 1

@@ -139,6 +139,9 @@ fn token(key: &SigningKey, audience: &str, age_seconds: u64, life_seconds: u64) 
     key.mint(audience, clock::unix_seconds() - age_seconds, life_seconds)
 }
 
+/// The expected reason, who calls, and with which headers.
+type Case<'c> = (&'c str, &'c Arc<Identity>, Vec<(&'c str, String)>);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_way_in_which_a_token_can_be_wrong_has_its_reason() {
     let mesh = mesh();
@@ -161,7 +164,7 @@ async fn every_way_in_which_a_token_can_be_wrong_has_its_reason() {
     let mut forged = good.clone();
     let flipped = if forged.pop() == Some('A') { 'Q' } else { 'A' };
     forged.push(flipped);
-    let cases: Vec<(&str, &Arc<Identity>, Vec<(&str, String)>)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("ASAP_MISSING", &issues.identity, vec![]),
         ("ASAP_MALFORMED", &issues.identity, vec![("x-asap-token", "nonsense".into())]),
         ("ASAP_MALFORMED", &issues.identity, vec![("x-asap-token", good.clone()), ("x-asap-token", good.clone())]),

@@ -209,7 +209,10 @@ impl Demo {
         };
         let message = match answer {
             Ok(_) => String::new(),
-            Err(status) => status.message().split(" (request").next().unwrap_or_default().to_owned(),
+            Err(status) => {
+                let message = status.message().split(" (request").next().unwrap_or_default();
+                message.strip_prefix(&format!("{came}: ")).unwrap_or(message).to_owned()
+            }
         };
         self.rows.push(Row { tried, expected, came, message, took });
     }
