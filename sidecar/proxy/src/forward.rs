@@ -43,10 +43,13 @@ pub async fn attempt(
     call: &Call,
 ) -> Result<Response<Incoming>, Failed> {
     for _ in 0..HAND_OVERS {
-        let connection = match until_over(call, worker.pool.get(target)).await {
-            Err(refusal) => return Err(Failed::Final(refusal)),
-            Ok(Err(error)) => return Err(Failed::Unreachable(Box::new(request), connect_refusal(target, &error))),
-            Ok(Ok(connection)) => connection,
+        let connection = match worker.pool.open(target) {
+            Some(connection) => connection,
+            None => match until_over(call, worker.pool.connect(target)).await {
+                Err(refusal) => return Err(Failed::Final(refusal)),
+                Ok(Err(error)) => return Err(Failed::Unreachable(Box::new(request), connect_refusal(target, &error))),
+                Ok(Ok(connection)) => connection,
+            },
         };
         match until_over(call, pool::send(connection, request)).await {
             Err(refusal) => return Err(Failed::Final(refusal)),

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::BoxFuture;
 use hyper::{
     body::Incoming,
     client::conn::http2::{self, SendRequest},
@@ -72,16 +73,20 @@ impl Pool {
         Self { identity, upstreams: Mutex::default() }
     }
 
-    /// A connection that is open at this moment.
+    /// A connection that is open at this moment, if there is one.
+    pub fn open(&self, target: &Target) -> Option<SendRequest<RequestBody>> {
+        self.upstream(target).open()
+    }
+
+    /// Opens a connection, unless another call has done so meanwhile.
+    ///
+    /// Boxed: connecting is rare and its state large, and every call's future would otherwise have room for it.
     ///
     /// # Errors
     /// When none can be opened within two seconds.
-    pub async fn get(&self, target: &Target) -> Result<SendRequest<RequestBody>, ConnectError> {
-        let upstream = self.upstream(target);
-        if let Some(sender) = upstream.open() {
-            return Ok(sender);
-        }
-        upstream.connect(&self.identity).await
+    pub fn connect(&self, target: &Target) -> BoxFuture<'static, Result<SendRequest<RequestBody>, ConnectError>> {
+        let (upstream, identity) = (self.upstream(target), Arc::clone(&self.identity));
+        Box::pin(async move { upstream.connect(&identity).await })
     }
 
     /// Drops connections that no call has used for five minutes; calls on them are not cut.

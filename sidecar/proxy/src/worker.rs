@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -236,9 +237,11 @@ where
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<CallBody>> + Send + 'static,
 {
+    // Boxed: hyper and tokio move this future several times before they poll it, and it is some kilobytes.
     let service = service_fn(|request| {
         let answer = serve(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let answer: BoxFuture<'static, _> = Box::pin(async move { Ok::<_, Infallible>(answer.await) });
+        answer
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
