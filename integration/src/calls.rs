@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioExecutor;
 use tonic::{
     Request, Status,
     metadata::{MetadataKey, MetadataValue},
@@ -57,4 +59,15 @@ pub fn outcome<T>(answer: &Result<T, Status>) -> String {
         Ok(_) => "ALLOWED".into(),
         Err(status) => reason(status).unwrap_or_else(|| format!("{:?}: {}", status.code(), status.message())),
     }
+}
+
+/// The body of a plain HTTP answer.
+///
+/// # Errors
+/// There is no answer, or it is not 200.
+pub async fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http::<Empty<bytes::Bytes>>();
+    let response = client.get(format!("http://{address}{path}").parse()?).await?;
+    anyhow::ensure!(response.status() == 200, "{path} answered {}", response.status());
+    Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().into())?)
 }

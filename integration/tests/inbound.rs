@@ -185,6 +185,10 @@ async fn every_way_in_which_a_token_can_be_wrong_has_its_reason() {
         assert!(message.starts_with(&format!("{expected}: ")), "expected {expected}, got {message}");
         assert!(!message.contains(&good[..20]), "a token stands in a refusal");
     }
+    // What the caller saw of its tenant and this replica never reaches: refused after the wait, not served stale.
+    let headers = [GRPC, TENANT, ("x-asap-token", &good), ("x-tenant-revision", "99999999999999.1")];
+    let (_, message) = call(inbound, &issues.identity, &headers).await;
+    assert!(message.starts_with("TENANT_STALE: "), "{message}");
     // Clients outside of the mesh send it as a bearer; the same token then passes.
     let bearer = format!("Bearer {good}");
     let (_, message) = call(inbound, &issues.identity, &[GRPC, TENANT, ("authorization", &bearer)]).await;

@@ -11,7 +11,9 @@ use integration::{
 };
 use serde_json::{Value, json};
 use tenon_proto::{
-    issues::v1::{CreateRequest, GetRequest as GetIssue, issues_client::IssuesClient},
+    issues::v1::{
+        AttachHeader, AttachRequest, CreateRequest, GetRequest as GetIssue, attach_request, issues_client::IssuesClient,
+    },
     media::v1::{
         DownloadRequest, GetRequest, ListRequest, UploadHeader, UploadRequest, media_client::MediaClient,
         upload_request::Part,
@@ -67,6 +69,12 @@ fn upload(bytes: &[u8]) -> impl Iterator<Item = UploadRequest> + Send + 'static 
     let header = UploadHeader { name: "notes.txt".into(), content_type: "text/plain".into() };
     let chunks: Vec<_> = bytes.chunks(32 << 10).map(|chunk| Part::Data(chunk.to_vec().into())).collect();
     [Part::Header(header)].into_iter().chain(chunks).map(|part| UploadRequest { part: Some(part) })
+}
+
+fn attachment(key: String) -> Vec<AttachRequest> {
+    let header = AttachHeader { key, name: "df.txt".into(), content_type: "text/plain".into() };
+    let parts = [attach_request::Part::Header(header), attach_request::Part::Data("100 %".into())];
+    parts.into_iter().map(|part| AttachRequest { part: Some(part) }).collect()
 }
 
 /// Replication is quick but not instant: a tenant just imported may be unknown for a moment.
@@ -202,16 +210,11 @@ async fn a_service_calls_another_through_its_own_sidecar() {
     let mut issues = IssuesClient::new(channel);
     let create = CreateRequest { project: "OPS".into(), summary: "Disk full".into(), ..CreateRequest::default() };
     let issue = issues.create(for_tenant("acme", create)).await.expect("created").into_inner();
-    let parts = [
-        tenon_proto::issues::v1::attach_request::Part::Header(tenon_proto::issues::v1::AttachHeader {
-            key: issue.key.clone(),
-            name: "df.txt".into(),
-            content_type: "text/plain".into(),
-        }),
-        tenon_proto::issues::v1::attach_request::Part::Data("100 %".into()),
-    ];
-    let parts = parts.map(|part| tenon_proto::issues::v1::AttachRequest { part: Some(part) });
-    let attached = issues.attach(for_tenant("acme", tokio_stream::iter(parts))).await.expect("attached").into_inner();
+    let attached = issues
+        .attach(for_tenant("acme", tokio_stream::iter(attachment(issue.key.clone()))))
+        .await
+        .expect("attached")
+        .into_inner();
     let item =
         media.get(for_tenant("acme", GetRequest { id: attached.media_id })).await.expect("media has it").into_inner();
     assert_eq!((item.name.as_str(), item.size), ("df.txt", 5));
@@ -263,25 +266,141 @@ async fn a_changed_allowlist_file_is_enforced_within_a_second_and_a_broken_one_c
     assert_eq!(outcome(&wiki.list(for_tenant("acme", ListRequest {})).await), "ALLOWED");
 }
 
-/// Named after what it guards: a stream that was allowed once and went on for ever.
+/// An upload by issues for acme that has begun and never ends by itself; its outcome once something ends it.
+async fn endless_upload(mesh: &Mesh) -> (tokio::task::JoinHandle<String>, tokio::sync::mpsc::Sender<UploadRequest>) {
+    let mut media = media_by(mesh, "issues", "media").await;
+    wait_for_tenant(&mut media, "acme").await;
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let call = tokio::spawn(async move {
+        outcome(&media.upload(for_tenant("acme", tokio_stream::wrappers::ReceiverStream::new(receiver))).await)
+    });
+    let header = UploadHeader { name: "endless".into(), content_type: "text/plain".into() };
+    sender.send(UploadRequest { part: Some(Part::Header(header)) }).await.expect("sent");
+    sender.send(UploadRequest { part: Some(Part::Data("begun".into())) }).await.expect("sent");
+    (call, sender)
+}
+
+async fn ends_with(call: tokio::task::JoinHandle<String>, expected: &str) {
+    let ended = tokio::time::timeout(Duration::from_secs(2), call).await.expect("ends within two seconds");
+    assert_eq!(ended.expect("the task ran"), expected);
+}
+
+/// These three are named after what they guard: a stream that was allowed once and went on for ever.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_stream_ends_when_its_tenant_is_suspended() {
     let mesh = mesh();
-    let mut media = media_by(&mesh, "issues", "media").await;
-    wait_for_tenant(&mut media, "acme").await;
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    let header = UploadHeader { name: "endless".into(), content_type: "text/plain".into() };
-    sender.send(UploadRequest { part: Some(Part::Header(header)) }).await.expect("sent");
-    let mut client = media.clone();
-    let call = tokio::spawn(async move {
-        client.upload(for_tenant("acme", tokio_stream::wrappers::ReceiverStream::new(receiver))).await
-    });
-    sender.send(UploadRequest { part: Some(Part::Data("begun".into())) }).await.expect("sent");
+    let (call, _open) = endless_upload(&mesh).await;
     mesh.tenon_ok(&["tenants", "suspend", "acme"]).expect("written");
-    let ended =
-        tokio::time::timeout(Duration::from_secs(2), call).await.expect("ends within two seconds").expect("ran");
-    assert_eq!(outcome(&ended), "TENANT_SUSPENDED");
-    drop(sender);
+    ends_with(call, "TENANT_SUSPENDED").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_stream_ends_when_its_rule_is_taken_away() {
+    let mesh = mesh();
+    let (call, _open) = endless_upload(&mesh).await;
+    let file = mesh.policy_dir().join("allowlists.yaml");
+    let text = fs::read_to_string(&file).expect("the file");
+    fs::write(&file, text.replace("/media.v1.Media/*", "/media.v1.Media/Get")).expect("written");
+    ends_with(call, "PATH_NOT_ALLOWED").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quarantine_ends_open_streams_and_refuses_calls_until_it_is_lifted() {
+    let mesh = mesh();
+    let (call, _open) = endless_upload(&mesh).await;
+    let mut wiki = media_by(&mesh, "wiki", "media").await;
+    let file = mesh.policy_dir().join("quarantine.yaml");
+    let quarantine = "apiVersion: tenon.dev/v1\nkind: Quarantine\nmetadata: {name: incident}\n\
+                      spec: {services: [issues], reason: leaked key}\n";
+    fs::write(&file, quarantine).expect("written");
+    ends_with(call, "QUARANTINED").await;
+    assert_eq!(outcome(&wiki.list(for_tenant("acme", ListRequest {})).await), "ALLOWED", "others go on");
+    let mut issues = media_by(&mesh, "issues", "media").await;
+    assert_eq!(outcome(&issues.list(for_tenant("acme", ListRequest {})).await), "QUARANTINED");
+    fs::remove_file(&file).expect("removed");
+    let lifted = Instant::now();
+    while outcome(&issues.list(for_tenant("acme", ListRequest {})).await) != "ALLOWED" {
+        assert!(lifted.elapsed() < Duration::from_secs(1), "the quarantine is not lifted after a second");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn audit_mode_lets_pass_what_it_would_refuse_and_counts_it() {
+    let mesh = mesh();
+    let mut wiki = media_by(&mesh, "wiki", "media").await;
+    wait_for_tenant(&mut wiki, "acme").await;
+    let delete = || for_tenant("acme", tenon_proto::media::v1::DeleteRequest { id: "no-such-file".into() });
+    assert_eq!(outcome(&wiki.delete(delete()).await), "PATH_NOT_ALLOWED");
+    let audit = "apiVersion: tenon.dev/v1\nkind: Allowlist\nmetadata: {name: media-audit}\n\
+                 spec: {service: media, mode: audit, rules: []}\n";
+    fs::write(mesh.policy_dir().join("zz-audit.yaml"), audit).expect("written");
+    let end = Instant::now() + SOON;
+    let answer = loop {
+        let answer = wiki.delete(delete()).await;
+        if outcome(&answer) != "PATH_NOT_ALLOWED" {
+            break answer;
+        }
+        assert!(Instant::now() < end, "audit mode is never in force");
+    };
+    assert_eq!(answer.expect_err("the app has no such file").code(), Code::NotFound, "the app was asked, for acme");
+    assert!(metric(&mesh, "media", "tenon_audited_calls_total{direction=\"inbound\"}").await >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_does_not_originate_calls_only_for_tenants_it_is_serving() {
+    let services = fs::read_to_string(integration::mesh::repository().join("mesh-config/demo/services.yaml"));
+    let services =
+        services.expect("the file").replace("  product: issues\n", "  product: issues\n  originates: false\n");
+    let mesh = Plan::demo().expect("a plan").file("services.yaml", &services).start().expect("the mesh starts");
+    mesh.import(&[tenant("acme", "us-east")]).expect("imported");
+    let mut wiki = media_by(&mesh, "wiki", "media").await;
+    wait_for_tenant(&mut wiki, "acme").await;
+    // A compromised issues calls on its own.
+    let mut media = media_by(&mesh, "issues", "media").await;
+    assert_eq!(outcome(&media.list(for_tenant("acme", ListRequest {})).await), "TENANT_NOT_IN_FLIGHT");
+    // Serving wiki for acme, it calls media for acme.
+    let channel = channel(mesh.outbound("wiki", "us-east"), "issues").await.expect("the sidecar answers");
+    let mut issues = IssuesClient::new(channel);
+    let create = CreateRequest { project: "OPS".into(), summary: "Disk full".into(), ..CreateRequest::default() };
+    let issue = issues.create(for_tenant("acme", create)).await.expect("created").into_inner();
+    let attached = issues.attach(for_tenant("acme", tokio_stream::iter(attachment(issue.key)))).await;
+    assert_eq!(outcome(&attached), "ALLOWED");
+}
+
+/// The value of one line of a sidecar's `/metrics`.
+async fn metric(mesh: &Mesh, service: &str, line: &str) -> u64 {
+    let text = integration::calls::http_get(mesh.admin(service, "us-east"), "/metrics").await.expect("an answer");
+    let found = text.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("{line} in {text}"));
+    found.trim().parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_that_started_has_ended_once_all_is_quiet() {
+    let mesh = mesh();
+    let mut wiki = media_by(&mesh, "wiki", "media").await;
+    wait_for_tenant(&mut wiki, "acme").await;
+    for tenant in ["acme", "asleep", "nobody", "Not An Id"] {
+        let _whatever = wiki.list(for_tenant(tenant, ListRequest {})).await;
+    }
+    let (call, open) = endless_upload(&mesh).await;
+    call.abort();
+    drop(open);
+    for (service, direction) in [("wiki", "outbound"), ("issues", "outbound"), ("media", "inbound")] {
+        let end = Instant::now() + SOON;
+        loop {
+            let started =
+                metric(&mesh, service, &format!("tenon_calls_started_total{{direction=\"{direction}\"}}")).await;
+            let mut ended = 0;
+            for how in ["finished", "refused", "cancelled", "broken"] {
+                let line = format!("tenon_calls_ended_total{{direction=\"{direction}\",outcome=\"{how}\"}}");
+                ended += metric(&mesh, service, &line).await;
+            }
+            if started > 0 && started == ended {
+                break;
+            }
+            assert!(Instant::now() < end, "{service} {direction}: {started} calls started, {ended} ended");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
