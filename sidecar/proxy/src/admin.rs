@@ -5,9 +5,10 @@ use std::{io, sync::Arc};
 use arc_swap::ArcSwapOption;
 use axum::{
     Json, Router,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
-    response::IntoResponse,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use serde_json::{Value, json};
@@ -63,7 +64,8 @@ impl Admin {
             .route("/ready", get(ready))
             .route("/config", get(config))
             .with_state(self)
-            .merge(grpc.into_axum_router());
+            .merge(grpc.into_axum_router())
+            .fallback(nothing_here);
         let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         watch.abort();
         served
@@ -99,6 +101,15 @@ impl Admin {
         snapshot.ready = self.missing().is_empty();
         snapshot
     }
+}
+
+/// gRPC callers are told UNIMPLEMENTED in their own way, others 404.
+async fn nothing_here(headers: HeaderMap) -> Response {
+    let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        return tonic::Status::unimplemented("this listener serves health and reflection").into_http::<Body>();
+    }
+    (StatusCode::NOT_FOUND, "try /metrics, /live, /ready or /config\n").into_response()
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

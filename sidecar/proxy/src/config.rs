@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
     after_help = "Example:\n  tenon-sidecar --service media --trust-domain demo.example --region us-east --app 127.0.0.1:9002 \\\n    \
                   --identity 127.0.0.1:15010 --tcs 127.0.0.1:15020 --policy 127.0.0.1:15030 \\\n    \
                   --trust-bundle-sha256 \"$PIN\" --join-token-file join-token --state-dir state\n\n\
-                  `tenon identity join-token --service media` prints a join token; the pin stands in the data folder of the mesh.\n\
+                  `tenon identity join-token --service media` prints a join token; the pin is\n                  trustBundleSha256 in mesh.json in the data folder of the mesh.\n\
                   A flag wins over its TENON_* variable, and a variable over the file."
 )]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -320,7 +320,7 @@ impl Problems {
     fn pin(&mut self, value: Option<String>) -> Option<String> {
         let Some(value) = value else {
             self.0.push(
-                "--trust-bundle-sha256 is missing: it stands in the data folder of the mesh, as pin in mesh.json"
+                "--trust-bundle-sha256 is missing: it stands in the data folder of the mesh, as trustBundleSha256 in mesh.json"
                     .into(),
             );
             return None;

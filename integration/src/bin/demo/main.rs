@@ -37,7 +37,11 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn run(what: What) -> anyhow::Result<ExitCode> {
     match what {
-        What::Run => rows::run().await,
+        // Whatever asks the demo to end in the middle: the mesh is dropped, and so ends with it.
+        What::Run => tokio::select! {
+            code = rows::run() => code,
+            ended = sample::asked_to_end() => Err(anyhow::anyhow!("{}: the mesh is stopped", ended?)),
+        },
         What::Up => sample::stay().await,
     }
 }

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::SocketAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     sync::mpsc,
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use integration::mesh::{SOON, binary, descendants, repository, signal, wait};
 use rustix::process::Signal;
+use tokio::signal::unix::SignalKind;
 
 use crate::tenants;
 
@@ -58,6 +60,8 @@ impl Sample {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Ctrl-C is for this process, which ends the mesh in its own time.
+            .process_group(0)
             .spawn()?;
         let (sender, printed) = mpsc::channel();
         let (stdout, stderr) = (up.stdout.take().context("piped")?, up.stderr.take().context("piped")?);
@@ -129,6 +133,17 @@ impl Drop for Sample {
     }
 }
 
+/// Waits for Ctrl-C, SIGTERM or SIGHUP, and says which it was.
+pub async fn asked_to_end() -> anyhow::Result<&'static str> {
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+    let mut hang_up = tokio::signal::unix::signal(SignalKind::hangup())?;
+    tokio::select! {
+        ended = tokio::signal::ctrl_c() => ended.map(|()| "Ctrl-C").map_err(Into::into),
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = hang_up.recv() => Ok("SIGHUP"),
+    }
+}
+
 /// Starts the mesh of mesh-config/demo itself, with `.tenon` as its data folder, and stays until Ctrl-C.
 pub async fn stay() -> anyhow::Result<ExitCode> {
     let mesh = Sample::start(repository().join("mesh-config/demo"), repository().join(".tenon"))?;
@@ -149,7 +164,8 @@ pub async fn stay() -> anyhow::Result<ExitCode> {
   edit mesh-config/demo/allowlists.yaml              # takes effect while running\n",
         tenants::COUNT
     );
-    tokio::signal::ctrl_c().await?;
+    let ended = asked_to_end().await?;
     drop(mesh);
+    println!("{ended}: the mesh is stopped.");
     Ok(ExitCode::SUCCESS)
 }
