@@ -29,6 +29,9 @@ use crate::{
 /// How long ports may stay taken by what a killed `tenon up` left, which is about to end.
 const LEFTOVERS: Duration = Duration::from_secs(5);
 
+/// A signal this long after the first one is meant as a second.
+const INSISTING: Duration = Duration::from_secs(1);
+
 /// Runs the mesh until it is told to end. Must be called on the main thread: children are tied to it.
 ///
 /// # Errors
@@ -85,7 +88,7 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
     stop.polite.cancel();
     tokio::select! {
         () = startup.ended() => {}
-        name = signals.next() => {
+        name = signals.insisting() => {
             printer.progress(format!("{name} again: killing what is left"));
             stop.now.cancel();
             startup.ended().await;
@@ -156,6 +159,18 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+
+    /// Waits for one that does not belong to the first any more: a terminal interrupts a whole group, and whoever
+    /// started this process sends SIGTERM right after it.
+    async fn insisting(&mut self) -> &'static str {
+        let began = Instant::now();
+        loop {
+            let name = self.next().await;
+            if began.elapsed() >= INSISTING {
+                return name;
+            }
         }
     }
 }

@@ -200,6 +200,31 @@ fn interrupt_and_hangup_end_all_too() {
 }
 
 #[test]
+fn signals_that_come_together_are_one_and_a_later_one_insists() {
+    let place = Place::new();
+    // Says when it is told to end, and does not.
+    let script = "trap 'echo told' TERM\necho up\nwhile :; do sleep 0.1; done\n";
+    fs::write(place.path("tenon-sidecar"), format!("#!/bin/sh\n{script}")).unwrap();
+    let mut up = place.up();
+    up.says("media-us-east | up");
+    up.signal(Signal::INT);
+    up.says("SIGINT: ending");
+    let first = Instant::now();
+    up.signal(Signal::TERM);
+    up.says("media-us-east | told");
+    // Asked again and again, as from an impatient terminal: the first second passes, the next one counts.
+    let mut said = false;
+    while !said {
+        up.signal(Signal::TERM);
+        said = up.lines.recv_timeout(Duration::from_millis(50)).is_ok_and(|line| line.contains("again: killing"));
+        assert!(first.elapsed() < Duration::from_secs(7), "it must not wait for the grace to end");
+    }
+    assert!(first.elapsed() >= Duration::from_millis(900), "{:?}", first.elapsed());
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+    place.wait_until_nothing_runs();
+}
+
+#[test]
 fn a_killed_up_leaves_no_process_and_the_next_one_starts_over_it_with_the_same_ca() {
     let place = Place::new();
     let mut up = place.up();

@@ -4,14 +4,15 @@ use std::{fs, os::unix::fs::DirBuilderExt as _, rc::Rc, sync::Arc, time::Duratio
 
 use identity::{Ca, CaError, Passphrase};
 use mesh_config::names::{ServiceName, TrustDomain};
-use mesh_identity::{Identity, Svid, clock};
+use mesh_identity::{Identity, Svid, TrustBundle, clock};
 use tokio_util::sync::CancellationToken;
 
 use super::printer::Printer;
 use crate::{
     data::Data,
     failure::{Failure, chain},
-    mesh_file::write_private,
+    mesh_file::{MeshFile, write_private},
+    operator::Role,
     output::rfc3339,
 };
 
@@ -35,17 +36,23 @@ impl Credentials {
     /// Opens the CA of the data folder, or makes one on the first start, and writes the operator's credentials.
     ///
     /// # Errors
-    /// The CA is another mesh's, cannot be opened, or is not valid now.
+    /// The CA is another mesh's, is not the one that the rest of the folder was made with, cannot be opened, or is not
+    /// valid now.
     pub fn prepare(data: &Data, trust_domain: &TrustDomain) -> Result<Self, Failure> {
         let now = clock::unix_seconds();
         let passphrase = passphrase();
         let dir = data.ca();
         let opened = if Ca::exists(&dir) {
             Ca::open(&dir, trust_domain, passphrase.as_ref(), now)
+        } else if has_run(data) {
+            return Err(strangers(data, "is gone"));
         } else {
             Ca::create(&dir, trust_domain, passphrase.as_ref(), now)
         };
         let ca = opened.map_err(|error| ca_failure(&error))?;
+        if pin_before(data, trust_domain).is_some_and(|before| before != ca.bundle().pin()) {
+            return Err(strangers(data, "is not the one that this data folder was made with"));
+        }
         let operator = operator_name();
         let svid = issue(&ca, &operator, now)?;
         let identity = Identity::new(svid, ca.bundle().clone());
@@ -98,6 +105,28 @@ impl Credentials {
         write_private(&certificate, svid.chain_pem().as_bytes())?;
         write_private(&self.data.trust_bundle(), self.ca.bundle().to_pem().as_bytes())
     }
+}
+
+/// Whether a mesh has run on this folder: what is in it trusts the CA of then, and no other.
+fn has_run(data: &Data) -> bool {
+    data.trust_bundle().exists() || data.role(Role::Identity.name()).exists()
+}
+
+/// The pin of the CA that the last start used, as far as the folder still tells.
+fn pin_before(data: &Data, trust_domain: &TrustDomain) -> Option<String> {
+    let bundle = fs::read_to_string(data.trust_bundle()).ok();
+    let bundle = bundle.and_then(|text| TrustBundle::from_pem(trust_domain.clone(), &text).ok());
+    bundle.map(|bundle| bundle.pin()).or_else(|| MeshFile::read(data).ok().map(|file| file.trust_bundle_sha256))
+}
+
+/// With another CA no process of the folder would believe another, and the mesh would never become ready.
+fn strangers(data: &Data, what: &str) -> Failure {
+    let dir = data.dir().display();
+    Failure::new(format!("the CA in {} {what}: the identities in {dir} would be strangers to it", data.ca().display()))
+        .next(format!(
+            "put the old folder ca back; or name a new data folder with --data; or, to give up all state of this mesh, \
+             its tenants too, remove identity, tcs, policy, sidecars, operator, trust-bundle.pem and mesh.json in {dir}"
+        ))
 }
 
 /// `TENON_CA_PASSPHRASE`, when it is set and not empty.
@@ -190,6 +219,31 @@ mod tests {
             "{failure}"
         );
         assert!(failure.contains("--data"), "{failure}");
+    }
+
+    #[test]
+    fn a_ca_that_was_replaced_or_removed_is_refused_and_nothing_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::new(dir.path());
+        let first = Credentials::prepare(&data, &domain("demo.example")).unwrap();
+        let bundle = fs::read(data.trust_bundle()).unwrap();
+        fs::rename(data.ca(), dir.path().join("kept")).unwrap();
+
+        let gone = Credentials::prepare(&data, &domain("demo.example")).err().unwrap().to_string();
+        assert!(gone.contains("is gone") && gone.contains("put the old folder ca back"), "{gone}");
+        assert!(!data.ca().exists(), "no new CA is made in its place");
+
+        Ca::create(&data.ca(), &domain("demo.example"), None, clock::unix_seconds()).unwrap();
+        let other = Credentials::prepare(&data, &domain("demo.example")).err().unwrap().to_string();
+        assert!(other.contains("is not the one that this data folder was made with"), "{other}");
+        assert_eq!(fs::read(data.trust_bundle()).unwrap(), bundle);
+
+        fs::remove_dir_all(data.ca()).unwrap();
+        fs::rename(dir.path().join("kept"), data.ca()).unwrap();
+        assert_eq!(Credentials::prepare(&data, &domain("demo.example")).unwrap().pin(), first.pin());
+        // A backup of the CA alone is enough to begin with.
+        fs::remove_file(data.trust_bundle()).unwrap();
+        Credentials::prepare(&data, &domain("demo.example")).unwrap();
     }
 
     #[test]
