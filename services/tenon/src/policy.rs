@@ -3,12 +3,16 @@
 mod explain;
 mod test;
 
-use std::path::Path;
+use std::{
+    io::{self, Write as _},
+    path::Path,
+};
 
 use serde::Serialize;
 use tenon_proto::policy::v1::{
     ApplyRequest, DescribeRequest, DescribeResponse, PolicyFile, Problem, policy_client::PolicyClient,
 };
+use tonic::transport::Channel;
 
 use crate::{
     cli::{PolicyApply, PolicyCheck, PolicyStatus},
@@ -79,11 +83,11 @@ pub fn check(args: PolicyCheck) -> Result<Answer, Failure> {
 /// # Errors
 /// Problems of the folder, found here or by the policy service; nothing was changed then.
 pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
-    load(&args.folder)?;
+    let warning = without_instances(&load(&args.folder)?);
     let files = mesh_config::read_folder(&args.folder).map_err(|problems| problems_of(&args.folder, &problems))?;
     let files = files.into_iter().map(|file| PolicyFile { path: file.path, text: file.text }).collect();
     let mesh = Mesh::find(&args.mesh.data)?;
-    let answer = client(&mesh)
+    let answer = client(mesh.channel(Role::Policy))
         .apply(ApplyRequest { files })
         .await
         .map_err(|status| mesh.failure(Role::Policy, "the policy was not applied", &status))?
@@ -92,6 +96,10 @@ pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
         let problems: Vec<_> = answer.problems.iter().map(|problem| describe(&args.folder, problem)).collect();
         return Err(Failure::new(format!("the policy was not applied\n{}", problems.join("\n")))
             .next("correct what is named and apply again: nothing was changed"));
+    }
+    if let Some(warning) = warning {
+        // A closed pipe is not an error.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -103,6 +111,18 @@ pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
     }
     out.flush()?;
     Ok(Answer::Yes)
+}
+
+/// A policy is whole: one that leaves the instances out, as a folder of allowlists alone does, takes them away.
+fn without_instances(mesh: &mesh_config::Mesh) -> Option<&'static str> {
+    mesh.local().is_none_or(|local| local.instances.is_empty()).then_some(
+        "this policy names no instances: every call will be NO_ENDPOINT; add a LocalMesh document and apply again",
+    )
+}
+
+/// Whose policy is in force, when it is not that of a watched folder.
+pub fn applied_by(described: &DescribeResponse) -> Option<&str> {
+    described.source.strip_prefix("applied by ")
 }
 
 /// `tenon policy status`. Exits 1 when the watched folder has problems.
@@ -134,15 +154,14 @@ pub async fn status(args: PolicyStatus) -> Result<Answer, Failure> {
 /// # Errors
 /// No answer.
 pub async fn describe_policy(mesh: &Mesh) -> Result<DescribeResponse, Failure> {
-    let answer = client(mesh).describe(DescribeRequest { service: String::new() }).await;
+    let answer = client(mesh.channel(Role::Policy)).describe(DescribeRequest { service: String::new() }).await;
     let answer = answer.map_err(|status| mesh.failure(Role::Policy, "cannot ask for the policy in force", &status))?;
     Ok(answer.into_inner())
 }
 
-fn client(mesh: &Mesh) -> PolicyClient<tonic::transport::Channel> {
-    PolicyClient::new(mesh.channel(Role::Policy))
-        .max_decoding_message_size(LARGEST_POLICY)
-        .max_encoding_message_size(LARGEST_POLICY)
+/// A client of the policy service that takes policies of any size.
+pub fn client(channel: Channel) -> PolicyClient<Channel> {
+    PolicyClient::new(channel).max_decoding_message_size(LARGEST_POLICY).max_encoding_message_size(LARGEST_POLICY)
 }
 
 /// A problem that the policy service found, with its file as the user can open it.

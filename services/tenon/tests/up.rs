@@ -335,6 +335,19 @@ fn commands_of_the_operator_answer_from_the_running_control_plane() {
     let (_, token, _) = operator(&place, &["identity", "join-token", "--service", "media", "-o", "json"]);
     assert!(token["joinToken"].as_str().unwrap().len() > 20, "{token}");
 
+    // Allowlists alone: the contract is that it is applied, and it takes the instances away.
+    let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
+    let (without, _) = text.split_once("---\napiVersion: tenon.dev/v1\nkind: LocalMesh").unwrap();
+    let alone = place.path("alone");
+    fs::create_dir(&alone).unwrap();
+    fs::write(alone.join("mesh.yaml"), without).unwrap();
+    let apply = |folder: &Path| operator(&place, &["policy", "apply", "-f", folder.to_str().unwrap(), "-o", "json"]);
+    let (code, _, said) = apply(&alone);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.starts_with("warning: this policy names no instances: every call will be NO_ENDPOINT"), "{said}");
+    let (code, _, said) = apply(&place.path("mesh"));
+    assert_eq!((code, said.as_str()), (0, ""));
+
     // The sidecar never serves, and that is what the check finds.
     let (code, json, _) = operator(&place, &["check", "-o", "json"]);
     assert_eq!((code, &json["ok"]), (1, &false.into()));
@@ -345,4 +358,14 @@ fn commands_of_the_operator_answer_from_the_running_control_plane() {
 
     up.signal(Signal::TERM);
     assert_eq!(up.child.wait().unwrap().code(), Some(0));
+
+    let mut again = place.up();
+    let said = again.says("the policy in force is not that of");
+    let folder = place.path("mesh");
+    assert!(
+        said.contains("/operator/") && said.ends_with(&format!("tenon policy apply -f {}", folder.display())),
+        "{said}"
+    );
+    again.signal(Signal::TERM);
+    assert_eq!(again.child.wait().unwrap().code(), Some(0));
 }

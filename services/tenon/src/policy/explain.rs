@@ -26,7 +26,7 @@ pub async fn run(args: Explain) -> Result<Answer, Failure> {
     let call = Call {
         caller: &args.caller,
         service: &args.service,
-        path: &args.path,
+        path: without_query(&args.path),
         tenant: args.tenant.as_deref(),
         region: args.region.as_deref(),
     };
@@ -43,6 +43,11 @@ pub async fn run(args: Explain) -> Result<Answer, Failure> {
     }
     out.flush()?;
     Ok(explanation.allowed.into())
+}
+
+/// Sidecars compare the path as it stands on the wire, and without its query (DESIGN §8).
+fn without_query(path: &str) -> &str {
+    path.split_once('?').map_or(path, |(path, _)| path)
 }
 
 fn offline(folder: &Path, tenants: Option<&Path>) -> Result<Model, Failure> {
@@ -171,6 +176,12 @@ mod tests {
         };
         let model = model([&policy], [&route], [], None).unwrap();
         model.explain(&Call { caller, service: "media", path, tenant, region: None }, 1_800_000_000).unwrap()
+    }
+
+    #[test]
+    fn a_query_is_not_compared() {
+        assert_eq!(without_query("/media.v1.Media/Get?x=1?y"), "/media.v1.Media/Get");
+        assert_eq!(without_query("/media.v1.Media/Get"), "/media.v1.Media/Get");
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Plan {
     /// In the order of `file.sidecars`.
     pub sidecars: Vec<Planned>,
     pub apps: Vec<Planned>,
+    /// The policy folder, absolute.
+    pub folder: PathBuf,
     /// What commands read of it.
     pub file: MeshFile,
 }
@@ -114,6 +116,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
             .filter(|(instance, _)| !instance.command.is_empty())
             .map(|(instance, name)| maker.app(instance, name))
             .collect(),
+        folder: around.folder.to_owned(),
         file,
     }
 }

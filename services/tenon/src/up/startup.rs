@@ -5,7 +5,10 @@ use std::{cell::RefCell, fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc
 use futures_util::future::try_join_all;
 use mesh_config::names::ServiceName;
 use mesh_identity::{Identity, grpc};
-use tenon_proto::identity::v1::{CreateJoinTokenRequest, identity_client::IdentityClient};
+use tenon_proto::{
+    identity::v1::{CreateJoinTokenRequest, identity_client::IdentityClient},
+    policy::v1::DescribeRequest,
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -22,7 +25,7 @@ use crate::{
     failure::Failure,
     mesh_file::{Sidecar, write_private},
     operator::{Role, reason},
-    probe, sidecars,
+    policy, probe, sidecars,
 };
 
 /// How often to ask whether a child serves by now.
@@ -33,6 +36,8 @@ const CONTROL_PLANE: Duration = Duration::from_secs(60);
 const SAY: Duration = Duration::from_secs(10);
 /// A child that ended this often before it served once is not going to.
 const ENDS: usize = 4;
+/// How long asking for the policy in force may take.
+const DESCRIBE: Duration = Duration::from_secs(3);
 /// How long making a join token may take.
 const TOKEN: Duration = Duration::from_secs(3);
 
@@ -69,6 +74,7 @@ impl<'a> Startup<'a> {
         self.role(Role::Identity, &plan.identity).await?;
         self.role(Role::Policy, &plan.policy).await?;
         self.role(Role::Tcs, &plan.tcs).await?;
+        self.warn_of_another_policy().await;
         for app in &plan.apps {
             self.start(app)?;
             self.printer.progress(format!("started {}", app.spec.name));
@@ -81,6 +87,23 @@ impl<'a> Startup<'a> {
         self.ready = true;
         self.printer.progress("ready");
         Ok(())
+    }
+
+    /// What an operator applied stays in force over a restart, until the folder changes: whoever starts with a folder
+    /// must know that it is not what decides.
+    async fn warn_of_another_policy(&self) {
+        let name = Role::Policy.service_name();
+        let channel = grpc::channel(self.plan.file.control_plane.policy, self.credentials.identity(), &name);
+        let mut client = policy::client(channel);
+        // No answer is for others to report: what matters is that the sidecars get their policy.
+        let asked = timeout(DESCRIBE, client.describe(DescribeRequest { service: String::new() })).await;
+        let Ok(Ok(described)) = asked else { return };
+        if let Some(operator) = policy::applied_by(described.get_ref()) {
+            let folder = self.plan.folder.display();
+            self.printer.warn(&format!(
+                "the policy in force is not that of {folder}: {operator} applied it; to change that: tenon policy apply -f {folder}"
+            ));
+        }
     }
 
     /// Whether [`Self::run`] came to its end.
