@@ -18,11 +18,14 @@ use crate::{
     listen::{self, Outbound},
     live::Live,
     metrics::{Direction, Metrics},
-    worker,
+    worker::{self, Shutdown},
 };
 
 /// Between two attempts to join: doubled from the first to the second.
 const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// How often it is looked whether the last inbound call has ended.
+const QUIET_LOOK: Duration = Duration::from_millis(10);
 
 /// A sidecar whose listeners are bound. It serves once it has joined the mesh.
 pub struct Sidecar {
@@ -134,20 +137,24 @@ impl Run {
         self.admin.joined(&live);
         tasks.push(join::keep_renewed(&joined, self.join_config(), end.clone()));
         tasks.push(tokio::spawn(mint_ahead(Arc::clone(&live), end.clone())));
+        let stopping = Shutdown::default();
         let mut handles = Vec::new();
         let mut threads = Vec::new();
         for number in 0..self.config.workers {
-            let (handle, thread) = worker::start(&live, number, self.shutdown.clone(), self.config.drain)
+            let (handle, thread) = worker::start(&live, number, stopping.clone(), self.config.drain)
                 .context("cannot start a forwarding thread")?;
             handles.push(handle);
             threads.push(thread);
         }
         let accepting = [
-            tokio::spawn(listen::accept_outbound(outbound, handles.clone(), self.shutdown.clone())),
-            tokio::spawn(listen::accept_inbound(inbound, handles, self.shutdown.clone())),
+            tokio::spawn(listen::accept_outbound(outbound, handles.clone(), stopping.outbound.clone())),
+            tokio::spawn(listen::accept_inbound(inbound, handles, stopping.inbound.clone())),
         ];
         self.shutdown.cancelled().await;
         info!("stopping: no new calls, open ones may end");
+        stopping.inbound.cancel();
+        self.inbound_calls_ended().await;
+        stopping.outbound.cancel();
         for task in accepting {
             let _stopped = task.await;
         }
@@ -161,6 +168,19 @@ impl Run {
             let _stopped = task.await;
         }
         Ok(())
+    }
+
+    /// Until the app serves nobody any more, or the drain time is over: what it serves may need outbound calls.
+    async fn inbound_calls_ended(&self) {
+        let calls = self.metrics.calls(Direction::Inbound);
+        let quiet = async {
+            while calls.in_flight() > 0 {
+                tokio::time::sleep(QUIET_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(self.config.drain, quiet).await.is_err() {
+            warn!(calls = calls.in_flight(), "inbound calls are still open at the end of the drain time");
+        }
     }
 
     /// Joins, however long the identity service takes to come. `None` when asked to end first.

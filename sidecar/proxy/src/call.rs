@@ -69,7 +69,8 @@ pub struct Facts {
     pub request_id: HeaderValue,
     /// Whether the answer must be a gRPC one.
     pub grpc: bool,
-    method: Method,
+    /// For the log, and for HEAD, whose refusals have no body.
+    pub method: Method,
 }
 
 impl Facts {
@@ -173,6 +174,7 @@ impl Call {
     /// Audit mode let pass what `refusal` says.
     pub fn audited(&self, refusal: &Refusal) {
         self.counters.audited();
+        let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else { return };
         info!(
             target: "tenon::audit",
             direction = self.direction.as_str(),
@@ -181,6 +183,7 @@ impl Call {
             caller = &*self.facts.caller,
             path = self.facts.uri.path(),
             request_id = self.facts.request_id(),
+            unlogged,
             "passed in audit mode"
         );
     }

@@ -129,6 +129,8 @@ fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef
         headers.remove(held_the_token);
     }
     headers::strip_reserved(headers);
+    // `:authority` is the callee's name; another one in `host` is nobody's.
+    headers.remove(http::header::HOST);
     if let Some(tenant) = &verdict.tenant {
         if let Ok(id) = HeaderValue::from_str(tenant.id()) {
             headers.insert(headers::TENANT_ID, id);

@@ -20,7 +20,11 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{body::RequestBody, cork::Cork};
+use crate::{
+    body::RequestBody,
+    cork::Cork,
+    worker::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
 
 /// A dead host must not hold calls: connecting, TLS included, takes at most this long.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -182,8 +186,8 @@ where
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_max_send_streams(1_000)
         .max_concurrent_reset_streams(4_096)
         .max_pending_accept_reset_streams(4_096)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message as _;
 use sidecar_core::Refusal;
@@ -67,7 +67,9 @@ fn problem(refusal: &Refusal, facts: &Facts, revisions: &Revisions) -> Response<
         "domain": DOMAIN,
         "metadata": metadata(facts, revisions),
     });
-    let mut response = Response::new(CallBody::text(Bytes::from(body.to_string())));
+    let body =
+        if facts.method == Method::HEAD { CallBody::empty() } else { CallBody::text(Bytes::from(body.to_string())) };
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -49,10 +49,26 @@ pub enum Accepted {
     Inbound(std::net::TcpStream),
 }
 
+/// What one stream may have on its way: with the smallest gRPC messages, a frame each, this is 52,000 frames of 700 bytes
+/// in memory, below the 64 MB that a stream may take (DESIGN §8).
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// Never the bottleneck: streams that nobody reads must not stop the others on their connection. h2 ends a connection on
+/// which many small frames wait; how many is half of this by 255.
+pub const CONNECTION_WINDOW: u32 = 1 << 30;
+
 /// Open calls are decided again this long after a change at the latest; a burst of changes costs one round.
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often idle connections are looked for.
 const PRUNE: Duration = Duration::from_secs(30);
+
+/// A sidecar ends in two steps: calls that are being served may still call others.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// No new inbound calls.
+    pub inbound: CancellationToken,
+    /// No new outbound calls either.
+    pub outbound: CancellationToken,
+}
 
 /// What the calls of one thread share.
 pub struct Worker {
@@ -88,7 +104,7 @@ impl Handle {
 pub fn start(
     live: &Arc<Live>,
     number: usize,
-    shutdown: CancellationToken,
+    shutdown: Shutdown,
     drain: Duration,
 ) -> io::Result<(Handle, thread::JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -119,14 +135,14 @@ impl Worker {
     async fn run(
         self: Arc<Self>,
         mut accepted: mpsc::UnboundedReceiver<Accepted>,
-        shutdown: CancellationToken,
+        shutdown: Shutdown,
         drain: Duration,
     ) {
         let connections = TaskTracker::new();
         let background = tokio::spawn(Arc::clone(&self).look_after());
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => break,
+                () = shutdown.outbound.cancelled() => break,
                 connection = accepted.recv() => match connection {
                     Some(connection) => {
                         let worker = Arc::clone(&self);
@@ -144,14 +160,14 @@ impl Worker {
         background.abort();
     }
 
-    async fn accept(self: Arc<Self>, connection: Accepted, shutdown: CancellationToken) {
+    async fn accept(self: Arc<Self>, connection: Accepted, shutdown: Shutdown) {
         let served = match connection {
-            Accepted::Outbound(stream) => self.clone().outbound_tcp(stream, shutdown).await,
+            Accepted::Outbound(stream) => self.clone().outbound_tcp(stream, shutdown.outbound).await,
             Accepted::OutboundUnix(stream) => match tokio::net::UnixStream::from_std(stream) {
-                Ok(stream) => self.clone().outbound(stream, shutdown).await,
+                Ok(stream) => self.clone().outbound(stream, shutdown.outbound).await,
                 Err(error) => Err(error.into()),
             },
-            Accepted::Inbound(stream) => self.clone().inbound(stream, shutdown).await,
+            Accepted::Inbound(stream) => self.clone().inbound(stream, shutdown.inbound).await,
         };
         if let Err(error) = served {
             debug!(%error, "a connection ended");
@@ -174,7 +190,10 @@ impl Worker {
     async fn inbound(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
         stream.set_nodelay(true)?;
         let stream = tokio::net::TcpStream::from_std(stream)?;
-        let (stream, peer) = tls::accept(&self.tls, stream).await?;
+        let (stream, peer) = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            accepted = tls::accept(&self.tls, stream) => accepted?,
+        };
         let Some(peer) = peer else { return Err("no client certificate".into()) };
         let _connected = self.live.metrics.calls(Direction::Inbound).connected();
         let caller = Caller::new(&peer);
@@ -246,8 +265,8 @@ where
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .auto_date_header(false)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(4_096)
         .max_header_list_size(64 << 10)
         .max_pending_accept_reset_streams(4_096)
