@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Problem, Problems};
+use crate::{Problem, Problems, parse::check_beside};
 
 /// The largest policy file that is read. A million rules fit into several of them; anything larger is a mistake.
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -29,25 +29,20 @@ pub struct SourceFile {
 /// passed over: among them are the generations of such a mount and the backups of editors.
 ///
 /// # Errors
-/// Everything that could not be read; each problem names its file as the user can open it.
+/// When anything could not be read: that, and everything that is wrong in the files that could be, so that nobody
+/// corrects a folder twice. Each problem names its file as the user can open it.
 pub fn read_folder(dir: &Path) -> Result<Vec<SourceFile>, Problems> {
-    let mut walk = Walk { found: Vec::new(), problems: Vec::new(), above: Vec::new() };
-    walk.folder(dir, "");
-    walk.found.sort_unstable();
+    let mut walk = Walk::through(dir);
     let mut files = Vec::with_capacity(walk.found.len());
     for (path, file) in std::mem::take(&mut walk.found) {
         match read_file(&file) {
             Ok(text) => files.push(SourceFile { path, text }),
-            Err((line, column, message)) => {
-                walk.problems.push(Problem { file: file.display().to_string(), line, column, message });
-            }
+            Err((line, column, message)) => walk.problems.push(Problem { file: path, line, column, message }),
         }
     }
-    if walk.problems.is_empty() {
-        Ok(files)
-    } else {
-        walk.problems.sort_unstable();
-        Err(Problems(walk.problems))
+    match walk.problems.is_empty() {
+        true => Ok(files),
+        false => Err(check_beside(&files, walk.problems).below(dir)),
     }
 }
 
@@ -73,10 +68,7 @@ struct Look {
 
 /// Looks at every file that [`read_folder`] would read, and opens none.
 pub fn fingerprint(dir: &Path) -> Fingerprint {
-    let mut walk = Walk { found: Vec::new(), problems: Vec::new(), above: Vec::new() };
-    walk.folder(dir, "");
-    walk.found.sort_unstable();
-    walk.problems.sort_unstable();
+    let walk = Walk::through(dir);
     let look = |path: &Path| {
         let real = path.canonicalize().ok()?;
         let metadata = fs::metadata(&real).ok()?;
@@ -87,34 +79,44 @@ pub fn fingerprint(dir: &Path) -> Fingerprint {
     Fingerprint { files, problems: walk.problems }
 }
 
+/// What there is below a folder.
 struct Walk {
     /// Path below the folder, and how it is opened.
     found: Vec<(String, PathBuf)>,
+    /// They name what they are about by its path below the folder.
     problems: Vec<Problem>,
     /// The folders that the walk stands in, links resolved: one that comes again is a loop.
     above: Vec<PathBuf>,
 }
 
 impl Walk {
+    fn through(dir: &Path) -> Self {
+        let mut walk = Self { found: Vec::new(), problems: Vec::new(), above: Vec::new() };
+        walk.folder(dir, "");
+        walk.found.sort_unstable();
+        walk.problems.sort_unstable();
+        walk
+    }
+
     fn folder(&mut self, dir: &Path, below: &str) {
         let entries = match dir.canonicalize().and_then(|real| Ok((fs::read_dir(dir)?, real))) {
             Ok((_, real)) if self.above.contains(&real) || self.above.len() >= MAX_FOLDERS => {
                 let message = "a folder that contains itself by a symbolic link, expected a tree of folders";
-                return self.problem(dir, message.to_owned());
+                return self.problem(below, message.to_owned());
             }
             Ok((entries, real)) => {
                 self.above.push(real);
                 entries
             }
             Err(error) => {
-                return self.problem(dir, format!("cannot read this folder: {error}, expected policy files in it"));
+                return self.problem(below, format!("cannot read this folder: {error}, expected policy files in it"));
             }
         };
         for entry in entries {
             match entry {
                 Ok(entry) => self.entry(&entry, below),
                 Err(error) => {
-                    self.problem(dir, format!("cannot read this folder: {error}, expected policy files in it"))
+                    self.problem(below, format!("cannot read this folder: {error}, expected policy files in it"))
                 }
             }
         }
@@ -126,35 +128,40 @@ impl Walk {
         let name = entry.file_name();
         let Some(name) = name.to_str() else {
             if path.extension().is_some_and(|extension| extension == "yaml") {
-                self.problem(&path, "a file name that is not UTF-8, expected one that is".to_owned());
+                let below = join(below, &name.to_string_lossy());
+                self.problem(&below, "a file name that is not UTF-8, expected one that is".to_owned());
             }
             return;
         };
         if name.starts_with('.') {
             return;
         }
-        let below = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        let below = join(below, name);
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => self.folder(&path, &below),
             Ok(metadata) if name.ends_with(".yaml") => {
                 if !metadata.is_file() {
-                    self.problem(&path, "neither a file nor a folder, expected a policy file".to_owned());
+                    self.problem(&below, "neither a file nor a folder, expected a policy file".to_owned());
                 } else {
                     self.found.push((below, path));
                 }
             }
             Ok(_) => {}
             Err(error) if name.ends_with(".yaml") => {
-                self.problem(&path, format!("cannot read this file: {error}, expected a policy file"));
+                self.problem(&below, format!("cannot read this file: {error}, expected a policy file"));
             }
             // A link to nowhere that claims to be no policy.
             Err(_) => {}
         }
     }
 
-    fn problem(&mut self, path: &Path, message: String) {
-        self.problems.push(Problem { file: path.display().to_string(), line: 1, column: 1, message });
+    fn problem(&mut self, below: &str, message: String) {
+        self.problems.push(Problem { file: below.to_owned(), line: 1, column: 1, message });
     }
+}
+
+fn join(below: &str, name: &str) -> String {
+    if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") }
 }
 
 /// The text of a file, or the line and column of what is wrong with it.

@@ -17,6 +17,7 @@ use crate::{
     Mesh, Problem, Problems, SourceFile,
     mesh::{Allowlist, LocalMesh, PolicyTest, Quarantine, Service},
     names::{DocumentName, RegionName, ServiceName, TrustDomain},
+    problem::FIRST_AT,
     yaml::{self, At, Reader, suggestion},
 };
 
@@ -25,33 +26,8 @@ use crate::{
 /// # Errors
 /// Everything that is wrong, in the order of file, line and column. The files are named as given.
 pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
-    let mut files: Vec<&SourceFile> = files.iter().collect();
-    files.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
     let mut problems = Vec::new();
-    let mut draft = Draft::default();
-    let mut previous: Option<&SourceFile> = None;
-    for file in files.iter().copied() {
-        if previous.is_some_and(|previous| previous.path == file.path) {
-            problems.push(problem(&file.path, At { line: 1, column: 1 }, "this file is given twice, expected it once"));
-            continue;
-        }
-        previous = Some(file);
-        let (documents, complete) = yaml::read(&file.path, &file.text, &mut problems);
-        draft.unseen |= !complete;
-        let mut reader = Reader::new(&file.path, &mut problems);
-        for node in &documents {
-            document::read(&mut reader, node, &mut draft);
-        }
-    }
-    draft.check_references(&mut problems);
-    if !draft.unseen && !draft.defined.contains_key(MESH) {
-        let first = files.first().map(|file| file.path.as_str()).unwrap_or_default();
-        let message = match files.is_empty() {
-            true => "no *.yaml file, expected policy files with one document of kind Mesh",
-            false => "no document of kind Mesh, expected one in these files",
-        };
-        problems.push(problem(first, At { line: 1, column: 1 }, message));
-    }
+    let draft = read(files, Draft::default(), &mut problems);
     match draft.mesh {
         Some(header) if problems.is_empty() => Ok(Mesh {
             name: header.name,
@@ -64,11 +40,43 @@ pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
             local: draft.local,
             tests: draft.tests,
         }),
-        _ => {
-            problems.sort();
-            Err(Problems(at_most(problems, MAX_PROBLEMS)))
+        _ => Err(Problems::sorted(problems)),
+    }
+}
+
+/// Everything that is wrong in files beside which there are others that cannot be read, and what is wrong with those.
+pub(crate) fn check_beside(files: &[SourceFile], mut problems: Vec<Problem>) -> Problems {
+    read(files, Draft { unseen: true, ..Draft::default() }, &mut problems);
+    Problems::sorted(problems)
+}
+
+fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> Draft {
+    let mut files: Vec<&SourceFile> = files.iter().collect();
+    files.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    let mut previous: Option<&SourceFile> = None;
+    for file in files.iter().copied() {
+        if previous.is_some_and(|previous| previous.path == file.path) {
+            problems.push(problem(&file.path, At { line: 1, column: 1 }, "this file is given twice, expected it once"));
+            continue;
+        }
+        previous = Some(file);
+        let (documents, complete) = yaml::read(&file.path, &file.text, problems);
+        draft.unseen |= !complete;
+        let mut reader = Reader::new(&file.path, problems);
+        for node in &documents {
+            document::read(&mut reader, node, &mut draft);
         }
     }
+    draft.check_references(problems);
+    if !draft.unseen && !draft.defined.contains_key(MESH) {
+        let first = files.first().map(|file| file.path.as_str()).unwrap_or_default();
+        let message = match files.is_empty() {
+            true => "no *.yaml file, expected policy files with one document of kind Mesh",
+            false => "no document of kind Mesh, expected one in these files",
+        };
+        problems.push(problem(first, At { line: 1, column: 1 }, message));
+    }
+    draft
 }
 
 /// What has been read so far.
@@ -125,7 +133,7 @@ impl Draft {
         match names.get(name) {
             Some(first) => {
                 let named = if name.is_empty() { String::new() } else { format!(" named {name:?}") };
-                reader.problem(at, format!("a second {what}{named}, expected one: the first is at {first}"));
+                reader.problem(at, format!("a second {what}{named}, expected one{FIRST_AT}{first}"));
                 false
             }
             None => {
@@ -164,18 +172,6 @@ const MESH: &str = "Mesh";
 const SERVICE: &str = "Service";
 /// What the list of regions defines.
 const REGION: &str = "region";
-
-/// More than anybody reads, and few enough for one message.
-const MAX_PROBLEMS: usize = 1000;
-
-fn at_most(mut problems: Vec<Problem>, most: usize) -> Vec<Problem> {
-    let more = problems.len().saturating_sub(most);
-    problems.truncate(most);
-    if let (Some(last), true) = (problems.last().cloned(), more > 0) {
-        problems.push(Problem { message: format!("and {more} more problems from here on"), ..last });
-    }
-    problems
-}
 
 fn problem(file: &str, at: At, message: impl Into<String>) -> Problem {
     Problem { file: file.to_owned(), line: at.line, column: at.column, message: message.into() }

@@ -25,13 +25,36 @@ impl fmt::Display for Problem {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Problems(pub Vec<Problem>);
 
+/// Before the place of what was there first, which ends the message: `base.yaml:8:18`, below the folder.
+pub(crate) const FIRST_AT: &str = ": the first is at ";
+
+/// More than anybody reads, and few enough for one message.
+pub(crate) const MAX_PROBLEMS: usize = 1000;
+
 impl Problems {
-    /// Names each file as a user can open it: the folder joined with the path below it.
+    /// In their order, cut where nobody would read on.
+    pub(crate) fn sorted(mut problems: Vec<Problem>) -> Self {
+        problems.sort();
+        let more = problems.len().saturating_sub(MAX_PROBLEMS);
+        problems.truncate(MAX_PROBLEMS);
+        if let (Some(last), true) = (problems.last().cloned(), more > 0) {
+            problems.push(Problem { message: format!("and {more} more problems from here on"), ..last });
+        }
+        Self(problems)
+    }
+
+    /// Names each file as a user can open it, also inside of messages: the folder joined with the path below it.
     #[must_use]
     pub fn below(mut self, folder: &Path) -> Self {
         for problem in &mut self.0 {
             let path = if problem.file.is_empty() { folder.to_owned() } else { folder.join(&problem.file) };
             problem.file = path.display().to_string();
+            let Some(at) = problem.message.rfind(FIRST_AT).map(|at| at + FIRST_AT.len()) else { continue };
+            let (said, first) = problem.message.split_at(at);
+            // A place in the same file has no path: `4:8`.
+            if first.matches(':').count() >= 2 {
+                problem.message = format!("{said}{}", folder.join(first).display());
+            }
         }
         self
     }

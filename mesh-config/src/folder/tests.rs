@@ -71,6 +71,46 @@ fn files_that_are_too_large_or_no_text_are_problems_with_a_place() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_hides_no_problem_of_the_others() {
+    let dir = folder();
+    fs::write(dir.path().join("bad.yaml"), b"a: b\nname: caf\xe9\n").unwrap();
+    symlink("gone", dir.path().join("gone.yaml")).unwrap();
+    let document = "apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {name: a}\nspec: {prodcut: x}\n";
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    fs::write(dir.path().join("sub/a.yaml"), document).unwrap();
+    fs::write(dir.path().join("z.yaml"), document).unwrap();
+    let below = format!("{}/", dir.path().display());
+    let expected = [
+        "bad.yaml:2:10: a byte that is not UTF-8, expected text in UTF-8".to_owned(),
+        "gone.yaml:1:1: cannot read this file: No such file or directory (os error 2), expected a policy file"
+            .to_owned(),
+        r#"sub/a.yaml:4:8: unknown field "prodcut" in the spec of a Service (did you mean "product"?), expected "#
+            .to_owned(),
+        format!(r#"z.yaml:3:18: a second Service named "a", expected one: the first is at {below}sub/a.yaml:3:18"#),
+        r#"z.yaml:4:8: unknown field "prodcut" in the spec of a Service (did you mean "product"?), expected "#
+            .to_owned(),
+    ];
+    for problems in [read_folder(dir.path()).unwrap_err(), crate::load(dir.path()).unwrap_err()] {
+        let found: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), expected.len(), "{problems}");
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(found.starts_with(&format!("{below}{expected}")), "{found}\nis not\n{expected}");
+        }
+    }
+}
+
+#[test]
+fn a_place_inside_of_a_message_names_its_file_as_the_problem_does() {
+    let dir = folder();
+    fs::write(dir.path().join("a.yaml"), "a: 1\na: 2\n").unwrap();
+    let problems = crate::load(dir.path()).unwrap_err().to_string();
+    assert!(
+        problems.contains("a.yaml:2:1: key \"a\" stands twice, expected it once: the first is at 1:1"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn load_names_the_file_as_the_user_can_open_it() {
     let dir = folder();
     fs::write(dir.path().join("a.yaml"), "kind: Mush\n").unwrap();

@@ -5,6 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::problem::MAX_PROBLEMS;
 use crate::{Residency, compile, load};
 
 mod malformed;

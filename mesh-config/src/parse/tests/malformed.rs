@@ -66,7 +66,7 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         (
             "unknown kind",
             service("{}").replace("Service", "Servcie"),
-            r#"m.yaml:2:7: found text "Servcie" (did you mean "Service"?), expected Mesh, Service, Allowlist, LocalMesh, Quarantine, PolicyTest, Route or ExternalClient"#,
+            r#"m.yaml:2:7: found text "Servcie" (did you mean "Service"?), expected Mesh, Service, Allowlist, LocalMesh, Quarantine or PolicyTest"#,
         ),
         (
             "kind of later",
