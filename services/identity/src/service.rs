@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use journal::AppendError;
 use mesh_config::names::ServiceName;
 use mesh_identity::grpc::{Rpc, Who};
 use mesh_identity::{Peer, clock};
@@ -154,6 +155,7 @@ impl From<TokenError> for Status {
             TokenError::Unknown | TokenError::Expired | TokenError::Used => {
                 refused(Self::unauthenticated(error.to_string()))
             }
+            TokenError::Write(AppendError::Full(_)) => store_full(&error),
             TokenError::Read(_) | TokenError::Write(_) => store_failed(&error),
         }
     }
@@ -172,6 +174,7 @@ impl From<KeyStoreError> for Status {
     fn from(error: KeyStoreError) -> Self {
         match error {
             KeyStoreError::Taken(_) => refused(Self::already_exists(error.to_string())),
+            KeyStoreError::Write(AppendError::Full(_)) => store_full(&error),
             KeyStoreError::Damaged(_) | KeyStoreError::Read(_) | KeyStoreError::Write(_) => store_failed(&error),
         }
     }
@@ -183,7 +186,14 @@ fn refused(status: Status) -> Status {
     status
 }
 
-/// Nothing was done and it may work later: disk full, a file that cannot be read.
+/// Nothing was done, and trying again does not help before somebody makes room.
+fn store_full(error: &(dyn std::error::Error + 'static)) -> Status {
+    let text = with_source(error);
+    tracing::error!(error = text, "the store has no room");
+    Status::resource_exhausted(text)
+}
+
+/// Nothing was done and it may work later: a file that cannot be read.
 fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
     let text = with_source(error);
     tracing::error!(error = text, "the store failed");
@@ -197,7 +207,6 @@ fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use journal::AppendError;
     use tonic::Code;
 
     use super::*;
@@ -207,13 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_told_to_the_caller_as_unavailable_whichever_store_it_hits() {
+    fn a_full_disk_is_told_to_the_caller_as_resource_exhausted_whichever_store_it_hits() {
         for status in [
             Status::from(AdmitError::Token(full().into())),
             Status::from(AdmitError::Keys(full().into())),
             Status::from(CreateTokenError::Token(full().into())),
         ] {
-            assert_eq!(status.code(), Code::Unavailable);
+            assert_eq!(status.code(), Code::ResourceExhausted);
             assert!(status.message().contains("no room left on the disk"), "{status}");
             assert!(!status.message().contains('\n'), "{status}");
         }

@@ -57,7 +57,8 @@ impl Tenants for TenantsService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<TenantContext>, Status> {
         let tenant = match request.into_inner().by {
             Some(By::TenantId(id)) => self.store.get(&id).await?,
-            Some(By::Host(host)) => self.store.by_host(&host).await?,
+            // Host names are kept in lower case, and are the same in any (RFC 4343).
+            Some(By::Host(host)) => self.store.by_host(&host.to_ascii_lowercase()).await?,
             None => return Err(Status::invalid_argument("name a tenant id or a host")),
         };
         Ok(Response::new(tenant))
@@ -120,6 +121,11 @@ impl From<StoreError> for Status {
             StoreError::Write(AppendError::Conflict { .. }) => {
                 Self::aborted("other writers were faster: try again; nothing has changed")
             }
+            // Not UNAVAILABLE: trying again helps only when somebody has made room.
+            StoreError::Write(full @ AppendError::Full(_)) => {
+                tracing::error!(%error, source = %full, "the store has no room");
+                Self::resource_exhausted(format!("{error}: {full}"))
+            }
             StoreError::Damaged { .. } => {
                 tracing::error!(%error, "the store is damaged");
                 Self::data_loss(error.to_string())
@@ -142,10 +148,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_to_the_caller_as_unavailable() {
+    fn a_full_disk_is_told_to_the_caller_as_resource_exhausted() {
         let full = AppendError::Full(std::io::Error::from(std::io::ErrorKind::StorageFull).into());
         let status = Status::from(StoreError::from(full));
-        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.code(), Code::ResourceExhausted);
         assert!(status.message().contains("no room left on the disk"), "{status}");
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     cli,
     failure::{Answer, Failure},
     mesh_file::Sidecar,
-    operator::{Mesh, Role},
+    operator::{Mesh, Role, is_another_mesh},
     output::Output,
     policy, probe, sidecars,
 };
@@ -111,10 +111,12 @@ async fn reachable(mesh: &Mesh, role: Role) -> Finding {
             "reachable",
             role.title(),
             format!("{address}: {problem}"),
-            format!(
-                "`tenon up` starts it again by itself: see that it runs, and read {}",
-                mesh.data().log(role.name()).display()
-            ),
+            if is_another_mesh(&problem) {
+                mesh.another_mesh()
+            } else {
+                let log = mesh.data().log(role.name());
+                format!("`tenon up` starts it again by itself: see that it runs, and read {}", log.display())
+            },
         ),
     }
 }

@@ -113,6 +113,14 @@ impl Mesh {
         grpc::channel(self.address(role), &self.identity, &role.service_name())
     }
 
+    /// What to do when somebody else listens where this mesh should.
+    pub fn another_mesh(&self) -> String {
+        format!(
+            "another mesh listens there, or {} is the data folder of another mesh: name the data folder of the mesh that runs with --data",
+            self.data.dir().display()
+        )
+    }
+
     /// A channel to the TCS.
     pub fn tcs(&self) -> Channel {
         self.channel(Role::Tcs)
@@ -125,14 +133,24 @@ impl Mesh {
 
     /// The failure of a call to a service of the control plane: `what` could not be done.
     pub fn failure(&self, role: Role, what: &str, status: &Status) -> Failure {
+        let text = reason(status);
+        if is_another_mesh(&text) {
+            return Failure::new(format!(
+                "{what}: not the {} of this mesh answers on {}: {text}",
+                role.title(),
+                self.address(role)
+            ))
+            .next(self.another_mesh());
+        }
         if status.code() == Code::Unavailable {
-            return Failure::new(format!("{what}: the {} does not answer on {}: {}", role.title(), self.address(role), reason(status)))
+            return Failure::new(format!("{what}: the {} does not answer on {}: {text}", role.title(), self.address(role)))
                 .next("is the mesh running? start it with `tenon up -f DIR`; `tenon check` says what is wrong with a running one");
         }
         let next = match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => {
                 "use the data folder of the mesh that listens there: name it with --data"
             }
+            Code::ResourceExhausted if text.contains(NO_ROOM) => "make room on the disk of the data folder and repeat",
             Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
                 "correct what it names and try again"
             }
@@ -150,8 +168,16 @@ impl Mesh {
                 "`tenon check` says what is wrong with the mesh; the service's log is in the data folder"
             }
         };
-        Failure::new(format!("{what}: {}", reason(status))).next(next)
+        Failure::new(format!("{what}: {text}")).next(next)
     }
+}
+
+/// How a store without room says so: the journal's words.
+const NO_ROOM: &str = "no room left on the disk";
+
+/// Whether this is how a handshake fails with a process that speaks TLS, but for another root, or no TLS at all.
+pub fn is_another_mesh(problem: &str) -> bool {
+    ["UnknownIssuer", "BadSignature", "received corrupt message"].iter().any(|sign| problem.contains(sign))
 }
 
 /// The text of a status on one line, with what lies below it; never empty.
@@ -187,4 +213,66 @@ pub fn credentials(data: &Data, trust_domain: &str) -> Result<Arc<Identity>, Fai
     let bundle = TrustBundle::from_pem(trust_domain, &read(&data.trust_bundle())?)
         .map_err(|error| damaged(&data.trust_bundle().display().to_string(), &error))?;
     Ok(Identity::new(svid, bundle))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mesh that nothing runs of.
+    fn mesh(data: &Path) -> (Mesh, identity::Ca) {
+        let domain = TrustDomain::try_from("demo.example").unwrap();
+        let now = mesh_identity::clock::unix_seconds();
+        let ca = identity::Ca::create(&data.join("ca"), &domain, None, now).unwrap();
+        let svid = ca.issue_operator("ann", std::time::Duration::from_secs(60), now).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let control_plane = crate::mesh_file::ControlPlane { identity: address, tcs: address, policy: address };
+        let file = MeshFile {
+            mesh: "demo".into(),
+            trust_domain: "demo.example".into(),
+            trust_bundle_sha256: ca.bundle().pin(),
+            control_plane,
+            sidecars: Vec::new(),
+        };
+        (Mesh { file, data: Data::new(data), identity: Identity::new(svid, ca.bundle().clone()) }, ca)
+    }
+
+    #[test]
+    fn failures_say_what_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mesh, _ca) = mesh(dir.path());
+        for (status, says) in [
+            (Status::unavailable("tcp connect error"), "is the mesh running?"),
+            (Status::unavailable("invalid peer certificate: BadSignature"), "with --data"),
+            (Status::unknown("invalid peer certificate: UnknownIssuer"), "another mesh listens there"),
+            (
+                Status::resource_exhausted("no room left on the disk of the store"),
+                "make room on the disk of the data folder and repeat",
+            ),
+            (Status::permission_denied("no operator"), "with --data"),
+        ] {
+            let failure = mesh.failure(Role::Tcs, "nothing was imported", &status).to_string();
+            assert!(failure.contains(says) && failure.contains(status.message()), "{failure}");
+            assert_eq!(failure.contains("is the mesh running"), says.starts_with("is the mesh"), "{failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_of_another_mesh_is_told_from_one_that_does_not_run() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let ((mut ours, _), (_, ca)) = (mesh(ours.path()), mesh(theirs.path()));
+        let now = mesh_identity::clock::unix_seconds();
+        let svid = ca.issue_service(&Role::Tcs.service_name(), std::time::Duration::from_secs(60), now).unwrap();
+        let theirs = Identity::new(svid, ca.bundle().clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        ours.file.control_plane.tcs = listener.local_addr().unwrap();
+        let server = mesh_identity::tls::server_config(&theirs, mesh_identity::tls::Clients::Optional);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _refused = mesh_identity::tls::accept(&server, stream).await;
+            }
+        });
+        let problem = crate::probe::health(ours.tcs()).await.unwrap_err();
+        assert!(is_another_mesh(&problem), "{problem}");
+    }
 }
