@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError, RwLock},
 };
@@ -39,7 +41,7 @@ impl Store {
             return Err(OpenError::Failed { path: path.to_owned(), source: redb::Error::Io(error) });
         }
         let file = path.to_owned();
-        Self::open_by(path, Box::new(move || Database::create(&file)))
+        Self::open_by(path, Box::new(move || create(&file)))
     }
 
     pub(super) fn open_by(path: &Path, opener: Opener) -> Result<Self, OpenError> {
@@ -120,6 +122,14 @@ impl Store {
         *database = Some((self.opener)()?);
         Ok(())
     }
+}
+
+/// Opens the database or makes one, which nobody but its owner can read: redb alone would leave that to the umask.
+fn create(path: &Path) -> Result<Database, DatabaseError> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    // An empty file is a new database to redb, so one that was left so by a crash is too.
+    drop(file.map_err(StorageError::Io)?);
+    Database::create(path)
 }
 
 /// Whether redb refuses because of an earlier error.

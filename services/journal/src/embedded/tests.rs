@@ -1,6 +1,7 @@
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, Permissions},
     ops::Bound,
+    os::unix::fs::PermissionsExt as _,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 
@@ -132,6 +133,16 @@ fn a_store_in_use_is_refused_with_what_to_do() {
         error.to_string().ends_with("is in use by another process: stop that one, or name another file"),
         "{error}"
     );
+}
+
+#[test]
+fn a_new_store_can_be_read_by_its_owner_alone_whatever_the_folder() {
+    let (dir, _) = store();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("store.redb");
+    drop(Embedded::open(&path).unwrap());
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(Embedded::open(&path).is_ok(), "it can be opened again");
 }
 
 #[test]
