@@ -231,7 +231,7 @@ async fn operators_write_and_read_tenants() {
 
     let found = operator.get(by_id("acme")).await.unwrap().into_inner();
     assert_eq!(found, TenantContext { revision: 1, ..acme() });
-    let by_host = GetRequest { by: Some(By::Host("acme.example".to_owned())) };
+    let by_host = GetRequest { by: Some(By::Host("Acme.EXAMPLE".to_owned())) };
     assert_eq!(operator.get(by_host).await.unwrap().into_inner(), found);
 
     let mut listed = operator.list(ListRequest { region: "eu-west".to_owned() }).await.unwrap().into_inner();
