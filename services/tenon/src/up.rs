@@ -125,7 +125,7 @@ async fn free_ports(local: &LocalMesh, lock: &Lock) -> Result<(), Failure> {
         }
         if Instant::now() >= patience {
             return Err(Failure::new(problems.join("\n")).next(
-                "end what listens there (`ss -ltnp` names it; another `tenon up`?), or write other addresses in the LocalMesh document",
+                "end what listens there (`ss -lxtnp` names it; another `tenon up`?), or write other addresses in the LocalMesh document",
             ));
         }
         sleep(Duration::from_millis(50)).await;

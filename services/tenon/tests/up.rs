@@ -274,11 +274,13 @@ fn a_control_plane_that_cannot_start_is_given_up_with_its_own_words() {
     let place = Place::new();
     // A folder where the store's file should be.
     fs::create_dir_all(place.path("data/tcs/tcs.redb")).unwrap();
+    fs::write(place.path("data/tcs.log"), "of an earlier run\n").unwrap();
     let output = place.command().output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("tcs does not start: it ended with exit status: 1, 4 times in a row"), "{said}");
     assert!(said.contains("tcs.redb") && said.contains("tcs.log"), "{said}");
+    assert!(!said.contains("of an earlier run"), "{said}");
     assert_eq!(place.processes(), Vec::<String>::new());
 }
 

@@ -56,6 +56,8 @@ pub struct Startup<'a> {
 /// What is known of a child that was started.
 #[derive(Clone, Default)]
 struct Started {
+    /// How long its log was before: what stands there is of an earlier run.
+    log_from: u64,
     /// How it ended, each time that it did.
     ends: Rc<RefCell<Vec<String>>>,
 }
@@ -168,7 +170,8 @@ impl<'a> Startup<'a> {
     }
 
     fn start(&mut self, child: &Planned) -> Result<Started, Failure> {
-        let started = Started::default();
+        let log_from = fs::metadata(&child.spec.log).map_or(0, |log| log.len());
+        let started = Started { log_from, ends: Rc::default() };
         let ends = Rc::clone(&started.ends);
         let ended = move |what: &str| ends.borrow_mut().push(what.to_owned());
         let (spec, printer, stop) = (child.spec.clone(), self.printer.clone(), self.stop.clone());
@@ -192,8 +195,11 @@ impl Started {
     fn check(&self, child: &Planned) -> Result<(), Failure> {
         let ends = self.ends.borrow();
         let Some(last) = ends.last().filter(|_| ends.len() >= ENDS) else { return Ok(()) };
-        let text = fs::read_to_string(&child.spec.log).unwrap_or_default();
-        let tail: Vec<_> = text.lines().rev().take(5).collect();
+        let text = fs::read(&child.spec.log).unwrap_or_default();
+        // A log that is shorter than it was has been put aside for a new one.
+        let ours = usize::try_from(self.log_from).ok().and_then(|from| text.get(from..)).unwrap_or(&text);
+        let ours = String::from_utf8_lossy(ours);
+        let tail: Vec<_> = ours.lines().rev().take(5).collect();
         let tail: String = tail.iter().rev().map(|line| format!("\n  | {line}")).collect();
         Err(Failure::new(format!("{} does not start: it {last}, {} times in a row{tail}", child.spec.name, ends.len()))
             .next(format!("its whole output is in {}", child.spec.log.display())))
