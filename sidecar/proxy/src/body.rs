@@ -1,26 +1,25 @@
-//! The bodies of a call: they stream both ways untouched, and the account of the call lives in the answer's.
+//! The answer's body: it streams through untouched, and the account of the call lives in it.
 
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use sidecar_core::{Reason, Refusal};
 use tokio::time::Sleep;
 
-use crate::call::{Call, Line};
+use crate::call::Call;
 
 /// Why a body ended before its end. Its source names the HTTP/2 error code, so that hyper resets with the same one.
 #[derive(Debug)]
 pub enum BodyError {
     /// The peer that sends this body reset it or went away.
-    Peer(hyper::Error),
+    Peer(h2::Error),
     /// This sidecar ended the call.
     HungUp(h2::Error),
 }
@@ -43,39 +42,6 @@ impl std::error::Error for BodyError {
     }
 }
 
-/// A request on its way to the other side.
-pub struct RequestBody {
-    incoming: Incoming,
-    line: Arc<Line>,
-}
-
-impl RequestBody {
-    /// Pumps `incoming` until it ends or `line` is hung up.
-    pub fn new(incoming: Incoming, line: Arc<Line>) -> Self {
-        Self { incoming, line }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.line.poll_request(cx).is_ready() {
-            return Poll::Ready(Some(Err(BodyError::HungUp(h2::Reason::CANCEL.into()))));
-        }
-        Pin::new(&mut self.incoming).poll_frame(cx).map_err(BodyError::Peer)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
-}
-
 /// An answer on its way back.
 pub enum CallBody {
     /// Everything is in the headers.
@@ -89,7 +55,9 @@ pub enum CallBody {
 /// The other side's answer, with the account of its call.
 pub struct Following {
     /// Absent once the call was cut short: dropping it resets the stream to the other side.
-    incoming: Option<Incoming>,
+    answer: Option<RecvStream>,
+    /// The data has come to its end; trailers may follow.
+    data_ended: bool,
     deadline: Option<Pin<Box<Sleep>>>,
     call: Call,
 }
@@ -108,21 +76,26 @@ impl CallBody {
     }
 
     /// Pumps the answer and closes the account of `call` at its end.
-    pub fn follow(response: Response<Incoming>, mut call: Call) -> Response<Self> {
-        let (parts, incoming) = response.into_parts();
-        // A body already at its end is never polled: Trailers-Only answers end here.
-        if incoming.is_end_stream() {
-            call.finish(parts.headers.get("grpc-status"));
+    pub fn follow(response: Response<RecvStream>, mut call: Call) -> Response<Self> {
+        let (parts, answer) = response.into_parts();
+        // A body already at its end is never polled: Trailers-Only answers end here. A status in the head says so too, also
+        // where a reset without error has come right behind it, as it does when the request was not read to its end.
+        let status = parts.headers.get("grpc-status");
+        if answer.is_end_stream() || (call.facts.grpc && status.is_some()) {
+            call.finish(status);
             return Response::from_parts(parts, Self::Empty);
         }
         let deadline = call.deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
-        Response::from_parts(parts, Self::Following(Box::new(Following { incoming: Some(incoming), deadline, call })))
+        let following = Following { answer: Some(answer), data_ended: false, deadline, call };
+        Response::from_parts(parts, Self::Following(Box::new(following)))
     }
 }
 
 impl Following {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(incoming) = self.incoming.as_mut() else { return Poll::Ready(None) };
+        if self.answer.is_none() {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(refusal) = self.call.line.poll_response(cx) {
             let refusal = refusal.clone();
             return self.cut_short(&refusal);
@@ -134,12 +107,12 @@ impl Following {
             self.call.line.hang_up(refusal.clone());
             return self.cut_short(&refusal);
         }
-        match ready!(Pin::new(incoming).poll_frame(cx)) {
+        match ready!(self.poll_answer(cx)) {
             Some(Ok(frame)) => {
                 // hyper does not poll a body again that has said it is at its end.
                 if let Some(trailers) = frame.trailers_ref() {
                     self.call.finish(trailers.get("grpc-status"));
-                } else if self.incoming.as_ref().is_some_and(Body::is_end_stream) {
+                } else if self.answer.as_ref().is_some_and(RecvStream::is_end_stream) {
                     self.call.finish(None);
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -152,9 +125,26 @@ impl Following {
         }
     }
 
+    /// The next frame as the other side sent it. What it may send more is told it when the frame has been taken here,
+    /// which is when the frame before it has been sent on.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let Some(answer) = self.answer.as_mut() else { return Poll::Ready(None) };
+        if !self.data_ended {
+            match ready!(answer.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    let released = answer.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(released.map(|()| Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_ended = true,
+            }
+        }
+        answer.poll_trailers(cx).map(|trailers| trailers.transpose().map(|trailers| trailers.map(Frame::trailers)))
+    }
+
     /// The reason goes into the trailers where the caller speaks gRPC; others see the stream reset.
     fn cut_short(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.incoming = None;
+        self.answer = None;
         let trailers = self.call.refuse_open(refusal);
         if self.call.facts.grpc {
             Poll::Ready(Some(Ok(Frame::trailers(trailers))))
@@ -164,10 +154,10 @@ impl Following {
     }
 
     /// A reset by the other side is passed on as it is; a lost connection becomes UNAVAILABLE in the trailers.
-    fn broken(&mut self, error: hyper::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.incoming = None;
+    fn broken(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.answer = None;
         self.call.broken(&error);
-        if self.call.facts.grpc && !was_reset(&error) {
+        if self.call.facts.grpc && (!error.is_reset() || error.reason() == Some(h2::Reason::NO_ERROR)) {
             let mut trailers = HeaderMap::with_capacity(2);
             trailers.insert("grpc-status", HeaderValue::from_static("14"));
             trailers.insert("grpc-message", HeaderValue::from_static("the connection to the other side was lost"));
@@ -181,19 +171,6 @@ impl Following {
 #[must_use]
 pub fn deadline_refusal() -> Refusal {
     Refusal::new(Reason::Deadline, "the deadline of the call has passed")
-}
-
-/// Whether the peer reset this one stream, as against a connection that ended.
-#[must_use]
-pub fn was_reset(error: &hyper::Error) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            return h2.is_reset();
-        }
-        source = error.source();
-    }
-    false
 }
 
 impl Body for CallBody {
@@ -212,7 +189,7 @@ impl Body for CallBody {
         match self {
             Self::Empty => true,
             Self::Text(text) => text.is_none(),
-            Self::Following(following) => following.incoming.as_ref().is_none_or(Body::is_end_stream),
+            Self::Following(following) => following.answer.as_ref().is_none_or(RecvStream::is_end_stream),
         }
     }
 
@@ -220,7 +197,7 @@ impl Body for CallBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
-            Self::Following(following) => following.incoming.as_ref().map_or_else(SizeHint::default, Body::size_hint),
+            Self::Following(_) => SizeHint::default(),
         }
     }
 }

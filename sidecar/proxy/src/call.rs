@@ -1,12 +1,17 @@
 //! The one object that accounts for a call.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Instant,
 };
 
+use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use sidecar_core::{Refusal, balance::Slot};
 use tracing::info;
@@ -17,40 +22,70 @@ use crate::{
     live::Live,
     metrics::{Calls, Direction, Outcome},
     open::Place,
+    pool::Lease,
     refuse::{self, Revisions},
 };
 
-/// What both bodies of a call and whoever re-decides open calls share.
+/// What the two directions of a call and whoever decides open calls again share.
 ///
 /// A call is hung up at most once: by its deadline, or because what it was allowed by has changed.
 #[derive(Debug, Default)]
 pub struct Line {
     refusal: OnceLock<Refusal>,
+    /// The call has ended, however: what of the request is not sent yet never will be.
+    over: AtomicBool,
     request: AtomicWaker,
     response: AtomicWaker,
+    /// The sending half to the other side once the request is sent: with it the stream can be reset although nobody
+    /// polls the answer, as when its reader has stopped reading.
+    upstream: Mutex<Option<SendStream<Bytes>>>,
 }
 
 impl Line {
-    /// Ends the call with `refusal`: both bodies stop at their next poll.
+    /// Ends the call with `refusal`: the stream to the other side is reset at once, and the caller told when it reads.
     pub fn hang_up(&self, refusal: Refusal) {
         if self.refusal.set(refusal).is_ok() {
-            self.request.wake();
+            self.end(true);
             self.response.wake();
         }
     }
 
-    /// Ready once the call was hung up. For the side that pumps the request.
-    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.request.register(cx.waker());
-        if self.refusal.get().is_some() { Poll::Ready(()) } else { Poll::Pending }
+    /// The call is over; unless the other side has answered to its end, it is told to stop.
+    fn end(&self, reset: bool) {
+        self.over.store(true, Ordering::Release);
+        self.request.wake();
+        let upstream = self.upstream().take();
+        if let (Some(mut stream), true) = (upstream, reset) {
+            stream.send_reset(h2::Reason::CANCEL);
+        }
     }
 
-    /// Ready once the call was hung up. For the side that waits for and pumps the answer.
+    /// The request is sent.
+    pub fn sent(&self, mut stream: SendStream<Bytes>) {
+        let mut upstream = self.upstream();
+        if self.over.load(Ordering::Acquire) {
+            stream.send_reset(h2::Reason::CANCEL);
+        } else {
+            *upstream = Some(stream);
+        }
+    }
+
+    /// Ready once the call is over. For whoever pumps the request.
+    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.request.register(cx.waker());
+        if self.over.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Ready once the call was hung up. For whoever waits for the answer and pumps it.
     pub fn poll_response(&self, cx: &mut Context<'_>) -> Poll<&Refusal> {
         if self.refusal.get().is_none() {
             self.response.register(cx.waker());
         }
         self.refusal.get().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn upstream(&self) -> MutexGuard<'_, Option<SendStream<Bytes>>> {
+        self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,6 +159,8 @@ pub struct Call {
     pub serving: Option<Serving>,
     /// Held until the call ends: its place at the instance it went to.
     pub slot: Option<Slot>,
+    /// Held until the call ends: its place on the connection it went over.
+    pub lease: Option<Lease>,
     /// Which header held the ASAP token, from the decision to the rewriting of the head.
     pub token_header: Option<HeaderName>,
     ended: bool,
@@ -145,13 +182,14 @@ impl Call {
             place: None,
             serving: None,
             slot: None,
+            lease: None,
             token_header: None,
             ended: false,
         }
     }
 
     /// Hands the account over to the answer's body.
-    pub fn follow(self, response: Response<hyper::body::Incoming>) -> Response<CallBody> {
+    pub fn follow(self, response: Response<RecvStream>) -> Response<CallBody> {
         CallBody::follow(response, self)
     }
 
@@ -242,7 +280,8 @@ impl Call {
                 microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             );
         }
-        (self.place, self.serving, self.slot) = (None, None, None);
+        self.line.end(outcome != Outcome::Finished);
+        (self.place, self.serving, self.slot, self.lease) = (None, None, None, None);
     }
 }
 

@@ -1,17 +1,21 @@
 //! Sending a decided request on, and waiting for the head of its answer.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
+use bytes::Bytes;
+use h2::{RecvStream, client::SendRequest};
 use http::{HeaderMap, Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use sidecar_core::{Reason, Refusal, deadline::parse_grpc_timeout};
 use tokio::time::Instant;
 
 use crate::{
-    body::{RequestBody, deadline_refusal, was_reset},
+    body::deadline_refusal,
     call::Call,
     headers::named,
-    pool::{self, ConnectError, Target},
+    pool::{ConnectError, Target},
+    pump::pump,
     worker::Worker,
 };
 
@@ -19,7 +23,7 @@ use crate::{
 pub enum Failed {
     /// Nobody could be reached, nothing was sent: the request may go elsewhere. The refusal is for when there is no
     /// elsewhere.
-    Unreachable(Box<Request<RequestBody>>, Refusal),
+    Unreachable(Box<Request<Incoming>>, Refusal),
     /// The call is over.
     Final(Refusal),
 }
@@ -32,44 +36,74 @@ pub fn deadline(headers: &HeaderMap) -> Option<Instant> {
     parse_grpc_timeout(text).and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
-/// How often a request is handed to a connection that turns out to have ended without taking it.
+/// How many connections are tried that turn out to take no new streams.
 const HAND_OVERS: usize = 3;
 
 /// Sends on an open connection to `target`, opening one first where there is none, until the call's deadline.
 pub async fn attempt(
     worker: &Worker,
     target: &Target,
-    mut request: Request<RequestBody>,
-    call: &Call,
-) -> Result<Response<Incoming>, Failed> {
+    request: Request<Incoming>,
+    call: &mut Call,
+) -> Result<Response<RecvStream>, Failed> {
     for _ in 0..HAND_OVERS {
-        let connection = match worker.pool.open(target) {
-            Some(connection) => connection,
+        let (mut connection, lease) = match worker.pool.open(target) {
+            Some(leased) => leased,
             None => match until_over(call, worker.pool.connect(target)).await {
                 Err(refusal) => return Err(Failed::Final(refusal)),
                 Ok(Err(error)) => return Err(Failed::Unreachable(Box::new(request), connect_refusal(target, &error))),
-                Ok(Ok(connection)) => connection,
+                Ok(Ok(leased)) => leased,
             },
         };
-        match until_over(call, pool::send(connection, request)).await {
+        match until_over(call, poll_fn(|cx| connection.poll_ready(cx))).await {
             Err(refusal) => return Err(Failed::Final(refusal)),
-            Ok(Ok(response)) => return Ok(response),
-            Ok(Err((_, Some(unsent)))) => request = unsent,
-            Ok(Err((error, None))) => return Err(Failed::Final(broken_refusal(target, &error))),
+            // It ended a moment ago, or the other side is about to: nothing was sent.
+            Ok(Err(_)) => worker.pool.discard(target, &lease),
+            Ok(Ok(())) => {
+                call.lease = Some(lease);
+                return send(connection, target, request, call).await.map_err(Failed::Final);
+            }
         }
     }
     let refusal = Refusal::new(Reason::UpstreamConnect, "connections close before they take the request");
     Err(Failed::Unreachable(Box::new(request), refusal))
 }
 
+async fn send(
+    mut connection: SendRequest<Bytes>,
+    target: &Target,
+    request: Request<Incoming>,
+    call: &Call,
+) -> Result<Response<RecvStream>, Refusal> {
+    let (head, body) = request.into_parts();
+    let without_body = body.is_end_stream();
+    let (answer, stream) = connection
+        .send_request(Request::from_parts(head, ()), without_body)
+        .map_err(|error| broken_refusal(target, &error))?;
+    if without_body {
+        call.line.sent(stream);
+    } else {
+        // The whole of a small request is sent at once; only what has to wait gets a task.
+        let mut pumping = Box::pin(pump(body, stream, Arc::clone(&call.line)));
+        if poll_fn(|cx| Poll::Ready(pumping.as_mut().poll(cx))).await.is_pending() {
+            tokio::spawn(pumping);
+        }
+    }
+    match until_over(call, answer).await? {
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(broken_refusal(target, &error)),
+    }
+}
+
 /// Runs `work` until it ends, the deadline passes, or the call is hung up.
 async fn until_over<T>(call: &Call, work: impl Future<Output = T>) -> Result<T, Refusal> {
     let mut work = pin!(work);
     let hung_up_or_done = poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(Ok(done));
+        // First: whoever hangs up also resets the stream, and `work` would tell of that alone.
+        if let Poll::Ready(refusal) = call.line.poll_response(cx) {
+            return Poll::Ready(Err(refusal.clone()));
         }
-        call.line.poll_response(cx).map(|refusal| Err(refusal.clone()))
+        work.as_mut().poll(cx).map(Ok)
     });
     match call.deadline {
         None => hung_up_or_done.await,
@@ -97,11 +131,11 @@ fn connect_refusal(target: &Target, error: &ConnectError) -> Refusal {
     }
 }
 
-fn broken_refusal(target: &Target, error: &hyper::Error) -> Refusal {
+fn broken_refusal(target: &Target, error: &h2::Error) -> Refusal {
     let who = match target {
         Target::App(_) => "the app".to_owned(),
         Target::Sidecar(_, service) => format!("service {service}"),
     };
-    let what = if was_reset(error) { "reset the call" } else { "ended the connection" };
+    let what = if error.is_reset() { "reset the call" } else { "ended the connection" };
     Refusal::new(Reason::UpstreamConnect, format!("{who} {what} before it answered"))
 }

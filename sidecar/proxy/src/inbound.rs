@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::{Peer, clock};
@@ -12,7 +13,7 @@ use sidecar_core::{
 use tokio::time::timeout;
 
 use crate::{
-    body::{CallBody, RequestBody},
+    body::CallBody,
     call::{Call, Facts},
     forward::{self, Failed},
     headers::{self, named},
@@ -64,20 +65,23 @@ async fn handle(
     caller: &Caller,
     mut request: Request<Incoming>,
     call: &mut Call,
-) -> Result<Response<Incoming>, Refusal> {
+) -> Result<Response<RecvStream>, Refusal> {
     let verdict = decide(worker, caller, &request, call).await?;
     if let Some(refusal) = &verdict.audited {
         call.audited(refusal);
     }
     call.deadline = forward::deadline(request.headers());
-    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), question: question(caller, call) }));
+    call.place = Some(worker.open.enter(OpenCall {
+        line: Arc::clone(&call.line),
+        deadline: call.deadline,
+        question: question(caller, call),
+    }));
     call.serving = serving(worker, &verdict);
     rewrite(request.headers_mut(), caller, &verdict, call);
     let Some(app) = worker.live.config.app else {
         return Err(Refusal::new(Reason::UpstreamConnect, format!("service {} has no app to call", worker.service)));
     };
     *request.uri_mut() = headers::redirect(request.uri(), http::uri::Scheme::HTTP, worker.authority.clone());
-    let request = request.map(|body| RequestBody::new(body, Arc::clone(&call.line)));
     match forward::attempt(worker, &Target::App(app), request, call).await {
         Ok(response) => Ok(response),
         Err(Failed::Final(refusal) | Failed::Unreachable(_, refusal)) => Err(refusal),

@@ -25,6 +25,7 @@ pub mod metrics;
 mod open;
 mod outbound;
 mod pool;
+mod pump;
 mod refuse;
 mod tenants;
 mod worker;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{HeaderValue, Uri};
+use tokio::time::Instant;
 
 use crate::call::Line;
 
@@ -21,6 +22,8 @@ struct Slots {
 pub struct OpenCall {
     /// Where to end it.
     pub line: Arc<Line>,
+    /// When it must be over.
+    pub deadline: Option<Instant>,
     /// The question that was asked when it began.
     pub question: Question,
 }
@@ -71,6 +74,15 @@ impl OpenCalls {
         self.lock().entries.iter().flatten().cloned().collect()
     }
 
+    /// The calls whose deadline passed before `now`.
+    ///
+    /// Each call looks at its own deadline while its answer is read; this is for those whose reader has stopped reading.
+    #[must_use]
+    pub fn overdue(&self, now: Instant) -> Vec<Arc<Line>> {
+        let overdue = |call: &&OpenCall| call.deadline.is_some_and(|deadline| deadline < now);
+        self.lock().entries.iter().flatten().filter(overdue).map(|call| Arc::clone(&call.line)).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,7 +101,19 @@ mod tests {
     use super::*;
 
     fn call() -> OpenCall {
-        OpenCall { line: Arc::default(), question: Question::Outbound { service: "media".into() } }
+        OpenCall { line: Arc::default(), deadline: None, question: Question::Outbound { service: "media".into() } }
+    }
+
+    #[test]
+    fn only_calls_past_their_deadline_are_overdue() {
+        let calls = Arc::new(OpenCalls::default());
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(1);
+        let _none = calls.enter(call());
+        let _due = calls.enter(OpenCall { deadline: Some(now), ..call() });
+        let _later = calls.enter(OpenCall { deadline: Some(later), ..call() });
+        assert_eq!(calls.overdue(now).len(), 0);
+        assert_eq!(calls.overdue(later).len(), 1);
     }
 
     #[test]

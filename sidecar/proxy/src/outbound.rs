@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::clock;
@@ -11,7 +12,7 @@ use sidecar_core::{
 };
 
 use crate::{
-    body::{CallBody, RequestBody},
+    body::CallBody,
     call::{Call, Facts},
     forward::{self, Failed},
     headers::{self, named},
@@ -39,12 +40,12 @@ async fn handle(
     worker: &Arc<Worker>,
     request: Request<Incoming>,
     call: &mut Call,
-) -> Result<Response<Incoming>, Refusal> {
+) -> Result<Response<RecvStream>, Refusal> {
     let state = worker.live.outbound();
     let mut verdict = decide(worker, &state, &request)?;
     call.deadline = forward::deadline(request.headers());
     let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
-    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), question }));
+    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));
     let mut request = prepare(worker, &verdict, request, call)?;
     let mut unreachable = Refusal::new(Reason::NoEndpoint, "no instance is left to try");
     // Nothing was sent whenever this goes round: another instance may still answer.
@@ -87,7 +88,7 @@ fn prepare(
     verdict: &Verdict<'_, TenantRef>,
     mut request: Request<Incoming>,
     call: &Call,
-) -> Result<Request<RequestBody>, Refusal> {
+) -> Result<Request<Incoming>, Refusal> {
     let service = verdict.destination.service();
     let token = worker.live.minting.header(service.as_str(), clock::unix_seconds());
     let headers = request.headers_mut();
@@ -98,7 +99,7 @@ fn prepare(
     let authority = http::uri::Authority::from_maybe_shared(service.to_string())
         .map_err(|_| Refusal::new(Reason::ServiceUnknown, "the destination's name is no authority"))?;
     *request.uri_mut() = headers::redirect(request.uri(), http::uri::Scheme::HTTPS, authority);
-    Ok(request.map(|body| RequestBody::new(body, Arc::clone(&call.line))))
+    Ok(request)
 }
 
 fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<TenantRef>) {

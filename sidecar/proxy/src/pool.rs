@@ -1,18 +1,22 @@
-//! Connections of one worker to apps and other sidecars: one a target, opened by the first call that needs it.
+//! Connections of one worker to apps and other sidecars, opened by the first call that needs them: one a target, more only
+//! when the other side takes no more streams on those there are.
+//!
+//! On the `h2` crate itself and not on hyper's client: a stream must be resettable while its request waits for the other
+//! side to read (`docs/adr/0002-hyper-for-the-data-path.md`).
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hyper::{
-    body::Incoming,
-    client::conn::http2::{self, SendRequest},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use h2::{Ping, PingPong, client::SendRequest};
 use mesh_identity::{Identity, tls};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,7 +25,6 @@ use tokio::{
 };
 
 use crate::{
-    body::RequestBody,
     cork::Cork,
     worker::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
@@ -32,6 +35,15 @@ const CONNECT: Duration = Duration::from_secs(2);
 const FAILURE_SHARED: Duration = Duration::from_millis(50);
 /// Connections without a call for this long are closed.
 const IDLE: Duration = Duration::from_secs(300);
+/// Connections to one target at most; beyond them calls wait for a stream.
+const CONNECTIONS: usize = 8;
+/// Small frames that may wait on a connection before h2 takes the other side for an attacker: far above what the windows
+/// of the streams let through.
+const FRAME_BUDGET: usize = 1 << 30;
+/// A connection with open calls is asked for a sign of life this often,
+const PING: Duration = Duration::from_secs(10);
+/// and is given this long for it.
+const PONG: Duration = Duration::from_secs(5);
 
 /// What a connection leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,11 +76,43 @@ pub struct Pool {
 
 struct Upstream {
     target: Target,
-    sender: Mutex<Option<SendRequest<RequestBody>>>,
+    connections: Mutex<Vec<Connection>>,
     /// Held while connecting, so that a crowd opens one connection.
     connecting: tokio::sync::Mutex<()>,
     failed: Mutex<Option<(Instant, ConnectError)>>,
     used: Mutex<Instant>,
+}
+
+struct Connection {
+    sender: SendRequest<Bytes>,
+    /// Calls that have a lease.
+    calls: Arc<AtomicUsize>,
+    /// Set when the connection has ended.
+    ended: Arc<AtomicBool>,
+}
+
+/// One call's place on a connection, until it is dropped.
+#[derive(Debug)]
+pub struct Lease(Arc<AtomicUsize>);
+
+/// A connection for one call.
+pub type Leased = (SendRequest<Bytes>, Lease);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Connection {
+    fn lease(&self) -> Leased {
+        self.calls.fetch_add(1, Relaxed);
+        (self.sender.clone(), Lease(Arc::clone(&self.calls)))
+    }
+
+    fn has_room(&self) -> bool {
+        self.calls.load(Relaxed) < self.sender.current_max_send_streams()
+    }
 }
 
 impl Pool {
@@ -77,8 +121,8 @@ impl Pool {
         Self { identity, upstreams: Mutex::default() }
     }
 
-    /// A connection that is open at this moment, if there is one.
-    pub fn open(&self, target: &Target) -> Option<SendRequest<RequestBody>> {
+    /// A connection that is open at this moment and takes one more stream, if there is one.
+    pub fn open(&self, target: &Target) -> Option<Leased> {
         self.upstream(target).open()
     }
 
@@ -88,9 +132,15 @@ impl Pool {
     ///
     /// # Errors
     /// When none can be opened within two seconds.
-    pub fn connect(&self, target: &Target) -> BoxFuture<'static, Result<SendRequest<RequestBody>, ConnectError>> {
+    pub fn connect(&self, target: &Target) -> BoxFuture<'static, Result<Leased, ConnectError>> {
         let (upstream, identity) = (self.upstream(target), Arc::clone(&self.identity));
         Box::pin(async move { upstream.connect(&identity).await })
+    }
+
+    /// Takes a connection out that has turned out to be of no use: the other side takes no new streams on it.
+    pub fn discard(&self, target: &Target, lease: &Lease) {
+        let upstream = self.upstream(target);
+        lock(&upstream.connections).retain(|connection| !Arc::ptr_eq(&connection.calls, &lease.0));
     }
 
     /// Drops connections that no call has used for five minutes; calls on them are not cut.
@@ -105,7 +155,7 @@ impl Pool {
         }
         let upstream = Arc::new(Upstream {
             target: target.clone(),
-            sender: Mutex::default(),
+            connections: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             failed: Mutex::default(),
             used: Mutex::new(Instant::now()),
@@ -116,21 +166,23 @@ impl Pool {
 }
 
 impl Upstream {
-    fn open(&self) -> Option<SendRequest<RequestBody>> {
-        let mut slot = lock(&self.sender);
-        if slot.as_ref().is_some_and(SendRequest::is_closed) {
-            *slot = None;
-        }
-        let sender = slot.clone()?;
-        drop(slot);
+    fn open(&self) -> Option<Leased> {
+        let mut connections = lock(&self.connections);
+        connections.retain(|connection| !connection.ended.load(Relaxed));
+        let found = connections.iter().find(|connection| connection.has_room());
+        // Beyond the limit calls wait for a stream, on the connection with the fewest.
+        let full =
+            || (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.calls.load(Relaxed)));
+        let leased = found.or_else(|| full().flatten())?.lease();
+        drop(connections);
         *lock(&self.used) = Instant::now();
-        Some(sender)
+        Some(leased)
     }
 
-    async fn connect(&self, identity: &Arc<Identity>) -> Result<SendRequest<RequestBody>, ConnectError> {
+    async fn connect(&self, identity: &Arc<Identity>) -> Result<Leased, ConnectError> {
         let _alone = self.connecting.lock().await;
-        if let Some(sender) = self.open() {
-            return Ok(sender);
+        if let Some(leased) = self.open() {
+            return Ok(leased);
         }
         if let Some((at, error)) = &*lock(&self.failed)
             && at.elapsed() < FAILURE_SHARED
@@ -140,11 +192,12 @@ impl Upstream {
         let address = self.target.address();
         let attempt = timeout(CONNECT, self.handshake(identity)).await;
         match attempt.unwrap_or(Err(ConnectError::TimedOut(address))) {
-            Ok(sender) => {
+            Ok(connection) => {
+                let leased = connection.lease();
                 *lock(&self.failed) = None;
-                *lock(&self.sender) = Some(sender.clone());
                 *lock(&self.used) = Instant::now();
-                Ok(sender)
+                lock(&self.connections).push(connection);
+                Ok(leased)
             }
             Err(error) => {
                 *lock(&self.failed) = Some((Instant::now(), error.clone()));
@@ -153,18 +206,18 @@ impl Upstream {
         }
     }
 
-    async fn handshake(&self, identity: &Arc<Identity>) -> Result<SendRequest<RequestBody>, ConnectError> {
+    async fn handshake(&self, identity: &Arc<Identity>) -> Result<Connection, ConnectError> {
         let address = self.target.address();
         let unreachable = |error: std::io::Error| ConnectError::Tcp(address, error.to_string().into());
         let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         match &self.target {
-            Target::App(_) => http2_client(tcp, false).await.map_err(|error| ConnectError::Tcp(address, error)),
+            Target::App(_) => http2_client(tcp).await.map_err(|error| ConnectError::Tcp(address, error)),
             Target::Sidecar(_, service) => {
                 let tls = tls::connect(&tls::client_config(identity, service), tcp)
                     .await
                     .map_err(|error| ConnectError::Tls(address, error.to_string().into()))?;
-                http2_client(tls, true).await.map_err(|error| ConnectError::Tls(address, error))
+                http2_client(tls).await.map_err(|error| ConnectError::Tls(address, error))
             }
         }
     }
@@ -179,45 +232,51 @@ impl Target {
 }
 
 /// Figures: `docs/adr/0002-hyper-for-the-data-path.md`.
-async fn http2_client<T>(io: T, keep_alive: bool) -> Result<SendRequest<RequestBody>, Arc<str>>
+async fn http2_client<T>(io: T) -> Result<Connection, Arc<str>>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+    let (sender, mut connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_max_send_streams(1_000)
+        .data_frame_budget(FRAME_BUDGET)
         .max_concurrent_reset_streams(4_096)
         .max_pending_accept_reset_streams(4_096)
-        .max_local_error_reset_streams(None)
-        .max_header_list_size(1 << 20);
-    if keep_alive {
-        builder.keep_alive_interval(Duration::from_secs(10)).keep_alive_timeout(Duration::from_secs(5));
-    }
-    let (sender, connection) =
-        builder.handshake(TokioIo::new(Cork::new(io))).await.map_err(|error| Arc::from(error.to_string()))?;
+        .max_header_list_size(1 << 20)
+        .handshake::<_, Bytes>(Cork::new(io))
+        .await
+        .map_err(|error| Arc::from(error.to_string()))?;
+    let (calls, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let pings = connection.ping_pong();
+    let (at_the_end, busy) = (Arc::clone(&ended), Arc::clone(&calls));
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to an app or sidecar ended");
-        }
+        let why = tokio::select! {
+            ended = connection => ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string()),
+            () = silence(pings, &busy) => "no sign of life".to_owned(),
+        };
+        at_the_end.store(true, Relaxed);
+        tracing::debug!(why, "a connection to an app or sidecar ended");
     });
-    Ok(sender)
+    Ok(Connection { sender, calls, ended })
 }
 
-/// Sends on an open connection. An error carries the request back when it was certainly not sent.
-///
-/// # Errors
-/// The stream or its connection failed; with the request when it is safe to send it again elsewhere.
-pub async fn send(
-    mut sender: SendRequest<RequestBody>,
-    request: http::Request<RequestBody>,
-) -> Result<http::Response<Incoming>, (hyper::Error, Option<http::Request<RequestBody>>)> {
-    sender.try_send_request(request).await.map_err(|mut error| {
-        let request = error.take_message();
-        (error.into_error(), request)
-    })
+/// Ends when a connection with open calls has not answered a ping in time.
+async fn silence(pings: Option<PingPong>, calls: &AtomicUsize) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(PING).await;
+        if calls.load(Relaxed) == 0 {
+            continue;
+        }
+        match timeout(PONG, pings.ping(Ping::opaque())).await {
+            Ok(Ok(_)) => {}
+            // The connection has ended, and says so itself.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return,
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

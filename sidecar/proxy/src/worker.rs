@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use crate::{
-    body::CallBody,
+    body::{CallBody, deadline_refusal},
     cork::Cork,
     credentials::TokenMemory,
     inbound::Caller,
@@ -56,7 +56,7 @@ pub const STREAM_WINDOW: u32 = 256 << 10;
 /// which many small frames wait; how many is half of this by 255.
 pub const CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// Open calls are decided again this long after a change at the latest; a burst of changes costs one round.
+/// Open calls are looked at this often.
 const AGAIN: Duration = Duration::from_millis(250);
 /// How often idle connections are looked for.
 const PRUNE: Duration = Duration::from_secs(30);
@@ -201,18 +201,25 @@ impl Worker {
             .await
     }
 
-    /// Decides open calls again when something changed, and closes connections nobody uses.
+    /// Ends calls whose deadline has passed unnoticed, decides open calls again when something changed, and closes
+    /// connections nobody uses.
     async fn look_after(self: Arc<Self>) {
         let mut changes = self.live.changes();
         let mut prune = tokio::time::interval(PRUNE);
-        prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(AGAIN);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = prune.tick() => self.pool.prune(),
-                changed = changes.changed() => {
-                    if changed.is_err() { return }
-                    self.decide_again();
-                    tokio::time::sleep(AGAIN).await;
+                _ = look.tick() => {
+                    for line in self.open.overdue(tokio::time::Instant::now() - AGAIN) {
+                        line.hang_up(deadline_refusal());
+                    }
+                    // A burst of changes costs one round.
+                    if changes.has_changed().is_ok_and(|changed| changed) {
+                        changes.mark_unchanged();
+                        self.decide_again();
+                    }
                 }
             }
         }
