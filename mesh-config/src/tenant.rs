@@ -1,12 +1,15 @@
 //! Tenant records as people write them: JSON Lines of `tenon.tcs.v1.TenantContext` with proto3 JSON names (DESIGN §7).
 
+mod fields;
 mod json;
+mod tree;
 
 use std::collections::{HashMap, HashSet};
 
 use prost::Message as _;
 use tenon_proto::tcs::v1::{Product, Shard, TenantContext, product::State, tenant_context::Status};
 
+pub(crate) use self::fields::{misfits, place};
 use crate::{
     Problem, Problems,
     names::{HostName, ProductName, RegionName, TenantId, short},
@@ -21,60 +24,84 @@ pub const MAX_RECORD_BYTES: usize = 64 * 1024;
 /// # Errors
 /// Everything that is wrong with it and what was expected, each a line.
 pub fn check(tenant: &TenantContext) -> Result<(), Vec<String>> {
-    let mut problems = Vec::new();
-    problems.extend(TenantId::try_from(tenant.tenant_id.as_str()).err().map(|error| error.to_string()));
+    let wrong = wrong(tenant);
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.into_iter().map(|wrong| wrong.message).collect()) }
+}
+
+/// One thing that is wrong with a record, and the field that it concerns: `products`, `media`, `state`. No path: the
+/// record as a whole.
+pub(crate) struct Wrong {
+    pub path: Vec<String>,
+    pub message: String,
+}
+
+/// See [`check`].
+pub(crate) fn wrong(tenant: &TenantContext) -> Vec<Wrong> {
+    let mut found = Vec::new();
+    let mut note = |path: &[&str], message: String| {
+        found.push(Wrong { path: path.iter().map(|&step| step.to_owned()).collect(), message });
+    };
+    if let Err(error) = TenantId::try_from(tenant.tenant_id.as_str()) {
+        note(&["tenantId"], error.to_string());
+    }
     match Status::try_from(tenant.status) {
         Ok(Status::Active | Status::Suspended) => {}
-        Ok(Status::Unspecified) => problems.push("no status is given, expected ACTIVE or SUSPENDED".to_owned()),
-        Err(_) => problems.push(format!("status {} is unknown, expected ACTIVE or SUSPENDED", tenant.status)),
+        Ok(Status::Unspecified) => note(&["status"], "no status is given, expected ACTIVE or SUSPENDED".to_owned()),
+        Err(_) => note(&["status"], format!("status {} is unknown, expected ACTIVE or SUSPENDED", tenant.status)),
     }
     let mut hosts = HashSet::new();
-    for host in &tenant.hosts {
-        problems.extend(HostName::try_from(host.as_str()).err().map(|error| error.to_string()));
+    for (index, host) in tenant.hosts.iter().enumerate() {
+        let path = ["hosts", &index.to_string()];
+        if let Err(error) = HostName::try_from(host.as_str()) {
+            note(&path, error.to_string());
+        }
         if !hosts.insert(host) {
-            problems.push(format!("host {:?} stands twice, expected it once", short(host)));
+            note(&path, format!("host {:?} stands twice, expected it once", short(host)));
         }
     }
     for (what, text) in [("region", &tenant.region), ("realm", &tenant.realm)] {
         if let (false, Err(error)) = (text.is_empty(), RegionName::try_from(text.as_str())) {
-            problems.push(format!("{what} {:?} is not well formed, expected {}", short(text), error.expected()));
+            note(&[what], format!("{what} {:?} is not well formed, expected {}", short(text), error.expected()));
         }
     }
     for (name, product) in &tenant.products {
-        problems.extend(ProductName::try_from(name.as_str()).err().map(|error| error.to_string()));
-        check_product(name, product, &mut problems);
+        if let Err(error) = ProductName::try_from(name.as_str()) {
+            note(&["products", name], error.to_string());
+        }
+        check_product(name, product, |path, message| note(&[&["products", name], path].concat(), message));
     }
     if tenant.encoded_len() > MAX_RECORD_BYTES {
-        problems.push(format!("a record of {} bytes, expected at most {MAX_RECORD_BYTES}", tenant.encoded_len()));
+        note(&[], format!("a record of {} bytes, expected at most {MAX_RECORD_BYTES}", tenant.encoded_len()));
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    found
 }
 
-fn check_product(name: &str, product: &Product, problems: &mut Vec<String>) {
+fn check_product(name: &str, product: &Product, mut note: impl FnMut(&[&str], String)) {
     let name = short(name);
     match State::try_from(product.state) {
         Ok(State::Active | State::Inactive | State::Suspended) => {}
         Ok(State::Unspecified) => {
-            problems.push(format!("product {name:?} has no state, expected ACTIVE, INACTIVE or SUSPENDED"));
+            note(&["state"], format!("product {name:?} has no state, expected ACTIVE, INACTIVE or SUSPENDED"));
         }
-        Err(_) => problems.push(format!(
-            "product {name:?} has the unknown state {}, expected ACTIVE, INACTIVE or SUSPENDED",
-            product.state
-        )),
+        Err(_) => note(
+            &["state"],
+            format!("product {name:?} has the unknown state {}, expected ACTIVE, INACTIVE or SUSPENDED", product.state),
+        ),
     }
     if product.features.iter().any(String::is_empty) {
-        problems.push(format!("product {name:?} has a feature without a name, expected a name"));
+        note(&["features"], format!("product {name:?} has a feature without a name, expected a name"));
     }
     let Some(Shard { cluster, database, schema }) = &product.shard else { return };
     for (what, text) in [("cluster", cluster), ("database", database), ("schema", schema)] {
         // Names of folders and databases are made of these: they must not lead out of where they belong.
         if text.len() > 253 || text.starts_with('.') || text.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'))
         {
-            problems.push(format!(
+            let message = format!(
                 "{what} {:?} of the shard of product {name:?} is not well formed, expected at most 253 bytes without \
                  \"/\", \"\\\" and control characters, not beginning with \".\"",
                 short(text)
-            ));
+            );
+            note(&["shard", what], message);
         }
     }
 }
@@ -92,50 +119,83 @@ pub(crate) fn not_json(error: &str) -> String {
 /// # Errors
 /// Everything that is wrong with any line, also a tenant or a host that stands in the file twice.
 pub fn read_json_lines(file: &str, text: &str) -> Result<Vec<TenantContext>, Problems> {
-    let mut problems = Vec::new();
-    let mut tenants: Vec<TenantContext> = Vec::new();
-    let mut ids: HashMap<String, usize> = HashMap::new();
-    let mut hosts: HashMap<String, usize> = HashMap::new();
-    for (number, line) in (1..).zip(text.split('\n')) {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let mut problem = |column: u32, message: String| {
-            let line = u32::try_from(number).unwrap_or(u32::MAX);
-            problems.push(Problem { file: file.to_owned(), line, column, message });
-        };
-        let tenant = match json::read(line) {
-            Ok(tenant) => tenant,
-            Err((column, message)) => {
-                problem(column, message);
-                continue;
+    read_json_lines_bytes(file, text.as_bytes())
+}
+
+/// As [`read_json_lines`], of text that may turn out not to be UTF-8. A byte order mark before it is passed over.
+///
+/// # Errors
+/// As [`read_json_lines`], and the first byte of each line that is not UTF-8.
+pub fn read_json_lines_bytes(file: &str, bytes: &[u8]) -> Result<Vec<TenantContext>, Problems> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let mut lines = Lines::default();
+    for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+        let found = match str::from_utf8(line) {
+            Ok(line) if line.trim().is_empty() => continue,
+            Ok(line) => lines.line(number, line),
+            Err(error) => {
+                let good = String::from_utf8_lossy(line.get(..error.valid_up_to()).unwrap_or_default());
+                vec![(column(&good), "a byte that is not UTF-8, expected text in UTF-8".to_owned())]
             }
         };
-        if let Err(messages) = check(&tenant) {
-            messages.into_iter().for_each(|message| problem(1, message));
-        }
-        if let Some(first) = ids.get(&tenant.tenant_id) {
-            problem(
-                1,
-                format!(
-                    "tenant {:?} stands twice, expected it once: the first is in line {first}",
-                    short(&tenant.tenant_id)
-                ),
-            );
+        lines.problems.extend(found.into_iter().map(|(column, message)| Problem {
+            file: file.to_owned(),
+            line: number,
+            column,
+            message,
+        }));
+    }
+    if lines.problems.is_empty() { Ok(lines.tenants) } else { Err(Problems::sorted(lines.problems)) }
+}
+
+/// The lines of a file that have been read.
+#[derive(Default)]
+struct Lines {
+    tenants: Vec<TenantContext>,
+    /// The line of each tenant and of each host.
+    ids: HashMap<String, u32>,
+    hosts: HashMap<String, u32>,
+    problems: Vec<Problem>,
+}
+
+impl Lines {
+    /// Reads one line. What is wrong stands behind its column.
+    fn line(&mut self, number: u32, line: &str) -> Vec<(u32, String)> {
+        let tenant = match json::read(line) {
+            Ok(tenant) => tenant,
+            Err(problems) => return problems,
+        };
+        let mut found = wrong(&tenant);
+        let id = &tenant.tenant_id;
+        if let Some(first) = self.ids.get(id) {
+            let message =
+                format!("tenant {:?} stands twice, expected it once: the first is in line {first}", short(id));
+            found.push(Wrong { path: vec!["tenantId".to_owned()], message });
         } else {
-            ids.insert(tenant.tenant_id.clone(), number);
+            self.ids.insert(id.clone(), number);
         }
-        for host in &tenant.hosts {
-            match hosts.insert(host.clone(), number) {
+        for (index, host) in tenant.hosts.iter().enumerate() {
+            match self.hosts.insert(host.clone(), number) {
                 Some(first) if first != number => {
-                    problem(1, format!("host {:?} is also in line {first}, expected each host once", short(host)));
+                    let message = format!("host {:?} is also in line {first}, expected each host once", short(host));
+                    found.push(Wrong { path: vec!["hosts".to_owned(), index.to_string()], message });
                 }
                 Some(_) | None => {}
             }
         }
-        tenants.push(tenant);
+        self.tenants.push(tenant);
+        if found.is_empty() {
+            return Vec::new();
+        }
+        let tree = tree::tree(line);
+        let column = |path: &[String]| tree.as_ref().and_then(|tree| place(tree, path)).map_or(1, |at| at.column);
+        found.into_iter().map(|Wrong { path, message }| (column(&path), message)).collect()
     }
-    if problems.is_empty() { Ok(tenants) } else { Err(Problems(problems)) }
+}
+
+/// The column behind this beginning of a line.
+fn column(before: &str) -> u32 {
+    u32::try_from(before.chars().count()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 #[cfg(test)]

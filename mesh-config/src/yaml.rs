@@ -13,8 +13,8 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput, Tag};
 
 use crate::Problem;
 
-pub(crate) use self::deserialize::from_node;
 pub use self::reader::{Fields, Reader, suggestion};
+pub(crate) use self::{deserialize::from_node, reader::one_of};
 
 /// How deep lists and maps may stand in one another. Policy files need eight.
 const MAX_DEPTH: usize = 64;

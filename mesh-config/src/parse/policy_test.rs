@@ -11,7 +11,7 @@ use super::{
 use crate::{
     mesh::{Expect, PolicyTest, TestCall},
     names::{DocumentName, short},
-    tenant,
+    tenant::{self, Wrong},
     yaml::{self, At, Node, Reader},
 };
 
@@ -34,13 +34,19 @@ fn tenants(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<TenantContext>> {
         let tenant: TenantContext = match yaml::from_node(node) {
             Ok(tenant) => tenant,
             Err(error) => {
-                let message = tenant::not_json(&error.message);
-                reader.problem(error.at.unwrap_or(node.at), message);
+                let misfits = tenant::misfits(node);
+                if misfits.is_empty() {
+                    reader.problem(error.at.unwrap_or(node.at), tenant::not_json(&error.message));
+                }
+                misfits.into_iter().for_each(|(at, message)| reader.problem(at, tenant::not_json(&message)));
                 continue;
             }
         };
-        if let Err(messages) = tenant::check(&tenant) {
-            messages.into_iter().for_each(|message| reader.problem(node.at, message));
+        let wrong = tenant::wrong(&tenant);
+        if !wrong.is_empty() {
+            for Wrong { path, message } in wrong {
+                reader.problem(tenant::place(node, &path).unwrap_or(node.at), message);
+            }
             continue;
         }
         match ids.insert(tenant.tenant_id.clone(), node.at) {

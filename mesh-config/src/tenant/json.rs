@@ -9,23 +9,29 @@ use tenon_proto::tcs::v1::TenantContext;
 /// Reads one record.
 ///
 /// # Errors
-/// The first thing that is wrong, behind the column (in characters, counted from 1) that it was noticed at.
-pub(super) fn read(line: &str) -> Result<TenantContext, (u32, String)> {
-    let located = |error: serde_json::Error| {
-        // serde_json counts bytes; for what ends too early its column is the last there is.
-        let bytes = line.get(..error.column().saturating_sub(1)).unwrap_or(line);
-        let column = u32::try_from(bytes.chars().count()).unwrap_or(u32::MAX).saturating_add(1);
-        let text = error.to_string();
-        let message = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
-        match error.classify() {
-            Category::Syntax | Category::Eof | Category::Io => {
-                (column, format!("not JSON: {message}, expected one JSON object a line"))
-            }
-            Category::Data => (column, super::not_json(message)),
+/// What is wrong, each behind its column (in characters, counted from 1).
+pub(super) fn read(line: &str) -> Result<TenantContext, Vec<(u32, String)>> {
+    serde_json::from_str::<OnceEach>(line).map_err(|error| vec![located(line, &error)])?;
+    serde_json::from_str(line).map_err(|error| {
+        let misfits = super::tree::tree(line).map(|tree| super::misfits(&tree)).unwrap_or_default();
+        if misfits.is_empty() {
+            return vec![located(line, &error)];
         }
-    };
-    serde_json::from_str::<OnceEach>(line).map_err(located)?;
-    serde_json::from_str(line).map_err(located)
+        misfits.into_iter().map(|(at, what)| (at.column, super::not_json(&what))).collect()
+    })
+}
+
+fn located(line: &str, error: &serde_json::Error) -> (u32, String) {
+    // serde_json counts bytes; for what ends too early its column is the last there is.
+    let column = super::column(line.get(..error.column().saturating_sub(1)).unwrap_or(line));
+    let text = error.to_string();
+    let message = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
+    match error.classify() {
+        Category::Syntax | Category::Eof | Category::Io => {
+            (column, format!("not JSON: {message}, expected one JSON object a line"))
+        }
+        Category::Data => (column, super::not_json(message)),
+    }
 }
 
 /// Any JSON value in which no key stands twice in one object.

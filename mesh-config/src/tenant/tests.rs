@@ -40,22 +40,39 @@ fn every_wrong_line_is_told_with_its_number() {
         r#"{"tenantId":"g","status":7,"region":"US"}"#,
         r#"{"tenantId":"h","status":"ACTIVE","products":{"media":{"state":"ACTIVE","shard":{"schema":"../up"}}}}"#,
         r#"[]"#,
+        r#" {"tenant_id":"", "settings":{"\"{":"[ü]"} , "hosts":["ok.example","Bad."],"status":"ACTIVE","realm":"R"}"#,
+        r#"{"tenantId":"i","status":"ACTIVE","products":{"media":{"seats":-1,"licenseExpiresAt":"tomorrow","shard":{"schema":[]},"state":true}}}"#,
+        r#"{"tenantId":5,"nope":1,"hosts":"h","products":{"media":7}}"#,
+        r#"{"tenantId":"j","status":"ACTIVE","products":{"media":{"state":"ACTIVE","seats":"5","license_expires_at":"2027-01-31"}}}"#,
     ]
     .join("\n");
     let expected = [
-        r#"t.jsonl:2:1: tenant "acme" stands twice, expected it once: the first is in line 1"#,
-        r#"t.jsonl:2:1: host "acme.example" is also in line 1, expected each host once"#,
-        r#"t.jsonl:3:64: not a TenantContext in proto3 JSON: unknown field `stauts`, expected one of `tenant_id`, `tenantId`, `revision`, `status`, `hosts`, `realm`, `region`, `products`, `settings`"#,
+        r#"t.jsonl:2:2: tenant "acme" stands twice, expected it once: the first is in line 1"#,
+        r#"t.jsonl:2:47: host "acme.example" is also in line 1, expected each host once"#,
+        r#"t.jsonl:3:57: not a TenantContext in proto3 JSON: unknown field "stauts" (did you mean "status"?), expected tenantId, revision, status, hosts, realm, region, products or settings"#,
         r#"t.jsonl:4:36: not JSON: EOF while parsing a value, expected one JSON object a line"#,
         r#"t.jsonl:5:1: "" is not a tenant id, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
         r#"t.jsonl:6:1: no status is given, expected ACTIVE or SUSPENDED"#,
-        r#"t.jsonl:7:1: product "media" has no state, expected ACTIVE, INACTIVE or SUSPENDED"#,
-        r#"t.jsonl:8:1: "E.example" is not a host name, expected a lower-case DNS name: labels of a-z, 0-9 and "-" with dots between them, at most 253 bytes"#,
-        r#"t.jsonl:8:1: host "f.example" stands twice, expected it once"#,
+        r#"t.jsonl:7:47: product "media" has no state, expected ACTIVE, INACTIVE or SUSPENDED"#,
+        r#"t.jsonl:8:44: "E.example" is not a host name, expected a lower-case DNS name: labels of a-z, 0-9 and "-" with dots between them, at most 253 bytes"#,
+        r#"t.jsonl:8:68: host "f.example" stands twice, expected it once"#,
         r#"t.jsonl:9:103: not a TenantContext in proto3 JSON: key "media" stands twice, expected it once"#,
-        r#"t.jsonl:10:26: not a TenantContext in proto3 JSON: invalid value: integer `7`, expected expected one of: ["STATUS_UNSPECIFIED", "ACTIVE", "SUSPENDED"]"#,
-        r#"t.jsonl:11:1: schema "../up" of the shard of product "media" is not well formed, expected at most 253 bytes without "/", "\" and control characters, not beginning with ".""#,
+        r#"t.jsonl:10:17: not a TenantContext in proto3 JSON: status is the number 7, expected ACTIVE or SUSPENDED"#,
+        r#"t.jsonl:11:82: schema "../up" of the shard of product "media" is not well formed, expected at most 253 bytes without "/", "\" and control characters, not beginning with ".""#,
         r#"t.jsonl:12:2: not a TenantContext in proto3 JSON: invalid type: sequence, expected struct tenon.tcs.v1.TenantContext"#,
+        r#"t.jsonl:13:3: "" is not a tenant id, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
+        r#"t.jsonl:13:3: tenant "" stands twice, expected it once: the first is in line 5"#,
+        r#"t.jsonl:13:68: "Bad." is not a host name, expected a lower-case DNS name: labels of a-z, 0-9 and "-" with dots between them, at most 253 bytes"#,
+        r#"t.jsonl:13:94: realm "R" is not well formed, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
+        r#"t.jsonl:14:56: not a TenantContext in proto3 JSON: seats is the number -1, expected a whole number 0 to 4294967295"#,
+        r#"t.jsonl:14:67: not a TenantContext in proto3 JSON: licenseExpiresAt is text "tomorrow", expected an RFC 3339 time such as 2027-01-31T00:00:00Z"#,
+        r#"t.jsonl:14:106: not a TenantContext in proto3 JSON: schema is a list, expected text"#,
+        r#"t.jsonl:14:119: not a TenantContext in proto3 JSON: state is the boolean true, expected ACTIVE, INACTIVE or SUSPENDED"#,
+        r#"t.jsonl:15:2: not a TenantContext in proto3 JSON: tenantId is the number 5, expected a tenant id as text"#,
+        r#"t.jsonl:15:15: not a TenantContext in proto3 JSON: unknown field "nope", expected tenantId, revision, status, hosts, realm, region, products or settings"#,
+        r#"t.jsonl:15:24: not a TenantContext in proto3 JSON: hosts is text "h", expected a list of host names"#,
+        r#"t.jsonl:15:48: not a TenantContext in proto3 JSON: media is the number 7, expected a product: an object"#,
+        r#"t.jsonl:16:85: not a TenantContext in proto3 JSON: license_expires_at is text "2027-01-31", expected an RFC 3339 time such as 2027-01-31T00:00:00Z"#,
     ];
     assert_eq!(problems(&text).lines().collect::<Vec<_>>(), expected);
 }
@@ -84,4 +101,28 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_byte_that_is_not_utf_8_has_a_place_and_hides_no_other_problem() {
+    let bytes = [b"\xEF\xBB\xBF".as_slice(), ACME.as_bytes(), b"\n{\"tenantId\":\"\xC3\xA9\xE9\"}\n{\n"].concat();
+    let problems = read_json_lines_bytes("t.jsonl", &bytes).unwrap_err().to_string();
+    assert_eq!(
+        problems,
+        "t.jsonl:2:15: a byte that is not UTF-8, expected text in UTF-8\n\
+         t.jsonl:3:1: not JSON: EOF while parsing an object, expected one JSON object a line"
+    );
+}
+
+#[test]
+fn a_byte_order_mark_before_the_file_is_passed_over() {
+    assert_eq!(read_json_lines("t", &format!("\u{FEFF}{ACME}\n")).unwrap().len(), 1);
+    assert_eq!(problems("\u{FEFF}x"), "t.jsonl:1:1: not JSON: expected value, expected one JSON object a line");
+}
+
+#[test]
+fn a_file_of_nothing_but_mistakes_gives_as_many_problems_as_anybody_reads() {
+    let text = problems(&"{\n".repeat(5000));
+    assert_eq!(text.lines().count(), 1001);
+    assert!(text.ends_with("t.jsonl:1000:1: and 4000 more problems from here on"), "{}", text.len());
 }

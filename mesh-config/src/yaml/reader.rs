@@ -188,7 +188,7 @@ pub fn suggestion<'c>(written: &str, candidates: impl IntoIterator<Item = &'c st
 }
 
 /// `a, b or c`
-fn one_of(words: &[&str]) -> String {
+pub(crate) fn one_of(words: &[&str]) -> String {
     match words {
         [] => "nothing".to_owned(),
         [word] => (*word).to_owned(),
