@@ -29,7 +29,7 @@ lint: ## Formatting and lints; warnings are errors
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 bench: ## Time a decision, a look-up, a token
-	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica --benches
+	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica --bench decisions --bench token --bench lookup
 
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
