@@ -19,7 +19,7 @@ pub use crate::{
     folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
         Allowlist, Caller, ControlPlaneAddresses, Expect, Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof,
-        Quarantine, Rate, Residency, Rule, Service, TenantCondition, TestCall,
+        Quarantine, REASONS, Rate, Residency, Rule, Service, TenantCondition, TestCall,
     },
     parse::parse,
     problem::{Problem, Problems},

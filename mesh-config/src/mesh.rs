@@ -309,6 +309,46 @@ pub struct TestCall {
 pub enum Expect {
     /// `ALLOWED`
     Allowed,
-    /// A refusal's reason as DESIGN §3 writes it. Only its form is checked here: whoever runs the test knows them all.
+    /// A refusal's reason, one of [`REASONS`].
     Refused(String),
 }
+
+/// Every reason of a refusal (DESIGN §3), in the order in which a call meets them. What they mean is not known here; a
+/// test of who refuses holds this list to be theirs.
+pub const REASONS: &[&str] = &[
+    "ASAP_MISSING",
+    "ASAP_MALFORMED",
+    "ASAP_ALGORITHM",
+    "ASAP_KEY_UNKNOWN",
+    "ASAP_KEYS_UNAVAILABLE",
+    "ASAP_SIGNATURE",
+    "ASAP_EXPIRED",
+    "ASAP_NOT_YET_VALID",
+    "ASAP_LIFETIME",
+    "ASAP_AUDIENCE",
+    "ASAP_ISSUER",
+    "ASAP_SUBJECT",
+    "QUARANTINED",
+    "PATH_NOT_ALLOWED",
+    "POLICY_UNAVAILABLE",
+    "TXN_MISSING",
+    "TXN_INVALID",
+    "TXN_EXPIRED",
+    "TXN_TENANT_MISMATCH",
+    "TENANT_STALE",
+    "TENANT_REQUIRED",
+    "TENANT_UNKNOWN",
+    "TENANT_SUSPENDED",
+    "PRODUCT_NOT_LICENSED",
+    "PRODUCT_SUSPENDED",
+    "TENANT_WRONG_REGION",
+    "TCS_UNAVAILABLE",
+    "TENANT_RATE_LIMITED",
+    "OVERLOADED",
+    "SERVICE_UNKNOWN",
+    "NO_ENDPOINT",
+    "UPSTREAM_CONNECT",
+    "DEADLINE",
+    "TENANT_AMBIGUOUS",
+    "TENANT_NOT_IN_FLIGHT",
+];

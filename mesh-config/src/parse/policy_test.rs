@@ -9,10 +9,10 @@ use super::{
     document::{or_default, region_name},
 };
 use crate::{
-    mesh::{Expect, PolicyTest, TestCall},
+    mesh::{Expect, PolicyTest, REASONS, TestCall},
     names::{DocumentName, short},
     tenant::{self, Wrong},
-    yaml::{self, At, Node, Reader},
+    yaml::{self, At, Node, Reader, suggestion},
 };
 
 pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<PolicyTest> {
@@ -103,9 +103,10 @@ fn expect(reader: &mut Reader<'_>, node: &Node) -> Option<Expect> {
     if text == "ALLOWED" {
         return Some(Expect::Allowed);
     }
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_') {
+    if REASONS.contains(&text) {
         return Some(Expect::Refused(text.to_owned()));
     }
-    reader.problem(node.at, format!("found text {:?}, expected {EXPECT}", short(text)));
+    let hint = suggestion(text, REASONS.iter().copied().chain(["ALLOWED"]));
+    reader.problem(node.at, format!("found text {:?}{hint}, expected {EXPECT}", short(text)));
     None
 }

@@ -279,6 +279,12 @@ mod tests {
     }
 
     #[test]
+    fn policy_tests_may_expect_exactly_these_reasons() {
+        let names: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(mesh_config::REASONS, names);
+    }
+
+    #[test]
     fn the_name_is_the_variant_in_upper_case() {
         for reason in Reason::ALL {
             let mut upper = String::new();

@@ -368,6 +368,16 @@ m.yaml:5:89: address 127.0.0.1:15020 is taken by the default of the control plan
             r#"m.yaml:5:43: not a TenantContext in proto3 JSON: unknown field "stauts" (did you mean "status"?), expected tenantId, revision, status, hosts, realm, region, products or settings"#,
         ),
         (
+            "expectation that is no reason",
+            test("[]", &CALL.replace("ALLOWED", "NOPE")),
+            r#"m.yaml:6:64: found text "NOPE", expected ALLOWED or the reason of a refusal, as TENANT_UNKNOWN"#,
+        ),
+        (
+            "expectation with a slip",
+            test("[]", &CALL.replace("ALLOWED", "TENANT_SUSPENED")),
+            r#"m.yaml:6:64: found text "TENANT_SUSPENED" (did you mean "TENANT_SUSPENDED"?), expected ALLOWED or the reason of a refusal, as TENANT_UNKNOWN"#,
+        ),
+        (
             "tenant with an unknown status",
             test("[{tenantId: a, status: ALIVE}]", CALL),
             r#"m.yaml:5:27: not a TenantContext in proto3 JSON: status is text "ALIVE", expected ACTIVE or SUSPENDED"#,
