@@ -1,10 +1,14 @@
 //! `tenants import` and `tenants apply`: a file of tenants into the TCS, all of it or nothing.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::Path,
+};
 
 use futures_util::stream;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mesh_config::tenant::read_json_lines;
+use mesh_config::tenant::{read_json_lines, read_json_lines_bytes};
 use prost::Message as _;
 use tenon_proto::tcs::v1::{ImportRequest, TenantContext};
 
@@ -46,9 +50,17 @@ pub async fn run(args: Import) -> Result<Answer, Failure> {
 }
 
 fn read(file: &Path, name: &str) -> Result<String, Failure> {
-    let text = if file == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
-    text.map_err(|error| {
+    let mut bytes = Vec::new();
+    let read = match file == Path::new("-") {
+        true => io::stdin().read_to_end(&mut bytes).map(|_| ()),
+        false => fs::read(file).map(|read| bytes = read),
+    };
+    read.map_err(|error| {
         Failure::new(format!("cannot read {name}: {error}")).next("name a file of tenants, one JSON object a line")
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let problems = read_json_lines_bytes(name, error.as_bytes()).err().unwrap_or_default();
+        Failure::new(problems.to_string()).next("nothing was applied: correct the file and try again")
     })
 }
 
@@ -127,6 +139,16 @@ mod tests {
         assert_eq!(take_chunk(&mut rest).len(), 1);
         assert_eq!(take_chunk(&mut rest).len(), 1);
         assert_eq!(take_chunk(&mut rest).len(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_not_utf_8_is_told_with_its_place_beside_all_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.jsonl");
+        fs::write(&file, b"{\"tenantId\":\"\xE9\"}\n{}\n").unwrap();
+        let failure = format!("{:?}", read(&file, "t.jsonl").unwrap_err());
+        assert!(failure.contains("t.jsonl:1:14: a byte that is not UTF-8"), "{failure}");
+        assert!(failure.contains("t.jsonl:2:1: no status is given"), "{failure}");
     }
 
     #[test]
