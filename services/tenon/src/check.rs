@@ -3,8 +3,11 @@
 mod certificates;
 mod replication;
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde::Serialize;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     cli,
@@ -17,6 +20,9 @@ use crate::{
 
 /// Clocks may differ by this much, in seconds: what ASAP and certificates forgive.
 const CLOCK_SKEW: i64 = 60;
+
+/// How long an app may take to accept a connection.
+const APP: Duration = Duration::from_secs(1);
 
 /// What one check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -68,6 +74,7 @@ pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
     if reached.contains(&Role::Policy) {
         findings.push(policy_problems(&mesh).await);
     }
+    findings.extend(join_all(all.iter().map(|sidecar| app(&mesh, sidecar))).await.into_iter().flatten());
     for (index, finding) in findings.iter_mut().enumerate() {
         finding.number = index + 1;
     }
@@ -151,6 +158,26 @@ fn skew(name: &str, seconds: i64) -> Finding {
         format!("is {} s {which} this one", seconds.abs()),
         "let both machines keep their clocks by NTP (`timedatectl set-ntp true`): tokens and certificates need them",
     )
+}
+
+/// Whether something listens where the sidecar's app should; nothing when it has none. A sidecar serves without its app,
+/// and then answers every call for it with a refusal.
+async fn app(mesh: &Mesh, sidecar: &Sidecar) -> Option<Finding> {
+    let (name, address) = (&sidecar.name, sidecar.app?);
+    let why = match timeout(APP, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => return Some(Finding::ok("app", name, format!("something listens on {address}"))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", APP.as_secs()),
+    };
+    let service = &sidecar.service;
+    // Only an app that `tenon up` runs has one.
+    let log = mesh.data().log(&format!("{name}-app"));
+    let next = if log.exists() {
+        format!("see why {service} does not listen there: read {}", log.display())
+    } else {
+        format!("start {service} on {address}, or correct `app` of the instance in the LocalMesh document")
+    };
+    Some(Finding::bad("app", name, format!("nothing listens on {address}: {why}"), next))
 }
 
 async fn policy_problems(mesh: &Mesh) -> Finding {

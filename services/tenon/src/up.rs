@@ -3,6 +3,7 @@
 mod children;
 mod credentials;
 mod follow_log;
+mod leftovers;
 mod lock;
 mod ports;
 mod printer;
@@ -57,6 +58,12 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
     let data = Data::new(&absolute(&args.data)?);
     let lock = Lock::take(&data)?;
     let credentials = Credentials::prepare(&data, mesh.trust_domain())?;
+    if lock.unclean {
+        let killed = leftovers::kill(&data);
+        if killed > 0 {
+            printer.progress(format!("killed {killed} processes that apps had left when tenon up was killed here"));
+        }
+    }
     free_ports(local, &lock).await?;
 
     let folder = absolute(&args.folder)?;

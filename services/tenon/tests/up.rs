@@ -243,6 +243,40 @@ fn a_killed_up_leaves_no_process_and_the_next_one_starts_over_it_with_the_same_c
 }
 
 #[test]
+fn what_an_app_of_a_killed_up_had_started_is_killed_by_the_next_one() {
+    let place = Place::new();
+    let pid = place.path("grandchild.pid");
+    let app = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let script = format!("sleep 1000 & echo $! > {}.new; mv {0}.new {0}; wait", pid.display());
+    let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
+    let instance = format!("region: us-east, app: '{app}', command: [sh, -c, '{script}'], ");
+    fs::write(place.path("mesh/mesh.yaml"), text.replace("region: us-east, ", &instance)).unwrap();
+    let mut up = place.up();
+    up.says("started media-us-east-app");
+    let until = Instant::now() + PATIENCE;
+    while !pid.exists() {
+        assert!(Instant::now() < until, "the app was not started");
+        std::thread::yield_now();
+    }
+    let line = PathBuf::from(format!("/proc/{}/cmdline", fs::read_to_string(&pid).unwrap().trim()));
+    let runs = || fs::read(&line).is_ok_and(|line| line.starts_with(b"sleep"));
+    up.signal(Signal::KILL);
+    up.child.wait().unwrap();
+    assert!(runs(), "the kernel does not end it");
+
+    let mut again = place.up();
+    again.says("killed 1 processes that apps had left");
+    let until = Instant::now() + PATIENCE;
+    while runs() {
+        assert!(Instant::now() < until, "it still runs");
+        std::thread::yield_now();
+    }
+    again.signal(Signal::TERM);
+    assert_eq!(again.child.wait().unwrap().code(), Some(0));
+    place.wait_until_nothing_runs();
+}
+
+#[test]
 fn a_taken_port_is_named_with_its_field_and_nothing_is_started() {
     let place = Place::new();
     let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
@@ -337,6 +371,43 @@ fn commands_of_the_operator_answer_from_the_running_control_plane() {
     let (_, token, _) = operator(&place, &["identity", "join-token", "--service", "media", "-o", "json"]);
     assert!(token["joinToken"].as_str().unwrap().len() > 20, "{token}");
 
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn check_finds_the_sidecar_that_does_not_serve_and_the_app_that_does_not_listen() {
+    let place = Place::new();
+    let app_listens = TcpListener::bind("127.0.0.1:0").unwrap();
+    let app_address = app_listens.local_addr().unwrap();
+    let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
+    let text = text.replace("region: us-east, ", &format!("region: us-east, app: '{app_address}', "));
+    fs::write(place.path("mesh/mesh.yaml"), text).unwrap();
+    let mut up = place.up();
+    up.says("TCS serves on");
+    // The sidecar never serves, and that is what the check finds.
+    let (code, json, _) = operator(&place, &["check", "-o", "json"]);
+    assert_eq!((code, &json["ok"]), (1, &false.into()));
+    let checks = json["checks"].as_array().unwrap();
+    let dead = checks.iter().find(|check| check["check"] == "ready").unwrap();
+    assert_eq!((&dead["subject"], &dead["ok"]), (&"media-us-east".into(), &false.into()));
+    assert!(checks.iter().filter(|check| check["check"] == "reachable").all(|check| check["ok"] == true), "{json}");
+    let app = checks.last().unwrap();
+    assert_eq!((&app["check"], &app["subject"], &app["ok"]), (&"app".into(), &"media-us-east".into(), &true.into()));
+    drop(app_listens);
+    let (code, json, _) = operator(&place, &["check", "-o", "json"]);
+    let app = json["checks"].as_array().unwrap().last().unwrap();
+    assert_eq!((code, &app["ok"]), (1, &false.into()));
+    assert!(app["next"].as_str().unwrap().starts_with(&format!("start media on {app_address}")), "{app}");
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_policy_without_instances_is_applied_with_a_warning_and_an_applied_one_is_named_at_the_next_start() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("TCS serves on");
     // Allowlists alone: the contract is that it is applied, and it takes the instances away.
     let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
     let (without, _) = text.split_once("---\napiVersion: tenon.dev/v1\nkind: LocalMesh").unwrap();
@@ -349,15 +420,6 @@ fn commands_of_the_operator_answer_from_the_running_control_plane() {
     assert!(said.starts_with("warning: this policy names no instances: every call will be NO_ENDPOINT"), "{said}");
     let (code, _, said) = apply(&place.path("mesh"));
     assert_eq!((code, said.as_str()), (0, ""));
-
-    // The sidecar never serves, and that is what the check finds.
-    let (code, json, _) = operator(&place, &["check", "-o", "json"]);
-    assert_eq!((code, &json["ok"]), (1, &false.into()));
-    let checks = json["checks"].as_array().unwrap();
-    let dead = checks.iter().find(|check| check["check"] == "ready").unwrap();
-    assert_eq!((&dead["subject"], &dead["ok"]), (&"media-us-east".into(), &false.into()));
-    assert!(checks.iter().filter(|check| check["check"] == "reachable").all(|check| check["ok"] == true), "{json}");
-
     up.signal(Signal::TERM);
     assert_eq!(up.child.wait().unwrap().code(), Some(0));
 

@@ -8,7 +8,7 @@ use std::{
 
 use mesh_config::{Instance, LocalMesh, Mesh, names::ServiceName};
 
-use super::{credentials::PASSPHRASE, supervisor};
+use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
     data::Data,
     failure::Failure,
@@ -232,6 +232,7 @@ impl Maker<'_> {
         let mut child = self.child(&format!("{name}-app"), line, None);
         // An app may have TENON_* variables of its own; the passphrase is nobody's but the CA's.
         child.spec.without = vec![PASSPHRASE.into()];
+        child.spec.with = vec![(leftovers::MARK, leftovers::mark(self.around.data))];
         child
     }
 
@@ -245,6 +246,7 @@ impl Maker<'_> {
             tie: self.tie.clone(),
             grace: supervisor::GRACE,
             without: std::env::vars_os().map(|(name, _)| name).filter(ours).collect(),
+            with: Vec::new(),
         };
         Planned { spec, joins }
     }

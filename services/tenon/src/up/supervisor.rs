@@ -47,6 +47,8 @@ pub struct Spec {
     pub grace: Duration,
     /// Environment variables that it does not get.
     pub without: Vec<OsString>,
+    /// Environment variables that it gets besides what this process has.
+    pub with: Vec<(&'static str, OsString)>,
     /// What goes before the program to tie it to the life of this process; see [`tie`].
     pub tie: Vec<OsString>,
 }
@@ -166,6 +168,9 @@ impl Running {
             .kill_on_drop(true);
         for name in &spec.without {
             command.env_remove(name);
+        }
+        for (name, value) in &spec.with {
+            command.env(name, value);
         }
         let child = command.spawn()?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);

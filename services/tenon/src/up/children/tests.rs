@@ -82,6 +82,7 @@ fn an_app_is_run_as_it_is_written_and_joins_nothing() {
     assert_eq!(plan.apps.len(), 1);
     assert_eq!(line(&plan.apps[0]), "media --listen 127.0.0.1:9002");
     assert_eq!((plan.apps[0].spec.name.as_str(), &plan.apps[0].joins), ("media-us-east-app", &None));
+    assert_eq!(plan.apps[0].spec.with, [("TENON_DATA_FOLDER", "/data".into())]);
 }
 
 /// What clap makes of a command line, as the child would.

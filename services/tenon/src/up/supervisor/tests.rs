@@ -13,6 +13,7 @@ fn shell(dir: &TempDir, script: &str) -> Spec {
         log: dir.path().join("child.log"),
         grace: GRACE,
         without: Vec::new(),
+        with: Vec::new(),
         tie: Vec::new(),
     }
 }
