@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use h2::{RecvStream, client::SendRequest};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use sidecar_core::{Reason, Refusal, deadline::parse_grpc_timeout};
@@ -26,6 +26,14 @@ pub enum Failed {
     Unreachable(Box<Request<Incoming>>, Refusal),
     /// The call is over.
     Final(Refusal),
+}
+
+/// CONNECT has no path that a rule could allow.
+pub fn refuse_tunnels<B>(request: &Request<B>) -> Result<(), Refusal> {
+    if request.method() == Method::CONNECT {
+        return Err(Refusal::new(Reason::PathNotAllowed, "CONNECT is not carried"));
+    }
+    Ok(())
 }
 
 /// When a call with this head must be over. A malformed `grpc-timeout` sets none: the app answers for it.

@@ -66,6 +66,7 @@ async fn handle(
     mut request: Request<Incoming>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
+    forward::refuse_tunnels(&request)?;
     let verdict = decide(worker, caller, &request, call).await?;
     if let Some(refusal) = &verdict.audited {
         call.audited(refusal);

@@ -41,6 +41,7 @@ async fn handle(
     request: Request<Incoming>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
+    forward::refuse_tunnels(&request)?;
     let state = worker.live.outbound();
     let mut verdict = decide(worker, &state, &request)?;
     call.deadline = forward::deadline(request.headers());

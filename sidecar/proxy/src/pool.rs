@@ -212,12 +212,12 @@ impl Upstream {
         let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         match &self.target {
-            Target::App(_) => http2_client(tcp).await.map_err(|error| ConnectError::Tcp(address, error)),
+            Target::App(_) => http2_client(tcp, false).await.map_err(|error| ConnectError::Tcp(address, error)),
             Target::Sidecar(_, service) => {
                 let tls = tls::connect(&tls::client_config(identity, service), tcp)
                     .await
                     .map_err(|error| ConnectError::Tls(address, error.to_string().into()))?;
-                http2_client(tls).await.map_err(|error| ConnectError::Tls(address, error))
+                http2_client(tls, true).await.map_err(|error| ConnectError::Tls(address, error))
             }
         }
     }
@@ -232,7 +232,10 @@ impl Target {
 }
 
 /// Figures: `docs/adr/0002-hyper-for-the-data-path.md`.
-async fn http2_client<T>(io: T) -> Result<Connection, Arc<str>>
+///
+/// `pinged`: a host may vanish without a word, so sidecars are asked for signs of life. Apps on this host are not: one that
+/// is stopped in a debugger is not gone.
+async fn http2_client<T>(io: T, pinged: bool) -> Result<Connection, Arc<str>>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -249,7 +252,7 @@ where
         .await
         .map_err(|error| Arc::from(error.to_string()))?;
     let (calls, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let pings = connection.ping_pong();
+    let pings = connection.ping_pong().filter(|_| pinged);
     let (at_the_end, busy) = (Arc::clone(&ended), Arc::clone(&calls));
     tokio::spawn(async move {
         let why = tokio::select! {
