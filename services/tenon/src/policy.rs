@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use mesh_config::Records;
 use serde::Serialize;
 use tenon_proto::policy::v1::{
     ApplyRequest, DescribeRequest, DescribeResponse, PolicyFile, Problem, policy_client::PolicyClient,
@@ -123,6 +124,17 @@ fn without_instances(mesh: &mesh_config::Mesh) -> Option<&'static str> {
 /// Whose policy is in force, when it is not that of a watched folder.
 pub fn applied_by(described: &DescribeResponse) -> Option<&str> {
     described.source.strip_prefix("applied by ")
+}
+
+/// Whether the policy in force says what these records do, whoever applied it.
+pub fn says_the_same(described: &DescribeResponse, records: &Records) -> bool {
+    fn same<'r, T: PartialEq + 'r>(described: &[T], mut records: impl ExactSizeIterator<Item = &'r T> + Clone) -> bool {
+        described.len() == records.len() && records.all(|record| described.contains(record))
+    }
+    same(&described.services, records.allowlists.values())
+        && same(&described.routes, records.routes.values())
+        && same(&described.endpoints, records.endpoints.values())
+        && same(&described.quarantines, records.quarantines.values())
 }
 
 /// `tenon policy status`. Exits 1 when the watched folder has problems.

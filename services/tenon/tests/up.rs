@@ -404,7 +404,7 @@ fn check_finds_the_sidecar_that_does_not_serve_and_the_app_that_does_not_listen(
 }
 
 #[test]
-fn a_policy_without_instances_is_applied_with_a_warning_and_an_applied_one_is_named_at_the_next_start() {
+fn a_policy_without_instances_is_applied_with_a_warning_and_named_at_the_next_start() {
     let place = Place::new();
     let mut up = place.up();
     up.says("TCS serves on");
@@ -418,18 +418,25 @@ fn a_policy_without_instances_is_applied_with_a_warning_and_an_applied_one_is_na
     let (code, _, said) = apply(&alone);
     assert_eq!(code, 0, "{said}");
     assert!(said.starts_with("warning: this policy names no instances: every call will be NO_ENDPOINT"), "{said}");
-    let (code, _, said) = apply(&place.path("mesh"));
-    assert_eq!((code, said.as_str()), (0, ""));
     up.signal(Signal::TERM);
     assert_eq!(up.child.wait().unwrap().code(), Some(0));
 
     let mut again = place.up();
     let said = again.says("the policy in force is not that of");
-    let folder = place.path("mesh");
+    let mesh = place.path("mesh");
     assert!(
-        said.contains("/operator/") && said.ends_with(&format!("tenon policy apply -f {}", folder.display())),
+        said.contains("/operator/") && said.ends_with(&format!("tenon policy apply -f {}", mesh.display())),
         "{said}"
     );
+    let (code, _, said) = apply(&mesh);
+    assert_eq!((code, said.as_str()), (0, ""));
     again.signal(Signal::TERM);
     assert_eq!(again.child.wait().unwrap().code(), Some(0));
+
+    let mut third = place.up();
+    place.wait_for_the_sidecar();
+    third.signal(Signal::TERM);
+    assert_eq!(third.child.wait().unwrap().code(), Some(0));
+    let said: Vec<String> = third.lines.iter().collect();
+    assert!(!said.iter().any(|line| line.contains("is not that of")), "who did as told is not told again: {said:#?}");
 }

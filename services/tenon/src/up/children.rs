@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mesh_config::{Instance, LocalMesh, Mesh, names::ServiceName};
+use mesh_config::{Instance, LocalMesh, Mesh, Records, compile, names::ServiceName};
 
 use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
@@ -54,6 +54,8 @@ pub struct Plan {
     pub apps: Vec<Planned>,
     /// The policy folder, absolute.
     pub folder: PathBuf,
+    /// What the folder says.
+    pub records: Records,
     /// What commands read of it.
     pub file: MeshFile,
 }
@@ -117,6 +119,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
             .map(|(instance, name)| maker.app(instance, name))
             .collect(),
         folder: around.folder.to_owned(),
+        records: compile(around.mesh),
         file,
     }
 }

@@ -100,7 +100,9 @@ impl<'a> Startup<'a> {
         // No answer is for others to report: what matters is that the sidecars get their policy.
         let asked = timeout(DESCRIBE, client.describe(DescribeRequest { service: String::new() })).await;
         let Ok(Ok(described)) = asked else { return };
-        if let Some(operator) = policy::applied_by(described.get_ref()) {
+        let described = described.into_inner();
+        let operator = policy::applied_by(&described);
+        if let Some(operator) = operator.filter(|_| !policy::says_the_same(&described, &self.plan.records)) {
             let folder = self.plan.folder.display();
             self.printer.warn(&format!(
                 "the policy in force is not that of {folder}: {operator} applied it; to change that: tenon policy apply -f {folder}"
