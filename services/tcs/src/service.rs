@@ -99,7 +99,10 @@ async fn receive(mut requests: Streaming<ImportRequest>) -> Result<Import, Statu
     while let Some(request) = requests.next().await {
         request?.tenants.into_iter().for_each(|tenant| staged.push(tenant));
     }
-    staged.finish().map_err(|problems: Problems| Status::invalid_argument(problems.to_string()))
+    // Seconds of work for a million records: connections must be answered meanwhile.
+    let finished = tokio::task::spawn_blocking(move || staged.finish()).await;
+    let finished = finished.map_err(|_| Status::unavailable("the TCS is stopping: nothing has changed"))?;
+    finished.map_err(|problems: Problems| Status::invalid_argument(problems.to_string()))
 }
 
 /// For the log.
