@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "tenon/tcs/v1/tcs.proto",
     "tenon/policy/v1/policy.proto",
     "tenon/identity/v1/identity.proto",
+    "spiffe/workload/workload.proto",
     "media/v1/media.proto",
     "issues/v1/issues.proto",
 ];
@@ -30,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .compile_fds(descriptors)?;
 
     // Files of tenants are proto3 JSON.
-    pbjson_build::Builder::new().register_descriptors(&encoded)?.btree_map(["."]).build(&[".tenon.tcs.v1"])?;
+    let tenants = protox::compile(["tenon/tcs/v1/tcs.proto"], ["."])?.encode_to_vec();
+    pbjson_build::Builder::new().register_descriptors(&tenants)?.btree_map(["."]).build(&[".tenon.tcs.v1"])?;
     Ok(())
 }

@@ -62,6 +62,7 @@ fn service_policy(mesh: &Mesh, service: &Service) -> proto::ServicePolicy {
         originates: service.originates,
         rules,
         audit_allowlist,
+        external_clients: Vec::new(),
     }
 }
 
@@ -89,7 +90,12 @@ fn compile_rule(rule: &Rule, allowlist: &str, audit: bool) -> proto::Rule {
 }
 
 fn route(service: &Service) -> proto::Route {
-    proto::Route { service: service.name.to_string(), product: product(service), residency: residency(service).into() }
+    proto::Route {
+        service: service.name.to_string(),
+        product: product(service),
+        residency: residency(service).into(),
+        requests_transaction_tokens: false,
+    }
 }
 
 /// A LocalMesh is one machine: a listener on all its addresses is reached over loopback.

@@ -36,6 +36,11 @@ pub mod identity {
     }
 }
 
+/// The SPIFFE Workload API.
+pub mod spiffe {
+    tonic::include_proto!("_");
+}
+
 /// The sample media service.
 pub mod media {
     pub mod v1 {
@@ -60,4 +65,6 @@ pub mod kind {
     pub const KEY: &str = "key";
     pub const TRUST_BUNDLE: &str = "trust_bundle";
     pub const REVOCATION: &str = "revocation";
+    /// Served by the policy service, for the identity service alone.
+    pub const ATTESTATION: &str = "attestation";
 }

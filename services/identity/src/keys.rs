@@ -91,6 +91,7 @@ impl Keys {
                 spki: key.spki.clone(),
                 created_unix_seconds: present.as_ref().map_or(now, |(_, present)| present.created_unix_seconds),
                 confirmed_unix_seconds: now,
+                r#use: 0,
             };
             let expected = present.map_or(Expected::Absent, |(revision, _)| Expected::Revision(revision));
             let write = Write::put(key.kid.as_str(), record.encode_to_vec()).expecting(expected);

@@ -6,6 +6,7 @@ use journal::AppendError;
 use mesh_config::names::ServiceName;
 use mesh_identity::grpc::{Rpc, Who};
 use mesh_identity::{Peer, clock};
+use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_server::Identity;
 use tenon_proto::identity::v1::{
     AttestRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, GetTrustBundleRequest, IssueResponse,
@@ -26,6 +27,13 @@ pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::Services },
     Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators },
     Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/Confirm", who: Who::Services },
+    Rpc { path: "/tenon.identity.v1.Identity/Revoke", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/LiftRevocation", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/ListRevocations", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/Rotate", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/IssueSvid", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/IssueTransactionToken", who: Who::Operators },
 ];
 
 /// The service. Cheap to clone.
@@ -75,7 +83,7 @@ impl Identity for IdentityService {
     }
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<IssueResponse>, Status> {
-        let AttestRequest { join_token, csr, asap_key } = request.into_inner();
+        let AttestRequest { join_token, csr, asap_key, .. } = request.into_inner();
         let join_token = zeroize::Zeroizing::new(join_token);
         let authority = Arc::clone(&self.authority);
         self.admit(async move { authority.attest(&join_token, &csr, asap_key, clock::unix_seconds()).await }).await
@@ -84,7 +92,7 @@ impl Identity for IdentityService {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
         let service = peer(&request)?.id.service_name().cloned();
         let service = service.ok_or_else(|| Status::permission_denied("only services renew"))?;
-        let RenewRequest { csr, asap_key } = request.into_inner();
+        let RenewRequest { csr, asap_key, .. } = request.into_inner();
         let authority = Arc::clone(&self.authority);
         self.admit(async move { authority.renew(&service, &csr, asap_key, clock::unix_seconds()).await }).await
     }
@@ -105,6 +113,43 @@ impl Identity for IdentityService {
 
     async fn list_keys(&self, _: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
         Ok(Response::new(ListKeysResponse { keys: self.authority.list_keys().await? }))
+    }
+
+    async fn confirm(&self, _: Request<proto::ConfirmRequest>) -> Result<Response<proto::ConfirmResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn revoke(&self, _: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn lift_revocation(
+        &self,
+        _: Request<proto::LiftRevocationRequest>,
+    ) -> Result<Response<proto::RevokeResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn list_revocations(
+        &self,
+        _: Request<proto::ListRevocationsRequest>,
+    ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn rotate(&self, _: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn issue_svid(&self, _: Request<proto::IssueSvidRequest>) -> Result<Response<proto::IssueResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn issue_transaction_token(
+        &self,
+        _: Request<proto::IssueTransactionTokenRequest>,
+    ) -> Result<Response<proto::IssueTransactionTokenResponse>, Status> {
+        Err(Status::unimplemented("not served"))
     }
 }
 

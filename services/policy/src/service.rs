@@ -106,6 +106,7 @@ impl PolicyService {
             revision: position.revision,
             source: origin,
             problems: problems.into_iter().map(to_proto).collect(),
+            attestors: Vec::new(),
         })
     }
 }

@@ -11,6 +11,19 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     /// The same roots as webpki wants them, parsed once.
     anchors: Vec<TrustAnchor<'static>>,
+    rotation: Rotation,
+}
+
+/// What a bundle says beside its roots: how far rotations are. The pin is over the roots alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rotation {
+    /// Moves by one with each change of the bundle: `spiffe_sequence`.
+    pub sequence: u64,
+    /// SHA-256 of the certificate of the issuing CA that signs now. Who holds an SVID of another one renews soon. None:
+    /// unknown, as for a bundle from a file.
+    pub issuing_authority: Option<[u8; 32]>,
+    /// Unix seconds: services replace ASAP keys that were created before this.
+    pub rekey_created_before: u64,
 }
 
 /// Why something is not a trust bundle.
@@ -47,7 +60,7 @@ impl TrustBundle {
                 webpki::anchor_from_trusted_cert(root).map_err(|source| BundleError::Root { index, source })?;
             anchors.push(anchor.to_owned());
         }
-        Ok(Self { trust_domain, roots, anchors })
+        Ok(Self { trust_domain, roots, anchors, rotation: Rotation::default() })
     }
 
     /// One or more `CERTIFICATE` blocks.
@@ -67,7 +80,24 @@ impl TrustBundle {
     /// From the wire.
     pub fn from_proto(bundle: &tenon_proto::identity::v1::TrustBundle) -> Result<Self, BundleError> {
         let trust_domain = TrustDomain::try_from(bundle.trust_domain.as_str()).map_err(|_| BundleError::TrustDomain)?;
-        Self::new(trust_domain, bundle.roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect())
+        let roots = bundle.roots.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
+        let rotation = Rotation {
+            sequence: bundle.sequence,
+            issuing_authority: bundle.issuing_authority.as_ref().try_into().ok(),
+            rekey_created_before: bundle.rekey_created_before,
+        };
+        Ok(Self { rotation, ..Self::new(trust_domain, roots)? })
+    }
+
+    /// The same roots with these facts.
+    #[must_use]
+    pub fn with_rotation(self, rotation: Rotation) -> Self {
+        Self { rotation, ..self }
+    }
+
+    /// How far rotations are.
+    pub fn rotation(&self) -> &Rotation {
+        &self.rotation
     }
 
     /// For the wire.
@@ -75,6 +105,9 @@ impl TrustBundle {
         tenon_proto::identity::v1::TrustBundle {
             trust_domain: self.trust_domain.as_str().to_owned(),
             roots: self.roots.iter().map(|root| root.to_vec().into()).collect(),
+            sequence: self.rotation.sequence,
+            issuing_authority: self.rotation.issuing_authority.map(|hash| hash.to_vec().into()).unwrap_or_default(),
+            rekey_created_before: self.rotation.rekey_created_before,
         }
     }
 
@@ -109,7 +142,7 @@ impl TrustBundle {
 
 impl PartialEq for TrustBundle {
     fn eq(&self, other: &Self) -> bool {
-        self.trust_domain == other.trust_domain && self.roots == other.roots
+        self.trust_domain == other.trust_domain && self.roots == other.roots && self.rotation == other.rotation
     }
 }
 

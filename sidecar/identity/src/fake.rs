@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mesh_config::names::control_plane;
+use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_server::{Identity as Service, IdentityServer};
 use tenon_proto::identity::v1::{
     AttestRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, GetTrustBundleRequest, IssueResponse,
@@ -153,5 +154,42 @@ impl Service for Fake {
 
     async fn list_keys(&self, _: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
         Ok(Response::new(ListKeysResponse::default()))
+    }
+
+    async fn confirm(&self, _: Request<proto::ConfirmRequest>) -> Result<Response<proto::ConfirmResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn revoke(&self, _: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn lift_revocation(
+        &self,
+        _: Request<proto::LiftRevocationRequest>,
+    ) -> Result<Response<proto::RevokeResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn list_revocations(
+        &self,
+        _: Request<proto::ListRevocationsRequest>,
+    ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn rotate(&self, _: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn issue_svid(&self, _: Request<proto::IssueSvidRequest>) -> Result<Response<proto::IssueResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn issue_transaction_token(
+        &self,
+        _: Request<proto::IssueTransactionTokenRequest>,
+    ) -> Result<Response<proto::IssueTransactionTokenResponse>, Status> {
+        Err(Status::unimplemented("not served"))
     }
 }

@@ -22,7 +22,7 @@ mod svid;
 pub mod testing;
 pub mod tls;
 
-pub use bundle::{BundleError, TrustBundle};
+pub use bundle::{BundleError, Rotation, TrustBundle};
 pub use live::{Identity, Mismatch, Revoked};
 pub use peer::Peer;
 pub use spiffe::{SpiffeId, SpiffeIdError, Workload};

@@ -193,7 +193,7 @@ async fn a_process_joins_with_a_token_renews_over_mtls_and_its_key_reaches_follo
     // The same key, over mTLS: it is confirmed, not added.
     let mut client = IdentityClient::new(service.channel(&joined.identity));
     let asap_key = AsapKey { kid: key.kid, spki: key.spki };
-    let renew = RenewRequest { csr: testing::csr().into(), asap_key: Some(asap_key) };
+    let renew = RenewRequest { csr: testing::csr().into(), asap_key: Some(asap_key), ..RenewRequest::default() };
     let renewed = client.renew(renew).await.unwrap().into_inner();
     assert_eq!(renewed.trust_bundle.unwrap(), service.ca.bundle().to_proto());
     assert!((renewed.key_epoch, renewed.key_revision) > (epoch, revision));

@@ -58,7 +58,8 @@ impl Mesh {
     }
 
     async fn route(&self, service: &str, product: &str) {
-        let route = Route { service: service.to_owned(), product: product.to_owned(), residency: 1 };
+        let route =
+            Route { service: service.to_owned(), product: product.to_owned(), residency: 1, ..Route::default() };
         self.routes.append(vec![Write::put(service, route.encode_to_vec())]).await.unwrap();
     }
 

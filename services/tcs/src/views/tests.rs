@@ -18,7 +18,8 @@ impl Routes for Policy {
 
     fn get(&self, service: &str) -> Option<Arc<ServiceRoute>> {
         let product = self.0.as_ref()?.get(service)?;
-        let route = Route { service: service.to_owned(), product: (*product).to_owned(), residency: 1 };
+        let route =
+            Route { service: service.to_owned(), product: (*product).to_owned(), residency: 1, ..Route::default() };
         Some(Arc::new(ServiceRoute::decode(service, 1, route.encode_to_vec().into()).unwrap()))
     }
 }
@@ -104,7 +105,8 @@ fn the_same_record_gives_the_same_bytes() {
 #[test]
 fn a_route_with_a_product_that_is_none_is_refused() {
     for product in ["*", "Media", "a/b"] {
-        let route = Route { service: "media".to_owned(), product: product.to_owned(), residency: 1 };
+        let route =
+            Route { service: "media".to_owned(), product: product.to_owned(), residency: 1, ..Route::default() };
         assert!(ServiceRoute::decode("media", 1, route.encode_to_vec().into()).is_err(), "{product}");
     }
 }

@@ -61,6 +61,7 @@ fn mesh(tenants: Option<Vec<TenantContext>>) -> Mesh {
             service: policy.service.clone(),
             product: policy.product.clone(),
             residency: policy.residency,
+            ..Default::default()
         })
         .collect();
     Mesh::new(&policies, &routes, [], tenants).unwrap()

@@ -45,6 +45,7 @@ fn record() -> policy::ServicePolicy {
         product: "media".into(),
         residency: policy::Residency::Home.into(),
         originates: true,
+        external_clients: Vec::new(),
         rules: vec![
             rule("required", "/m.M/Required", |_| {}),
             rule("optional", "/m.M/Optional", |rule| rule.tenant = optional),

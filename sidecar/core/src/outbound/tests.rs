@@ -30,6 +30,7 @@ fn destinations() -> Destinations {
         service: service.into(),
         product: String::new(),
         residency: residency.into(),
+        ..Default::default()
     };
     let endpoint = |service: &str, region: &str, address: &str| policy::Endpoint {
         service: service.into(),

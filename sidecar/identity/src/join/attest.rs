@@ -33,7 +33,12 @@ pub(super) async fn attest(config: &Config, pin: &str, join_token: String) -> Re
     let request = Request::new(&id)?;
     let asap_key =
         SigningKey::generate(config.service.as_str()).map_err(|error| JoinError::Answer(error.to_string()))?;
-    let attest = AttestRequest { join_token, csr: request.csr.clone().into(), asap_key: Some(public_half(&asap_key)) };
+    let attest = AttestRequest {
+        join_token,
+        csr: request.csr.clone().into(),
+        asap_key: Some(public_half(&asap_key)),
+        ..AttestRequest::default()
+    };
     let answer = deadline(client.attest(attest)).await.map_err(|status| refused(config, status))?;
 
     let issued = request.accept(answer, &id)?;

@@ -59,7 +59,11 @@ pub(super) fn until_half_life(svid: &Svid, random: u16) -> Duration {
 pub(super) async fn renew(joined: &Joined, config: &Config, channel: Channel) -> Result<(), JoinError> {
     let id = joined.identity.id();
     let request = Request::new(id)?;
-    let renew = RenewRequest { csr: request.csr.clone().into(), asap_key: Some(attest::public_half(&joined.asap_key)) };
+    let renew = RenewRequest {
+        csr: request.csr.clone().into(),
+        asap_key: Some(attest::public_half(&joined.asap_key)),
+        ..RenewRequest::default()
+    };
     let answer = attest::deadline(attest::client(channel).renew(renew)).await.map_err(|status| JoinError::Call {
         address: config.identity_address,
         call: "Renew",

@@ -77,7 +77,7 @@ async fn a_service_of_the_server_knows_who_calls() {
     let ca = Arc::new(Ca::new("demo.example"));
     let running = Fake::new(&ca).start().await;
     let csr = crate::testing::csr();
-    let renew = RenewRequest { csr: csr.into(), asap_key: None };
+    let renew = RenewRequest { csr: csr.into(), ..RenewRequest::default() };
     let answer = IdentityClient::new(identified(&running, &ca.identity("wiki"))).renew(renew).await.unwrap();
     let leaf = crate::peer::Leaf::parse(&answer.into_inner().chain[0]).unwrap();
     assert_eq!(leaf.id, ca.id("wiki"));
