@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use mesh_config::names::ServiceName;
+use tokio::sync::watch;
 
 use crate::{Peer, SpiffeId, Svid, TrustBundle};
 
@@ -17,6 +18,8 @@ pub struct Identity {
     svid: ArcSwap<Svid>,
     bundle: ArcSwap<TrustBundle>,
     revoked: ArcSwap<Revoked>,
+    /// Counts the replacements of the three above, each after it can be seen.
+    changes: watch::Sender<u64>,
 }
 
 /// Peers whose certificates are refused although they are valid.
@@ -26,6 +29,8 @@ pub struct Revoked {
     pub services: HashSet<ServiceName>,
     /// These certificates: lower hexadecimal without leading zero bytes.
     pub serials: HashSet<String>,
+    /// Tokens signed with these ASAP keys. TLS knows nothing of them.
+    pub kids: HashSet<String>,
 }
 
 /// A new SVID or bundle is somebody else's.
@@ -44,6 +49,7 @@ impl Identity {
             svid: ArcSwap::from_pointee(svid),
             bundle: ArcSwap::from_pointee(bundle),
             revoked: ArcSwap::default(),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -78,6 +84,7 @@ impl Identity {
             return Err(Mismatch { expected: self.id.to_string(), got: svid.id().to_string() });
         }
         self.svid.store(Arc::new(svid));
+        self.changed();
         Ok(())
     }
 
@@ -89,14 +96,30 @@ impl Identity {
                 got: bundle.trust_domain().to_string(),
             });
         }
-        self.bundle.store(Arc::new(bundle));
+        if *self.bundle.load_full() != bundle {
+            self.bundle.store(Arc::new(bundle));
+            self.changed();
+        }
         Ok(())
     }
 
     /// From the next handshake on, and the next request to [`crate::grpc::Server`], these peers are refused. Other
     /// open connections are for their owner to close.
     pub fn set_revoked(&self, revoked: Revoked) {
-        self.revoked.store(Arc::new(revoked));
+        if *self.revoked.load_full() != revoked {
+            self.revoked.store(Arc::new(revoked));
+            self.changed();
+        }
+    }
+
+    /// Moves after each [`Self::set_svid`], [`Self::set_bundle`] and [`Self::set_revoked`] that changed something, for whoever holds
+    /// connections or tasks that depend on them. The number itself means nothing.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Whether this peer's service or certificate is revoked.

@@ -84,6 +84,14 @@ impl Svid {
         &self.certified.cert
     }
 
+    /// SHA-256 of the certificate of the issuing CA, the second of the chain. None when a root issued it, as an
+    /// operator's debugging CA or the root of a mesh without issuing CAs does.
+    pub fn issuing_authority(&self) -> Option<[u8; 32]> {
+        let issuer = self.chain().get(1)?;
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, issuer);
+        Some(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+
     /// Whose it is.
     pub fn id(&self) -> &SpiffeId {
         &self.leaf.id
