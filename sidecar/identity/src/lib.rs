@@ -24,6 +24,6 @@ pub mod tls;
 
 pub use bundle::{BundleError, Rotation, TrustBundle};
 pub use live::{Identity, Mismatch, Revoked};
-pub use peer::Peer;
+pub use peer::{OutsidePeer, Peer};
 pub use spiffe::{SpiffeId, SpiffeIdError, Workload};
 pub use svid::{Svid, SvidError};

@@ -129,6 +129,11 @@ impl Identity {
 }
 
 impl Revoked {
+    /// Whether a client outside of the mesh is named, by its name in the policy or its certificate's serial.
+    pub(crate) fn names_outside(&self, name: &str, serial: &str) -> bool {
+        self.serials.contains(serial) || self.services.contains(name)
+    }
+
     pub(crate) fn names(&self, id: &SpiffeId, serial: &str) -> bool {
         self.serials.contains(serial) || id.service_name().is_some_and(|name| self.services.contains(name))
     }

@@ -1,5 +1,9 @@
 //! Who is at the other end of a connection.
 
+use std::sync::Arc;
+
+use mesh_config::names::TrustDomain;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -14,6 +18,62 @@ pub struct Peer {
     pub serial: String,
     /// Last second in which its certificate is valid, Unix time.
     pub not_after: u64,
+}
+
+/// What TLS proved of a client outside of the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutsidePeer {
+    /// What the policy calls it.
+    pub name: Arc<str>,
+    /// Serial of its certificate, written as a [`Peer`]'s.
+    pub serial: String,
+    /// Last second in which its certificate is valid, Unix time.
+    pub not_after: u64,
+    /// What it showed, leaf first: looked at again when the policy changes.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// When that was found good.
+    pub(crate) proven_at: UnixTime,
+}
+
+/// The names and times of a certificate of any CA. Nothing here says that anyone trusts it.
+pub(crate) struct Names {
+    pub uris: Vec<String>,
+    pub dns: Vec<String>,
+    pub serial: String,
+    pub not_after: u64,
+}
+
+impl Names {
+    /// Reads a leaf certificate that is not an authority's.
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, LeafError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| LeafError::Encoding)?;
+        if !rest.is_empty() {
+            return Err(LeafError::Encoding);
+        }
+        if certificate.is_ca() {
+            return Err(LeafError::Authority);
+        }
+        let (mut uris, mut dns) = (Vec::new(), Vec::new());
+        let names = certificate.subject_alternative_name().map_err(|_| LeafError::Encoding)?;
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            if let GeneralName::URI(uri) = name {
+                uris.push((*uri).to_owned());
+            } else if let GeneralName::DNSName(name) = name {
+                dns.push((*name).to_owned());
+            }
+        }
+        let not_after = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+        Ok(Self { uris, dns, serial: serial(certificate.raw_serial()), not_after })
+    }
+
+    /// Whether one of its names is a SPIFFE id of this trust domain, well formed or not: the mesh alone speaks for those.
+    pub(crate) fn claim(&self, trust_domain: &TrustDomain) -> bool {
+        self.uris.iter().any(|uri| {
+            let Some((scheme, rest)) = uri.split_once("://") else { return false };
+            let domain = rest.split(['/', '?', '#', ':']).next().unwrap_or_default();
+            scheme.eq_ignore_ascii_case("spiffe") && domain.eq_ignore_ascii_case(trust_domain.as_str())
+        })
+    }
 }
 
 /// What this mesh reads of a certificate's own fields. Nothing here says that anyone trusts it.

@@ -3,6 +3,7 @@
 //! The configurations read the live [`Identity`] at each handshake. Sessions are never resumed: a resumed handshake
 //! looks at no certificate, so it would outlive expiry and revocation.
 
+mod outsiders;
 mod verify;
 
 use std::io;
@@ -19,8 +20,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::clock::Steady;
-use crate::peer::Leaf;
-use crate::{Identity, Peer};
+use crate::peer::{Leaf, OutsidePeer};
+use crate::{Identity, Peer, Workload};
+
+pub use outsiders::{Outsider, OutsiderError, Outsiders};
 
 /// What a handshake may take before the connection is closed.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -37,6 +40,36 @@ pub enum Clients {
     Required,
     /// For the identity service, whose first callers have none yet.
     Optional,
+}
+
+/// Who a client of a sidecar's inbound listener has proved to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A process of the mesh, by its SVID.
+    Mesh(Peer),
+    /// A client outside of the mesh that the policy names, by a certificate of its own CA.
+    Outside(OutsidePeer),
+}
+
+impl Client {
+    /// What rules call it; of an operator the name in its SPIFFE id.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Mesh(peer) => match peer.id.workload() {
+                Workload::Service(name) => name.as_str(),
+                Workload::Operator(name) => name,
+            },
+            Self::Outside(peer) => &peer.name,
+        }
+    }
+
+    /// Whether its service, its name or its certificate is revoked now.
+    pub fn is_revoked(&self, identity: &Identity) -> bool {
+        match self {
+            Self::Mesh(peer) => identity.is_revoked(peer),
+            Self::Outside(peer) => identity.revoked().names_outside(&peer.name, &peer.serial),
+        }
+    }
 }
 
 /// Why a connection did not come to be.
@@ -60,10 +93,22 @@ pub enum TlsError {
 /// of the own trust domain, be within its time and not revoked. A client that does not offer `h2` is refused before a
 /// certificate is shown to it.
 pub fn server_config(identity: &Arc<Identity>, clients: Clients) -> Arc<ServerConfig> {
+    finish_server(identity, verify::ClientSvids::new(Arc::clone(identity), clients))
+}
+
+/// For the inbound listener of a sidecar: as [`server_config`], and clients outside of the mesh are taken too. A
+/// certificate that claims a SPIFFE id of the own trust domain must be an SVID; any other is that of the one outside
+/// client whose CA it chains to, with EKU clientAuth, and one of whose names it carries. Go on with [`accept_client`].
+pub fn inbound_config(identity: &Arc<Identity>, outsiders: Arc<Outsiders>) -> Arc<ServerConfig> {
+    let verifier = verify::ClientSvids::new(Arc::clone(identity), Clients::Required);
+    finish_server(identity, verifier.with_outsiders(outsiders))
+}
+
+fn finish_server(identity: &Arc<Identity>, clients: verify::ClientSvids) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(Steady))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3 suites")
-        .with_client_cert_verifier(Arc::new(verify::ClientSvids::new(Arc::clone(identity), clients)))
+        .with_client_cert_verifier(Arc::new(clients))
         .with_cert_resolver(Arc::new(verify::Own(Arc::clone(identity))));
     config.alpn_protocols = vec![H2.to_vec()];
     config.send_tls13_tickets = 0;
@@ -116,6 +161,29 @@ pub async fn accept(
     }
     let peer = peer(connection);
     Ok((stream, peer))
+}
+
+/// Does the server's side of a handshake of [`inbound_config`], with the same `identity` and `outsiders`.
+///
+/// # Errors
+/// As [`accept`]; also when the client was taken back while it shook hands.
+pub async fn accept_client(
+    config: &Arc<ServerConfig>,
+    identity: &Identity,
+    outsiders: &Outsiders,
+    stream: TcpStream,
+) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Client), TlsError> {
+    let (stream, peer) = accept(config, stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let client = match peer {
+        Some(peer) if peer.id.trust_domain() == identity.id().trust_domain() => Client::Mesh(peer),
+        // rustls has no way to hand on what its verifier found: it is found once more.
+        Some(_) | None => match outsiders.peer(chain, &identity.revoked()) {
+            Ok(peer) => Client::Outside(peer),
+            Err(error) => return Err(TlsError::Handshake(io::Error::other(error))),
+        },
+    };
+    Ok((stream, client))
 }
 
 /// Does the client's side of a handshake, within [`CONNECT_DEADLINE`].

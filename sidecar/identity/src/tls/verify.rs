@@ -14,14 +14,14 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::{Clients, H2, provider};
-use crate::peer::Leaf;
+use super::{Clients, H2, Outsiders, provider};
+use crate::peer::{Leaf, Names};
 use crate::{Identity, Revoked, Svid, TrustBundle, clock};
 
 /// id-kp-serverAuth and id-kp-clientAuth (RFC 5280 §4.2.1.12). Required: webpki's own constants let a certificate
 /// pass that has no EKU at all.
 const SERVER_AUTH: KeyUsage = KeyUsage::required(&[0x2b, 6, 1, 5, 5, 7, 3, 1]);
-const CLIENT_AUTH: KeyUsage = KeyUsage::required(&[0x2b, 6, 1, 5, 5, 7, 3, 2]);
+pub(super) const CLIENT_AUTH: KeyUsage = KeyUsage::required(&[0x2b, 6, 1, 5, 5, 7, 3, 2]);
 
 /// Shows the own SVID, whichever it is now.
 #[derive(Debug)]
@@ -51,12 +51,26 @@ impl ResolvesClientCert for Own {
 pub(super) struct ClientSvids {
     identity: Arc<Identity>,
     clients: Clients,
+    /// Whose certificates pass too. None: nobody's.
+    outsiders: Option<Arc<Outsiders>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientSvids {
     pub(super) fn new(identity: Arc<Identity>, clients: Clients) -> Self {
-        Self { identity, clients, algorithms: provider().signature_verification_algorithms }
+        let algorithms = provider().signature_verification_algorithms;
+        Self { identity, clients, outsiders: None, algorithms }
+    }
+
+    pub(super) fn with_outsiders(self, outsiders: Arc<Outsiders>) -> Self {
+        Self { outsiders: Some(outsiders), ..self }
+    }
+
+    /// The outside clients, if there are any and this certificate may be one's: not when it claims an id of the mesh.
+    fn outsiders_for(&self, leaf: &CertificateDer<'_>) -> Option<&Outsiders> {
+        let outsiders = self.outsiders.as_deref().filter(|outsiders| !outsiders.is_empty())?;
+        let claims = Names::parse(leaf).is_ok_and(|names| names.claim(self.identity.id().trust_domain()));
+        (!claims).then_some(outsiders)
     }
 }
 
@@ -75,6 +89,13 @@ impl ClientCertVerifier for ClientSvids {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        if let Some(outsiders) = self.outsiders_for(leaf) {
+            let (client, names) = outsiders.identify(&self.algorithms, leaf, intermediates, now)?;
+            if self.identity.revoked().names_outside(&client, &names.serial) {
+                return Err(Error::InvalidCertificate(CertificateError::Revoked));
+            }
+            return Ok(ClientCertVerified::assertion());
+        }
         let check = Check { algorithms: &self.algorithms, bundle: &self.identity.bundle(), usage: CLIENT_AUTH };
         check.run(leaf, intermediates, now, &self.identity.revoked())?;
         Ok(ClientCertVerified::assertion())
@@ -264,12 +285,12 @@ struct NotExpected {
 #[error("the certificate is of trust domain {0}")]
 struct OtherTrustDomain(TrustDomain);
 
-fn refused(why: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn refused(why: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
 
 /// Those that have an alert of their own get it; the rest is told as `certificate_unknown`.
-fn certificate_error(error: webpki::Error) -> Error {
+pub(super) fn certificate_error(error: webpki::Error) -> Error {
     #[expect(clippy::wildcard_enum_match_arm, reason = "webpki's errors are many, open-ended, and all mean no")]
     Error::InvalidCertificate(match error {
         webpki::Error::CertExpired { .. } => CertificateError::Expired,
