@@ -9,7 +9,7 @@ use prost::Message as _;
 use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
 
 use crate::{
-    Named, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, inbound,
+    Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, inbound,
     outbound::{self, Destinations},
     policy::{Nearest, Policy},
     tenancy::{Held, Tenant},
@@ -106,8 +106,8 @@ impl Mesh {
             let (policy, quarantined) = (Some(Arc::clone(&policy)), self.quarantined.clone());
             let state = inbound::State { me: callee, region, policy, quarantined, policy_position: None };
             let (token, tenant) = (Token::One(""), named(call));
-            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token: None };
-            inbound::decide(&state, &*tenants, &mut Proven, call.caller, &head, now, true)
+            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token: Named::None };
+            inbound::decide(&state, &*tenants, &mut Proven::default(), Peer::Service(call.caller), &head, now, true)
         });
         Ok(match outcome {
             Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),

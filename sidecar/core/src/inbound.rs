@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_config::names::{RegionName, ServiceName, TenantId};
 
 use crate::{
-    Credentials, Named, Position, Quarantined, Reason, Refusal, Tenants, Token,
+    Credentials, Named, Peer, Position, Quarantined, Reason, Refusal, Tenants, Token, Transaction,
     policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
     refusal::shown,
     tenancy::{ProductState, Status, Tenant},
@@ -38,7 +38,7 @@ pub struct Head<'a> {
     /// `x-tenant-revision`. When it stands several times or is not text: `Some("")`.
     pub tenant_revision: Option<&'a str>,
     /// `txn-token`.
-    pub txn_token: Option<&'a str>,
+    pub txn_token: Named<'a>,
 }
 
 /// The call is allowed.
@@ -48,6 +48,9 @@ pub struct Verdict<R> {
     pub tenant: Option<R>,
     /// The rule that decided, an index into [`Policy::rules`]; `None` when audit mode let pass what no rule matches.
     pub rule: Option<u32>,
+    /// What the transaction token proved, for deciding the call again while it is open; `None` when the rule wants none,
+    /// or when audit mode let pass a call without one.
+    pub transaction: Option<Transaction>,
     /// What audit mode let pass: to be logged and counted.
     pub audited: Option<Refusal>,
 }
@@ -68,7 +71,7 @@ impl From<Refusal> for Stop {
     }
 }
 
-/// Decides one call of `peer`, the service that mTLS proved, at `now` (Unix seconds).
+/// Decides one call of `peer`, at `now` (Unix seconds).
 ///
 /// The checks are those of DESIGN §3 in their order; the first failure answers. `waited` says that the replica was waited
 /// for before, so that a revision it still lacks is `TENANT_STALE`.
@@ -79,18 +82,18 @@ pub fn decide<T: Tenants, C: Credentials>(
     state: &State,
     tenants: &T,
     credentials: &mut C,
-    peer: &str,
+    peer: Peer<'_>,
     head: &Head<'_>,
     now: u64,
     waited: bool,
 ) -> Result<Verdict<T::Ref>, Stop> {
     authenticate(credentials, peer, head.token, now)?;
-    state.quarantined.check(peer, state.me.as_str())?;
+    state.quarantined.check(peer.name(), state.me.as_str())?;
     let mut granted = allowlist(state, peer, head.path)?;
-    granted.enforce(transaction(&granted, head.txn_token))?;
+    let transaction = transaction(&mut granted, credentials, head, now)?;
     let fresh = granted.enforce(freshness(&granted, tenants, head, waited))?;
     let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, now))?;
-    Ok(Verdict { tenant: fresh.and(tenant).flatten(), rule: granted.rule, audited: granted.audited })
+    Ok(Verdict { tenant: fresh.and(tenant).flatten(), rule: granted.rule, transaction, audited: granted.audited })
 }
 
 /// What the allowlist granted, and under which conditions.
@@ -130,7 +133,7 @@ impl Granted {
     }
 }
 
-fn authenticate(credentials: &mut impl Credentials, peer: &str, token: Token<'_>, now: u64) -> Result<(), Refusal> {
+fn authenticate(credentials: &mut impl Credentials, peer: Peer<'_>, token: Token<'_>, now: u64) -> Result<(), Refusal> {
     match token {
         Token::One(token) => credentials.verify(peer, token, now),
         Token::Missing => Err(Refusal::new(Reason::AsapMissing, "the request carries no ASAP token")),
@@ -140,7 +143,7 @@ fn authenticate(credentials: &mut impl Credentials, peer: &str, token: Token<'_>
     }
 }
 
-fn allowlist(state: &State, peer: &str, path: &str) -> Result<Granted, Refusal> {
+fn allowlist(state: &State, peer: Peer<'_>, path: &str) -> Result<Granted, Refusal> {
     let Some(policy) = &state.policy else {
         let message = format!("service {} has not received its policy yet", state.me);
         return Err(Refusal::new(Reason::PolicyUnavailable, message));
@@ -148,7 +151,7 @@ fn allowlist(state: &State, peer: &str, path: &str) -> Result<Granted, Refusal> 
     match policy.authorize(peer, path) {
         Match::Rule(index, rule) => Ok(Granted::by(index, rule)),
         Match::Nothing => {
-            let message = format!("no rule of service {} allows {peer} the path {}", state.me, shown(path));
+            let message = format!("no rule of service {} allows {} the path {}", state.me, peer.name(), shown(path));
             let nearest = policy.nearest(peer, path).map(Box::new);
             let refusal = Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) };
             if policy.audit_allowlist().is_some() { Ok(Granted::by_audit(refusal)) } else { Err(refusal) }
@@ -156,14 +159,33 @@ fn allowlist(state: &State, peer: &str, path: &str) -> Result<Granted, Refusal> 
     }
 }
 
-/// Transaction tokens are not verified yet, so none is good enough: fail closed.
-fn transaction(granted: &Granted, token: Option<&str>) -> Result<(), Stop> {
-    let (reason, message) = match (granted.proof, token) {
-        (Proof::None, _) => return Ok(()),
-        (Proof::Transaction, None) => (Reason::TxnMissing, "the rule wants a transaction token"),
-        (Proof::Transaction, Some(_)) => (Reason::TxnInvalid, "this sidecar cannot verify transaction tokens"),
+/// Verifies the transaction token where the rule wants one, and then, where the rule looks at tenants, that its tenant is
+/// the call's. A rule that ignores tenants ignores the token's too.
+fn transaction(
+    granted: &mut Granted,
+    credentials: &mut impl Credentials,
+    head: &Head<'_>,
+    now: u64,
+) -> Result<Option<Transaction>, Stop> {
+    let token = match (granted.proof, head.txn_token) {
+        (Proof::None, _) => return Ok(None),
+        (Proof::Transaction, Named::One(token)) => Ok(token),
+        (Proof::Transaction, Named::None) => {
+            Err(Refusal::new(Reason::TxnMissing, "the rule wants a transaction token and the call carries none"))
+        }
+        (Proof::Transaction, Named::Many) => {
+            Err(Refusal::new(Reason::TxnInvalid, "the call carries several transaction tokens"))
+        }
     };
-    Err(Refusal::new(reason, message).into())
+    let shown = token.and_then(|token| credentials.transaction(token, head.tenant, now));
+    let shown = granted.enforce(shown.map_err(Stop::from))?;
+    if let (Some(Transaction::OtherTenant), TenantRequirement::Required | TenantRequirement::Optional) =
+        (shown, granted.tenant)
+    {
+        let message = "the transaction token was not issued for the tenant that the call names";
+        granted.enforce(Err::<(), _>(Refusal::new(Reason::TxnTenantMismatch, message).into()))?;
+    }
+    Ok(shown)
 }
 
 /// Whether the replica has what the caller has seen. Concerns calls whose tenant is looked at; before the first snapshot

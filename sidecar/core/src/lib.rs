@@ -22,4 +22,4 @@ pub use quarantine::Quarantined;
 pub use reason::{Code, Reason};
 pub use refusal::Refusal;
 pub use tenancy::Tenants;
-pub use wire::{Credentials, Named, Proven, Token};
+pub use wire::{Credentials, Named, Peer, Proven, Token, Transaction};

@@ -7,8 +7,10 @@ mod nearest;
 
 use std::time::Duration;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use tenon_proto::policy::v1 as proto;
+
+use crate::Peer;
 
 pub use self::nearest::{Missed, Nearest};
 
@@ -31,14 +33,18 @@ pub struct Policy {
     /// `/package.Service/` → the rules that name anything of it, in order; only refusals look at it.
     by_prefix: AHashMap<Box<str>, Vec<u32>>,
     /// Caller → the first rule that names it; only refusals look at it.
-    first_of_caller: AHashMap<Box<str>, u32>,
+    first_of_caller: Callers,
+    /// The names among the callers that are clients outside of the mesh; the others are services.
+    outside: AHashSet<Box<str>>,
 }
 
-/// For one path: the first rule of each caller, and the first of any caller.
+/// The first rule of each caller. Services and outside clients are apart, so that nobody passes as one of the others.
 #[derive(Debug, Default)]
 struct Callers {
+    /// Of any service: `*`. Never of an outside client.
     any: Option<u32>,
-    named: AHashMap<Box<str>, u32>,
+    services: AHashMap<Box<str>, u32>,
+    outside: AHashMap<Box<str>, u32>,
 }
 
 /// Which tenants an instance serves.
@@ -158,7 +164,7 @@ impl Policy {
     /// The first rule that allows `caller` the `path`. Four look-ups, no allocation, however many rules there are.
     ///
     /// `path` comes without query and is compared byte for byte.
-    pub fn authorize(&self, caller: &str, path: &str) -> Match<'_> {
+    pub fn authorize(&self, caller: Peer<'_>, path: &str) -> Match<'_> {
         let exact = self.exact.get(path).and_then(|callers| callers.first(caller));
         let wildcard =
             prefix(path).and_then(|prefix| self.wildcard.get(prefix)).and_then(|callers| callers.first(caller));
@@ -183,7 +189,7 @@ impl Policy {
                 _ => self.exact.entry(path.clone()).or_default(),
             };
             for caller in &rule.callers {
-                callers.add(caller, index);
+                callers.add(caller, index, &self.outside);
             }
             let rules = self.by_prefix.entry(prefix.into()).or_default();
             if rules.last() != Some(&index) {
@@ -191,7 +197,7 @@ impl Policy {
             }
         }
         for caller in &rule.callers {
-            self.first_of_caller.entry(caller.clone()).or_insert(index);
+            self.first_of_caller.add(caller, index, &self.outside);
         }
         self.rules.push(rule);
         Ok(())
@@ -199,16 +205,21 @@ impl Policy {
 }
 
 impl Callers {
-    fn add(&mut self, caller: &str, index: u32) {
+    fn add(&mut self, caller: &str, index: u32, outside: &AHashSet<Box<str>>) {
         if caller == "*" {
             self.any.get_or_insert(index);
+        } else if outside.contains(caller) {
+            self.outside.entry(caller.into()).or_insert(index);
         } else {
-            self.named.entry(caller.into()).or_insert(index);
+            self.services.entry(caller.into()).or_insert(index);
         }
     }
 
-    fn first(&self, caller: &str) -> Option<u32> {
-        lower(self.named.get(caller).copied(), self.any)
+    fn first(&self, caller: Peer<'_>) -> Option<u32> {
+        match caller {
+            Peer::Service(name) => lower(self.services.get(name).copied(), self.any),
+            Peer::Outside(name) => self.outside.get(name).copied(),
+        }
     }
 }
 
@@ -239,6 +250,7 @@ impl TryFrom<&proto::ServicePolicy> for Policy {
             residency: Residency::decode(record.residency)?,
             originates: record.originates,
             audit_allowlist: named(&record.audit_allowlist),
+            outside: record.external_clients.iter().map(|client| client.name.as_str().into()).collect(),
             ..Policy::default()
         };
         for rule in &record.rules {

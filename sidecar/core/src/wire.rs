@@ -1,6 +1,6 @@
 //! What of a request's head the decisions look at.
 
-use crate::Refusal;
+use crate::{Reason, Refusal};
 
 /// What the values of one header name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,22 +37,78 @@ pub enum Token<'a> {
     One(&'a str),
 }
 
-/// Proves who calls. The proxy implements it over the ASAP verifier and its memory of verified tokens.
+/// Who stands at the other end of a connection, as TLS proved it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer<'a> {
+    /// A service of the mesh, by its SVID.
+    Service(&'a str),
+    /// A client outside of the mesh, by a certificate that an `ExternalClient` document describes; the document's name.
+    Outside(&'a str),
+}
+
+impl<'a> Peer<'a> {
+    /// What rules, quarantines and refusals call it: services and outside clients share one namespace.
+    pub const fn name(self) -> &'a str {
+        match self {
+            Peer::Service(name) | Peer::Outside(name) => name,
+        }
+    }
+}
+
+/// Whose tenant a valid transaction token names, compared with the one that the call names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transaction {
+    /// The call's; or neither names one.
+    SameTenant,
+    /// Another one; or just one of the two names any.
+    OtherTenant,
+}
+
+impl Transaction {
+    /// Compares the tenant of a token with what the call names in `x-tenant-id`. Several ids are no tenant of any token.
+    pub fn compare(of_token: Option<&str>, of_call: Named<'_>) -> Self {
+        let same = match of_call {
+            Named::None => of_token.is_none(),
+            Named::One(id) => of_token == Some(id),
+            Named::Many => false,
+        };
+        if same { Transaction::SameTenant } else { Transaction::OtherTenant }
+    }
+}
+
+/// Proves who calls, and within which transaction. The proxy implements it over the verifiers of ASAP and transaction
+/// tokens and what they remember.
 pub trait Credentials {
-    /// `Ok` when the token was signed for this service, by the mTLS peer `peer`, and is current at `now` (Unix seconds).
+    /// `Ok` when the token was signed for this service, by `peer`, and is current at `now` (Unix seconds).
     ///
     /// # Errors
     /// A refusal with one of the `ASAP_*` reasons.
-    fn verify(&mut self, peer: &str, token: &str, now: u64) -> Result<(), Refusal>;
+    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal>;
+
+    /// Verifies a transaction token (`txn-token`) at `now` (Unix seconds) and compares its tenant with the call's,
+    /// [`Transaction::compare`]. Asked only where the rule wants one. A token that is remembered costs no allocation.
+    ///
+    /// # Errors
+    /// `TXN_INVALID` or `TXN_EXPIRED`; never `TXN_TENANT_MISMATCH`, which depends on the rule.
+    fn transaction(&mut self, token: &str, tenant: Named<'_>, now: u64) -> Result<Transaction, Refusal>;
 }
 
 /// Credentials that were verified before, or are assumed good: deciding an open stream again, and `policy explain`.
-/// Never for a request that has just come in. Goes with [`Token::One`] of anything.
-#[derive(Clone, Copy, Debug)]
-pub struct Proven;
+/// Never for a request that has just come in. Goes with [`Token::One`] of anything, for both kinds of tokens.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Proven {
+    /// What the call's transaction token proved, [`crate::inbound::Verdict::transaction`]; `None`: there was none, or no
+    /// rule looked at it.
+    pub transaction: Option<Transaction>,
+}
 
 impl Credentials for Proven {
-    fn verify(&mut self, _peer: &str, _token: &str, _now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, _peer: Peer<'_>, _token: &str, _now: u64) -> Result<(), Refusal> {
         Ok(())
+    }
+
+    fn transaction(&mut self, _token: &str, _tenant: Named<'_>, _now: u64) -> Result<Transaction, Refusal> {
+        self.transaction
+            .ok_or_else(|| Refusal::new(Reason::TxnMissing, "the call was begun without a transaction token"))
     }
 }

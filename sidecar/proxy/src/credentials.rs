@@ -7,7 +7,7 @@ use http::HeaderValue;
 use mesh_asap::{DEFAULT_LIFETIME_SECONDS, Expect, Keys, Lookup, Memory, Minted, PublicKey, SigningKey, VerifyError};
 use prost::Message as _;
 use replica::{Position, Replica};
-use sidecar_core::{Credentials, Reason, Refusal};
+use sidecar_core::{Credentials, Named, Peer, Reason, Refusal, Transaction};
 use tenon_proto::identity::v1::Key;
 
 use crate::live::Live;
@@ -104,13 +104,17 @@ impl TokenMemory {
 }
 
 impl Credentials for TokenMemory {
-    fn verify(&mut self, peer: &str, token: &str, now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
         self.forget_lost_keys();
-        let expect = Expect::new(&self.audience, Some(peer));
+        let expect = Expect::new(&self.audience, Some(peer.name()));
         match self.memory.verify(token, &expect, &Replicated(&self.keys), now) {
             Ok(_) => Ok(()),
             Err(error) => Err(refusal(&error)),
         }
+    }
+
+    fn transaction(&mut self, _token: &str, _tenant: Named<'_>, _now: u64) -> Result<Transaction, Refusal> {
+        Err(Refusal::new(Reason::TxnInvalid, "this sidecar cannot verify transaction tokens"))
     }
 }
 

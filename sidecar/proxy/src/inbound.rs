@@ -46,6 +46,10 @@ impl Caller {
         let header = HeaderValue::from_str(&service).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         Self { service, header }
     }
+
+    fn peer(&self) -> sidecar_core::Peer<'_> {
+        sidecar_core::Peer::Service(&self.service)
+    }
 }
 
 /// Accounts for the call; cannot fail.
@@ -75,7 +79,7 @@ async fn handle(
     call.place = Some(worker.open.enter(OpenCall {
         line: Arc::clone(&call.line),
         deadline: call.deadline,
-        question: question(caller, call),
+        question: question(caller, call, &verdict),
     }));
     call.serving = serving(worker, &verdict);
     rewrite(request.headers_mut(), caller, &verdict, call);
@@ -103,7 +107,7 @@ async fn decide(
         token,
         tenant: named(request.headers(), &headers::TENANT_ID),
         tenant_revision: revision(request.headers()),
-        txn_token: named_one(request.headers(), &headers::TXN_TOKEN),
+        txn_token: named(request.headers(), &headers::TXN_TOKEN),
     };
     match ask(worker, caller, &head, false) {
         Ok(verdict) => Ok(verdict),
@@ -125,7 +129,7 @@ async fn decide(
 fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Result<Verdict<TenantRef>, Stop> {
     let state = worker.live.inbound();
     let now = clock::unix_seconds();
-    inbound::decide(&state, &worker.live.tenants, &mut *worker.credentials(), &caller.service, head, now, waited)
+    inbound::decide(&state, &worker.live.tenants, &mut *worker.credentials(), caller.peer(), head, now, waited)
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).
@@ -155,11 +159,12 @@ fn serving(worker: &Worker, verdict: &Verdict<TenantRef>) -> Option<Serving> {
     (!originates).then(|| worker.live.in_flight.enter(tenant.id()))
 }
 
-fn question(caller: &Caller, call: &Call) -> Question {
+fn question(caller: &Caller, call: &Call, verdict: &Verdict<TenantRef>) -> Question {
     Question::Inbound {
         caller: Arc::clone(&caller.service),
         uri: call.facts.uri.clone(),
         tenant: call.facts.tenant.clone(),
+        transaction: verdict.transaction,
     }
 }
 
@@ -168,14 +173,6 @@ fn revision(headers: &HeaderMap) -> Option<&str> {
     match named(headers, &headers::TENANT_REVISION) {
         sidecar_core::Named::None => None,
         sidecar_core::Named::One(revision) => Some(revision),
-        sidecar_core::Named::Many => Some(""),
-    }
-}
-
-fn named_one<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Option<&'a str> {
-    match named(headers, name) {
-        sidecar_core::Named::None => None,
-        sidecar_core::Named::One(value) => Some(value),
         sidecar_core::Named::Many => Some(""),
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{HeaderValue, Uri};
+use sidecar_core::Transaction;
 use tokio::time::Instant;
 
 use crate::call::Line;
@@ -39,6 +40,8 @@ pub enum Question {
         uri: Uri,
         /// `x-tenant-id`, where a rule looked at it.
         tenant: Option<HeaderValue>,
+        /// What its transaction token proved, where a rule looked at it. That the token ends does not end the call.
+        transaction: Option<Transaction>,
     },
     /// May this service call that one?
     Outbound {

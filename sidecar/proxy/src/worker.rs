@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_identity::{clock, tls};
 use rustls::ServerConfig;
 use sidecar_core::{
-    Named, Proven, Token,
+    Named, Peer, Proven, Token,
     inbound::{self, Head, Stop},
 };
 use tokio::{
@@ -236,12 +236,13 @@ impl Worker {
     /// Why this open call would not be allowed now. Its credentials were proven when it began.
     fn objection(&self, call: &OpenCall) -> Option<sidecar_core::Refusal> {
         match &call.question {
-            Question::Inbound { caller, uri, tenant } => {
+            Question::Inbound { caller, uri, tenant, transaction } => {
                 let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
-                let head =
-                    Head { path: uri.path(), token: Token::One(""), tenant, tenant_revision: None, txn_token: None };
+                let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
+                let head = Head { path, token, tenant, tenant_revision: None, txn_token };
+                let (caller, mut proven) = (Peer::Service(caller), Proven { transaction: *transaction });
                 let (state, now) = (self.live.inbound(), clock::unix_seconds());
-                match inbound::decide(&state, &self.live.tenants, &mut Proven, caller, &head, now, true) {
+                match inbound::decide(&state, &self.live.tenants, &mut proven, caller, &head, now, true) {
                     Ok(_) | Err(Stop::WaitFor(_)) => None,
                     Err(Stop::Refused(refusal)) => Some(refusal),
                 }

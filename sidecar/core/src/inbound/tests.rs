@@ -14,11 +14,20 @@ const REACHED: Position = Position { epoch: 5, revision: 10 };
 struct Tokens;
 
 impl Credentials for Tokens {
-    fn verify(&mut self, peer: &str, token: &str, now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
         assert_eq!(now, NOW);
         match token {
             "good" => Ok(()),
-            reason => Err(Refusal::new(reason.parse().unwrap(), format!("token of {peer}"))),
+            reason => Err(Refusal::new(reason.parse().unwrap(), format!("token of {}", peer.name()))),
+        }
+    }
+
+    /// A token of a tenant is "txn:" and its id.
+    fn transaction(&mut self, token: &str, tenant: Named<'_>, now: u64) -> Result<Transaction, Refusal> {
+        assert_eq!(now, NOW);
+        match token.strip_prefix("txn:") {
+            Some(id) => Ok(Transaction::compare(Some(id).filter(|id| !id.is_empty()), tenant)),
+            None => Err(Refusal::new(token.parse().unwrap_or(Reason::TxnInvalid), "not good")),
         }
     }
 }
@@ -111,11 +120,11 @@ fn tenants() -> Held {
 
 fn head<'a>(path: &'a str, tenant: Option<&'a str>) -> Head<'a> {
     let tenant = tenant.map_or(Named::None, Named::One);
-    Head { path, token: Token::One("good"), tenant, tenant_revision: None, txn_token: None }
+    Head { path, token: Token::One("good"), tenant, tenant_revision: None, txn_token: Named::None }
 }
 
 fn decide_as(state: &State, peer: &str, head: &Head<'_>) -> Result<Verdict<Arc<Tenant>>, Stop> {
-    decide(state, &tenants(), &mut Tokens, peer, head, NOW, false)
+    decide(state, &tenants(), &mut Tokens, Peer::Service(peer), head, NOW, false)
 }
 
 /// The reason of a refusal, "" when the call is allowed.
@@ -209,9 +218,9 @@ fn several_tenant_ids_are_nobodys_unless_the_rule_ignores_tenants() {
 #[test]
 fn a_transaction_token_is_wanted_and_none_is_good_enough_yet() {
     let state = state(&record());
-    let with_token = Head { txn_token: Some("a.b.c"), ..head("/m.M/Proof", Some("acme")) };
+    let with_token = Head { txn_token: Named::One("a.b.c"), ..head("/m.M/Proof", Some("acme")) };
     assert_eq!(reason(&decide_as(&state, "issues", &with_token)), "TXN_INVALID");
-    let unwanted = Head { txn_token: Some("a.b.c"), ..head("/m.M/Required", Some("acme")) };
+    let unwanted = Head { txn_token: Named::One("a.b.c"), ..head("/m.M/Required", Some("acme")) };
     assert_eq!(reason(&decide_as(&state, "issues", &unwanted)), "");
 }
 
@@ -243,7 +252,7 @@ fn before_the_first_snapshot_of_tenants_only_calls_without_one_pass() {
         ("/m.M/None", Some("acme"), ""),
     ] {
         let head = Head { tenant_revision: Some("5.99"), ..head(path, tenant) };
-        let outcome = decide(&state, &Held::nothing_yet(), &mut Tokens, "issues", &head, NOW, false);
+        let outcome = decide(&state, &Held::nothing_yet(), &mut Tokens, Peer::Service("issues"), &head, NOW, false);
         assert_eq!(reason(&outcome), expected, "{path} for {tenant:?}");
     }
 }
@@ -263,7 +272,7 @@ fn a_revision_that_the_replica_lacks_is_waited_for_once() {
     ] {
         for (waited, expected) in [(false, first), (true, then)] {
             let head = Head { tenant_revision: Some(seen), ..head("/m.M/Required", Some("acme")) };
-            let outcome = decide(&state, &tenants(), &mut Tokens, "issues", &head, NOW, waited);
+            let outcome = decide(&state, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, waited);
             assert_eq!(reason(&outcome), expected, "{seen}, waited: {waited}");
             if let Err(Stop::WaitFor(position)) = outcome {
                 assert_eq!(position.to_string(), seen);
@@ -330,7 +339,7 @@ fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenant
     ];
     for ((path, tenant, seen), (attached, rule, audited)) in table {
         let head = Head { tenant_revision: seen, ..head(path, tenant) };
-        let verdict = decide(&open, &tenants(), &mut Tokens, "issues", &head, NOW, true).unwrap();
+        let verdict = decide(&open, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, true).unwrap();
         let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
         assert_eq!(
             (verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Policy, Rule, prefix};
+use crate::Peer;
 
 /// Rules of one gRPC service that are looked at, and callers or paths that are named, so that refusals stay cheap.
 const LOOKED_AT: usize = 1_000;
@@ -64,16 +65,16 @@ impl fmt::Display for Nearest {
 impl Policy {
     /// The rule that came closest to allowing `caller` the `path`; among equally close ones the first. `None` when no
     /// rule has anything in common with the call.
-    pub fn nearest(&self, caller: &str, path: &str) -> Option<Nearest> {
+    pub fn nearest(&self, caller: Peer<'_>, path: &str) -> Option<Nearest> {
         let same_service = prefix(path)
             .and_then(|prefix| self.by_prefix.get(prefix))
             .into_iter()
             .flatten()
             .take(LOOKED_AT)
-            .filter_map(|&index| Some((self.rule(index)?.missed_by(caller, path), index)))
+            .filter_map(|&index| Some((self.missed_by(self.rule(index)?, caller, path), index)))
             .min();
-        let same_caller = ["*", caller].iter().filter_map(|name| self.first_of_caller.get(*name)).min();
-        let (missed, index) = same_service.or(same_caller.map(|&index| (Missed::Service, index)))?;
+        let same_caller = self.first_of_caller.first(caller);
+        let (missed, index) = same_service.or(same_caller.map(|index| (Missed::Service, index)))?;
         self.describe(missed, index)
     }
 
@@ -92,13 +93,14 @@ impl Policy {
             allows: allows.iter().take(NAMED).map(ToString::to_string).collect(),
         })
     }
-}
 
-impl Rule {
     /// For a rule that names something of the path's gRPC service and does not match the call.
-    fn missed_by(&self, caller: &str, path: &str) -> Missed {
-        let caller_fits = self.callers.iter().any(|allowed| &**allowed == "*" || &**allowed == caller);
-        let path_fits = self.paths.iter().any(|allowed| allows(allowed, path));
+    fn missed_by(&self, rule: &Rule, caller: Peer<'_>, path: &str) -> Missed {
+        let caller_fits = rule.callers.iter().any(|allowed| match caller {
+            Peer::Service(name) => &**allowed == "*" || (&**allowed == name && !self.outside.contains(name)),
+            Peer::Outside(name) => &**allowed == name && self.outside.contains(name),
+        });
+        let path_fits = rule.paths.iter().any(|allowed| allows(allowed, path));
         match (caller_fits, path_fits) {
             (true, _) => Missed::Method,
             (false, true) => Missed::Caller,

@@ -18,7 +18,7 @@ fn policy(rules: Vec<proto::Rule>) -> Policy {
 }
 
 fn decided(policy: &Policy, caller: &str, path: &str) -> Option<String> {
-    match policy.authorize(caller, path) {
+    match policy.authorize(Peer::Service(caller), path) {
         Match::Rule(index, rule) => {
             assert_eq!(policy.rule(index).unwrap().name, rule.name);
             Some(rule.name.to_string())
@@ -130,14 +130,14 @@ fn the_nearest_rule_says_what_was_missed() {
         ("ops", "no path", Some(("admin", Missed::Service, vec!["/media.v1.Admin/Purge"]))),
         ("billing", "/other.v1.Other/Get", None),
     ] {
-        let nearest = policy.nearest(caller, path);
+        let nearest = policy.nearest(Peer::Service(caller), path);
         let found = nearest.as_ref().map(|nearest| {
             (&*nearest.rule, nearest.missed, nearest.allows.iter().map(String::as_str).collect::<Vec<_>>())
         });
         assert_eq!(found, expected, "{caller} {path}");
     }
     assert_eq!(
-        policy.nearest("wiki", "/media.v1.Media/Get").unwrap().to_string(),
+        policy.nearest(Peer::Service("wiki"), "/media.v1.Media/Get").unwrap().to_string(),
         "rule read of media (media.yaml:read) missed by caller: it allows issues, search"
     );
 }
@@ -147,7 +147,7 @@ fn an_empty_policy_refuses_everything_and_originates_nothing() {
     let policy = Policy::empty();
     assert_eq!(decided(&policy, "issues", "/m.v1.M/Get"), None);
     assert!(!policy.originates());
-    assert_eq!(policy.nearest("issues", "/m.v1.M/Get"), None);
+    assert_eq!(policy.nearest(Peer::Service("issues"), "/m.v1.M/Get"), None);
 }
 
 /// DESIGN §6 read out loud: rules in order, each with its callers and paths.
@@ -182,14 +182,14 @@ proptest! {
     ) {
         let expected = naive(&rules, caller, path);
         let policy = policy(rules);
-        let found = match policy.authorize(caller, path) {
+        let found = match policy.authorize(Peer::Service(caller), path) {
             Match::Rule(index, _) => Some(index as usize),
             Match::Nothing => None,
         };
         prop_assert_eq!(found, expected);
         if expected.is_none() {
             // Whatever it says, it must not claim that the call fits.
-            if let Some(nearest) = policy.nearest(caller, path) {
+            if let Some(nearest) = policy.nearest(Peer::Service(caller), path) {
                 prop_assert!(policy.rule(nearest.index).is_some());
             }
         }
