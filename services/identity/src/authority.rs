@@ -1,26 +1,45 @@
 //! What the identity service decides: who gets which certificate, and in which order things become true.
 //!
-//! Never reads the clock and knows nothing of gRPC.
+//! Never reads the clock, and knows of gRPC no more than the status of a refusal.
 
 use std::sync::Arc;
 
-use journal::Position;
+use journal::{Journal, OpenError, Position};
 use mesh_config::names::ServiceName;
-use mesh_identity::SpiffeId;
+use mesh_identity::{Identity, SpiffeId};
 use tenon_proto::identity::v1::{AsapKey, Key};
+use tenon_proto::kind;
+use tonic::Status;
 use zeroize::Zeroizing;
 
 use crate::ca::SVID_LIFETIME;
 use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
-use crate::tokens::{Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
+use crate::oidc::Attestors;
+use crate::revocations::Revocations;
+use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
+use crate::transaction::Transactions;
 use crate::{Ca, Csr, IssueError, Issued};
 
-/// The CA with its two stores.
+/// All parts of the service. One a process, shared by its RPCs and its tasks.
 pub(crate) struct Authority {
     pub ca: Arc<Ca>,
+    /// This process's own, live.
+    pub identity: Arc<Identity>,
     pub tokens: JoinTokens,
     pub keys: Keys,
+    pub revocations: Revocations,
+    pub attestors: Attestors,
+    #[expect(dead_code, reason = "no transaction token is made yet")]
+    pub transactions: Transactions,
+}
+
+/// What attests a process that has no certificate yet.
+#[derive(Clone, Copy)]
+pub(crate) enum Proof<'a> {
+    JoinToken(&'a str),
+    /// A token of the platform.
+    Oidc(&'a str),
 }
 
 /// A service's new certificate, and where its key stands.
@@ -44,6 +63,9 @@ pub(crate) enum AdmitError {
     Keys(#[from] KeyStoreError),
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// The platform's token attests nobody; the status says why.
+    #[error("{}", .0.message())]
+    Platform(#[from] Status),
 }
 
 /// Why there is no join token.
@@ -56,7 +78,24 @@ pub(crate) enum CreateTokenError {
 }
 
 impl Authority {
-    /// A first certificate for whoever has a join token.
+    /// Over its journals, by kind.
+    pub(crate) fn new(
+        ca: Arc<Ca>,
+        identity: Arc<Identity>,
+        journal: impl Fn(&'static str) -> Result<Arc<dyn Journal>, OpenError>,
+    ) -> Result<Self, OpenError> {
+        Ok(Self {
+            ca,
+            identity,
+            tokens: JoinTokens::new(journal(tokens::KIND)?),
+            keys: Keys::new(journal(kind::KEY)?),
+            revocations: Revocations::new(journal(kind::REVOCATION)?),
+            attestors: Attestors::default(),
+            transactions: Transactions::default(),
+        })
+    }
+
+    /// A first certificate for whoever has a join token or a token of its platform.
     ///
     /// The certificate is signed before the token is consumed, so a token is never spent on a request that cannot be
     /// granted; the token is consumed before the key is recorded, so that of two holders of one token only the first
@@ -64,11 +103,15 @@ impl Authority {
     /// recorded, the token is given back.
     pub(crate) async fn attest(
         &self,
-        join_token: &str,
+        proof: Proof<'_>,
         csr: &[u8],
         asap_key: Option<AsapKey>,
         now: u64,
     ) -> Result<Admitted, AdmitError> {
+        let join_token = match proof {
+            Proof::JoinToken(token) => token,
+            Proof::Oidc(token) => return self.attest_platform(token, csr, asap_key, now).await,
+        };
         let token = self.tokens.look_up(join_token, now).await?;
         let service = token.service.clone();
         let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
@@ -86,6 +129,23 @@ impl Authority {
                 Err(error.into())
             }
         }
+    }
+
+    /// The same for a token of the platform, which is not spent by it.
+    async fn attest_platform(
+        &self,
+        oidc_token: &str,
+        csr: &[u8],
+        asap_key: Option<AsapKey>,
+        now: u64,
+    ) -> Result<Admitted, AdmitError> {
+        let asked = asap_key.as_ref().and_then(|key| key.kid.split_once('/')).map_or("", |(issuer, _)| issuer);
+        let service = self.attestors.attest(oidc_token, asked, now).await?;
+        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
+        let issued = self.issue(&csr, &service, now)?;
+        let position = self.keys.confirm(&key, now).await?;
+        audit("attest", &service, &issued, &key);
+        Ok(Admitted { issued, key: position })
     }
 
     /// The next certificate of a service that has proved with its present one who it is.

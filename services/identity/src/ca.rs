@@ -47,9 +47,21 @@ pub struct Ca {
 /// A certificate that was just signed.
 #[derive(Debug, Clone)]
 pub struct Issued {
-    /// DER; the root below which it stands is in the bundle.
-    pub certificate: CertificateDer<'static>,
+    /// DER: the leaf, then the issuing CA's certificate; the root is in the bundle.
+    pub chain: Vec<CertificateDer<'static>>,
     /// Lower hexadecimal without leading zero bytes, as revocations name it.
+    pub serial: String,
+    /// Last second in which it is valid, Unix time.
+    pub not_after: u64,
+}
+
+/// A certificate for an HTTPS listener, with its key.
+pub struct ServerCertificate {
+    /// DER, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// PKCS#8, DER.
+    pub key_pkcs8: Zeroizing<Vec<u8>>,
+    /// Lower hexadecimal without leading zero bytes.
     pub serial: String,
     /// Last second in which it is valid, Unix time.
     pub not_after: u64,
@@ -262,7 +274,47 @@ impl Ca {
     fn issue_with_key(&self, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Svid, IssueError> {
         let key = KeyPair::generate()?;
         let issued = self.sign(&key, id, lifetime, now)?;
-        Ok(Svid::from_der(vec![issued.certificate], Zeroizing::new(key.serialize_der()))?)
+        Ok(Svid::from_der(issued.chain, Zeroizing::new(key.serialize_der()))?)
+    }
+
+    /// Makes a key and a certificate for an HTTPS listener of this process, for servers only, with `names` (DNS names and
+    /// IP addresses) and no SPIFFE ID: nobody of the mesh takes it for an SVID.
+    ///
+    /// # Errors
+    /// When a name is neither, or the CA has ended.
+    pub fn issue_server(
+        &self,
+        names: &[String],
+        lifetime: Duration,
+        now: u64,
+    ) -> Result<ServerCertificate, IssueError> {
+        let not_after = self.until(lifetime, now)?;
+        let serial = random_serial();
+        let mut params = CertificateParams::new(names.to_vec())?;
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Tenon key repository");
+        set_validity(&mut params, now, not_after);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        Ok(ServerCertificate {
+            chain: vec![certificate],
+            key_pkcs8: Zeroizing::new(key.serialize_der()),
+            serial: hex_without_zero_bytes(&serial),
+            not_after,
+        })
+    }
+
+    /// `now` and a lifetime, but never beyond the end of who signs.
+    fn until(&self, lifetime: Duration, now: u64) -> Result<u64, IssueError> {
+        if now > self.not_after {
+            return Err(IssueError::RootEnded);
+        }
+        Ok((now + lifetime.as_secs()).min(self.not_after))
     }
 
     fn sign(
@@ -275,12 +327,9 @@ impl Ca {
         if *id.trust_domain() != self.trust_domain {
             return Err(IssueError::Foreign(id.clone()));
         }
-        if now > self.not_after {
-            return Err(IssueError::RootEnded);
-        }
-        let not_after = (now + lifetime.as_secs()).min(self.not_after);
+        let not_after = self.until(lifetime, now)?;
         let serial = random_serial();
-        let mut params = base_params(&id.to_string(), now.saturating_sub(BACKDATE.as_secs()), not_after)?;
+        let mut params = base_params(&id.to_string(), now, not_after)?;
         // The SPIFFE id is the identity. The name only helps people who read a certificate.
         let name = id.service_name().map_or_else(|| id.operator_name().unwrap_or_default(), |name| name.as_str());
         params.distinguished_name.push(DnType::CommonName, name);
@@ -290,7 +339,7 @@ impl Ca {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(key, &self.issuer)?.der().clone();
-        Ok(Issued { certificate, serial: hex_without_zero_bytes(&serial), not_after })
+        Ok(Issued { chain: vec![certificate], serial: hex_without_zero_bytes(&serial), not_after })
     }
 }
 
@@ -304,19 +353,24 @@ impl fmt::Debug for Ca {
 }
 
 /// What root and leaf have in common: one URI name and a validity.
-fn base_params(uri: &str, not_before: u64, not_after: u64) -> Result<CertificateParams, rcgen::Error> {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+fn base_params(uri: &str, now: u64, not_after: u64) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.not_before = epoch + Duration::from_secs(not_before);
-    params.not_after = epoch + Duration::from_secs(not_after);
+    set_validity(&mut params, now, not_after);
     params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
     Ok(params)
 }
 
+/// From a little before `now` to `not_after`, Unix seconds.
+fn set_validity(params: &mut CertificateParams, now: u64, not_after: u64) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + Duration::from_secs(now.saturating_sub(BACKDATE.as_secs()));
+    params.not_after = epoch + Duration::from_secs(not_after);
+}
+
 fn root_params(trust_domain: &TrustDomain, now: u64) -> Result<CertificateParams, rcgen::Error> {
     let uri = format!("spiffe://{trust_domain}");
-    let mut params = base_params(&uri, now.saturating_sub(BACKDATE.as_secs()), now + ROOT_LIFETIME.as_secs())?;
+    let mut params = base_params(&uri, now, now + ROOT_LIFETIME.as_secs())?;
     params.distinguished_name.push(DnType::CommonName, format!("Tenon root of {trust_domain}"));
     params.serial_number = Some(SerialNumber::from_slice(&random_serial()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

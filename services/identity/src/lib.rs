@@ -4,14 +4,22 @@
 //! over mTLS. The public half of its ASAP key is durable, and on its way to every sidecar, before it has its answer. This
 //! crate never stores a join token (only its SHA-256) and never logs a token or a key.
 
+mod audit;
 mod authority;
 mod ca;
 mod csr;
 mod keys;
+mod limits;
+mod oidc;
+mod registry;
+mod revocations;
+mod rotation;
 mod serve;
 mod service;
+mod svid;
 mod tokens;
+mod transaction;
 
-pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, SVID_LIFETIME};
+pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, SVID_LIFETIME, ServerCertificate};
 pub use csr::{Csr, CsrError};
 pub use serve::{AUTHORIZATION, Config, ServeError, serve};

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -24,9 +25,7 @@ use tonic::service::Routes;
 
 use crate::authority::Authority;
 use crate::ca::SVID_LIFETIME;
-use crate::keys::Keys;
 use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
-use crate::tokens::{self, JoinTokens};
 use crate::{Ca, CaError, IssueError, Passphrase};
 
 /// Everything that the process's server serves, and to whom.
@@ -51,6 +50,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The mesh's own trust domain; a CA of another one is refused.
     pub trust_domain: TrustDomain,
+    /// Where it serves the key repository and the trust bundle over HTTPS; none: nowhere.
+    pub key_repository: Option<TcpListener>,
+    /// DNS names and IP addresses in the certificate of the key repository.
+    pub key_repository_names: Vec<String>,
+    /// The policy service, whose attestors and token requesters count; none: there are none.
+    pub policy: Option<SocketAddr>,
 }
 
 /// Why the identity service could not start, or why it ended.
@@ -89,7 +94,7 @@ pub enum ServeError {
 /// # Errors
 /// When the CA or the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, ca_dir, passphrase, data_dir, trust_domain } = config;
+    let Config { listener, ca_dir, passphrase, data_dir, trust_domain, .. } = config;
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let _ending = shutdown.clone().drop_guard();
@@ -105,9 +110,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         Ok(Publisher::start(kind, store.kind(kind)?, Arc::new(Everything), shutdown.clone()))
     };
     let publishers = vec![publish(kind::KEY)?, publish(kind::TRUST_BUNDLE)?, publish(kind::REVOCATION)?];
-    let authority =
-        Authority { ca, tokens: JoinTokens::new(store.kind(tokens::KIND)?), keys: Keys::new(store.kind(kind::KEY)?) };
-    let routes = Routes::new(IdentityServer::new(IdentityService::new(Arc::new(authority))))
+    let authority = Arc::new(Authority::new(ca, Arc::clone(&identity), |kind| store.kind(kind))?);
+    let routes = Routes::new(IdentityServer::new(IdentityService::new(authority)))
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;

@@ -13,11 +13,12 @@ use tenon_proto::identity::v1::{
     ListKeysRequest, ListKeysResponse, RenewRequest, TrustBundle,
 };
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
-use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError};
+use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError, Proof};
 use crate::keys::{KeyStoreError, UnfitKey};
 use crate::tokens::TokenError;
-use crate::{CsrError, IssueError};
+use crate::{CsrError, IssueError, registry, revocations, rotation, svid, transaction};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
@@ -53,7 +54,7 @@ impl IdentityService {
 
     fn issued(&self, admitted: Admitted) -> Response<IssueResponse> {
         Response::new(IssueResponse {
-            chain: vec![admitted.issued.certificate.to_vec().into()],
+            chain: admitted.issued.chain.iter().map(|der| der.to_vec().into()).collect(),
             trust_bundle: Some(self.bundle()),
             key_epoch: admitted.key.epoch,
             key_revision: admitted.key.revision,
@@ -83,10 +84,18 @@ impl Identity for IdentityService {
     }
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<IssueResponse>, Status> {
-        let AttestRequest { join_token, csr, asap_key, .. } = request.into_inner();
-        let join_token = zeroize::Zeroizing::new(join_token);
+        let AttestRequest { join_token, oidc_token, csr, asap_key, .. } = request.into_inner();
+        let (join_token, oidc_token) = (Zeroizing::new(join_token), Zeroizing::new(oidc_token));
+        if !join_token.is_empty() && !oidc_token.is_empty() {
+            return Err(refused(Status::invalid_argument("a join token and a platform's token at once: send one")));
+        }
         let authority = Arc::clone(&self.authority);
-        self.admit(async move { authority.attest(&join_token, &csr, asap_key, clock::unix_seconds()).await }).await
+        self.admit(async move {
+            let platform = !oidc_token.is_empty();
+            let proof = if platform { Proof::Oidc(&oidc_token) } else { Proof::JoinToken(&join_token) };
+            authority.attest(proof, &csr, asap_key, clock::unix_seconds()).await
+        })
+        .await
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
@@ -115,41 +124,50 @@ impl Identity for IdentityService {
         Ok(Response::new(ListKeysResponse { keys: self.authority.list_keys().await? }))
     }
 
-    async fn confirm(&self, _: Request<proto::ConfirmRequest>) -> Result<Response<proto::ConfirmResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+    async fn confirm(
+        &self,
+        request: Request<proto::ConfirmRequest>,
+    ) -> Result<Response<proto::ConfirmResponse>, Status> {
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        registry::confirm(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
-    async fn revoke(&self, _: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+    async fn revoke(&self, request: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        revocations::revoke(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
     async fn lift_revocation(
         &self,
-        _: Request<proto::LiftRevocationRequest>,
+        request: Request<proto::LiftRevocationRequest>,
     ) -> Result<Response<proto::RevokeResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        revocations::lift(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
     async fn list_revocations(
         &self,
         _: Request<proto::ListRevocationsRequest>,
     ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+        revocations::list(&self.authority).await.map(Response::new)
     }
 
-    async fn rotate(&self, _: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+    async fn rotate(&self, request: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        rotation::rotate(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
-    async fn issue_svid(&self, _: Request<proto::IssueSvidRequest>) -> Result<Response<proto::IssueResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+    async fn issue_svid(&self, request: Request<proto::IssueSvidRequest>) -> Result<Response<IssueResponse>, Status> {
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        svid::issue(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
     async fn issue_transaction_token(
         &self,
-        _: Request<proto::IssueTransactionTokenRequest>,
+        request: Request<proto::IssueTransactionTokenRequest>,
     ) -> Result<Response<proto::IssueTransactionTokenResponse>, Status> {
-        Err(Status::unimplemented("not served"))
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        transaction::issue(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 }
 
@@ -166,6 +184,7 @@ impl From<AdmitError> for Status {
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
             AdmitError::Csr(error) => error.into(),
             AdmitError::Issue(error) => error.into(),
+            AdmitError::Platform(status) => refused(status),
         }
     }
 }
@@ -226,27 +245,27 @@ impl From<KeyStoreError> for Status {
 }
 
 /// Somebody wanted an identity and did not get it: worth a line even when nothing is wrong here.
-fn refused(status: Status) -> Status {
+pub(crate) fn refused(status: Status) -> Status {
     tracing::warn!(reason = status.message(), "no certificate issued");
     status
 }
 
 /// Nothing was done, and trying again does not help before somebody makes room.
-fn store_full(error: &(dyn std::error::Error + 'static)) -> Status {
+pub(crate) fn store_full(error: &(dyn std::error::Error + 'static)) -> Status {
     let text = with_source(error);
     tracing::error!(error = text, "the store has no room");
     Status::resource_exhausted(text)
 }
 
 /// Nothing was done and it may work later: a file that cannot be read.
-fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
+pub(crate) fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
     let text = with_source(error);
     tracing::error!(error = text, "the store failed");
     Status::unavailable(text)
 }
 
 /// The error and what it came from, on one line.
-fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 

@@ -195,6 +195,14 @@ impl Publisher {
         Ok(follower::serve(Arc::clone(&self.inner), view, peer, start, refreshed, Box::pin(requests)))
     }
 
+    /// How far each connected instance has come: the position that it has acknowledged, by its SPIFFE ID and the name
+    /// that it gave itself. Who is connected twice, as after a break that this side has not noticed, is as far as the
+    /// better of the two. Who is not connected, or holds nothing yet, is not in it.
+    #[must_use]
+    pub fn acknowledged(&self) -> HashMap<(String, String), Position> {
+        self.inner.followers.acknowledged()
+    }
+
     /// Who follows and how far each has come.
     ///
     /// # Errors

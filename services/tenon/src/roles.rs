@@ -30,6 +30,9 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
             passphrase: passphrase(),
             data_dir: args.role.state_dir,
             trust_domain: trust_domain(&args.role.trust_domain)?,
+            key_repository: None,
+            key_repository_names: Vec::new(),
+            policy: None,
         };
         identity::serve(config, shutdown).await.map_err(|error| ended(Role::Identity, &error))
     })

@@ -21,10 +21,18 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::create(&dir.path().join("ca"), &"demo.example".parse().unwrap(), None, NOW).unwrap();
     let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
-    let disks = [tokens::KIND, "key"]
+    let disks = [tokens::KIND, kind::KEY]
         .map(|kind| Arc::new(Disk { journal: store.kind(kind).unwrap(), good: AtomicUsize::new(usize::MAX) }));
-    let [of_tokens, of_keys] = disks.clone();
-    let authority = Authority { ca: Arc::new(ca), tokens: JoinTokens::new(of_tokens), keys: Keys::new(of_keys) };
+    let own = ca.issue_service(&"tenon-identity".parse().unwrap(), SVID_LIFETIME, NOW).unwrap();
+    let identity = Identity::new(own, ca.bundle().clone());
+    let authority = Authority::new(Arc::new(ca), identity, |kind| {
+        Ok(match kind {
+            tokens::KIND => Arc::clone(&disks[0]) as Arc<dyn Journal>,
+            kind::KEY => Arc::clone(&disks[1]) as Arc<dyn Journal>,
+            other => store.kind(other)?,
+        })
+    })
+    .unwrap();
     Fixture { authority: Arc::new(authority), disks, _dir: dir }
 }
 
@@ -98,14 +106,14 @@ async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer
     let fixture = fixture();
     let token = fixture.token("media").await;
     let asap = key("media");
-    let admitted = fixture.authority.attest(&token, &csr(None), asap.clone(), NOW).await.unwrap();
-    let (_, leaf) = X509Certificate::from_der(&admitted.issued.certificate).unwrap();
+    let admitted = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), asap.clone(), NOW).await.unwrap();
+    let (_, leaf) = X509Certificate::from_der(&admitted.issued.chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
     assert_eq!(names, [x509_parser::extensions::GeneralName::URI("spiffe://demo.example/svc/media")]);
     assert_eq!(fixture.kids().await, [asap.unwrap().kid]);
     assert_eq!(admitted.key, fixture.disks[1].head().await.unwrap());
 
-    let again = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await;
+    let again = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await;
     assert!(matches!(again, Err(AdmitError::Token(TokenError::Used))));
     assert_eq!(fixture.kids().await.len(), 1);
 }
@@ -117,7 +125,9 @@ async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() 
     let mut attempts = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
-        attempts.spawn(async move { authority.attest(&token, &csr(None), key("media"), NOW).await.is_ok() });
+        attempts.spawn(async move {
+            authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.is_ok()
+        });
     }
     assert_eq!(attempts.join_all().await.into_iter().filter(|granted| *granted).count(), 1);
     assert_eq!(fixture.kids().await.len(), 1);
@@ -129,7 +139,7 @@ async fn what_cannot_be_granted_spends_no_token() {
     let token = fixture.token("media").await;
     let attest = |csr: Vec<u8>, key| {
         let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
-        async move { authority.attest(&token, &csr, key, NOW).await.unwrap_err() }
+        async move { authority.attest(Proof::JoinToken(&token), &csr, key, NOW).await.unwrap_err() }
     };
     let other = csr(Some("spiffe://demo.example/svc/issues"));
     assert!(matches!(attest(other, key("media")).await, AdmitError::Issue(IssueError::Csr(CsrError::Name { .. }))));
@@ -137,7 +147,7 @@ async fn what_cannot_be_granted_spends_no_token() {
     assert!(matches!(attest(csr(None), key("issues")).await, AdmitError::UnfitKey(UnfitKey::Issuer(_))));
     assert!(matches!(attest(csr(None), None).await, AdmitError::UnfitKey(UnfitKey::Missing)));
     let own = csr(Some("spiffe://demo.example/svc/media"));
-    assert!(fixture.authority.attest(&token, &own, key("media"), NOW).await.is_ok());
+    assert!(fixture.authority.attest(Proof::JoinToken(&token), &own, key("media"), NOW).await.is_ok());
 }
 
 #[tokio::test]
@@ -145,16 +155,16 @@ async fn a_key_id_is_never_given_to_another_key() {
     let fixture = fixture();
     let first = key("media").unwrap();
     let token = fixture.token("media").await;
-    fixture.authority.attest(&token, &csr(None), Some(first.clone()), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(first.clone()), NOW).await.unwrap();
 
     let stolen = AsapKey { kid: first.kid.clone(), spki: key("media").unwrap().spki };
     let token = fixture.token("media").await;
-    let refused = fixture.authority.attest(&token, &csr(None), Some(stolen.clone()), NOW).await;
+    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(stolen.clone()), NOW).await;
     assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
     let refused = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(stolen), NOW).await;
     assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
     // The token was not spent, and the same key may come again.
-    fixture.authority.attest(&token, &csr(None), Some(first.clone()), NOW + 1).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(first.clone()), NOW + 1).await.unwrap();
     assert_eq!(fixture.kids().await, [first.kid]);
 }
 
@@ -183,17 +193,17 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
 
     of_tokens.full_after(0);
     of_keys.full_after(0);
-    let refused = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap_err();
+    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap_err();
     assert!(matches!(refused, AdmitError::Token(TokenError::Write(AppendError::Full(_)))));
 
     // The disk fills up between the two writes: the token is given back.
     of_tokens.full_after(usize::MAX);
-    let refused = fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap_err();
+    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap_err();
     assert!(matches!(refused, AdmitError::Keys(KeyStoreError::Write(AppendError::Full(_)))));
     assert!(fixture.kids().await.is_empty());
 
     of_keys.full_after(usize::MAX);
-    fixture.authority.attest(&token, &csr(None), key("media"), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap();
     assert_eq!(fixture.kids().await.len(), 1);
 }
 
@@ -201,9 +211,9 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
 async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
     let fixture = fixture();
     let token = fixture.token("tenon-tcs").await;
-    fixture.authority.attest(&token, &csr(None), key("tenon-tcs"), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("tenon-tcs"), NOW).await.unwrap();
     let token = fixture.token("media").await;
-    let refused = fixture.authority.attest(&token, &csr(None), key("tenon-tcs"), NOW).await;
+    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("tenon-tcs"), NOW).await;
     assert!(matches!(refused, Err(AdmitError::UnfitKey(UnfitKey::Issuer(_)))));
 }
 
@@ -245,9 +255,9 @@ async fn every_certificate_leaves_a_line_that_names_it_and_tells_no_secret() {
 
     let fixture = fixture();
     let (token, asap) = (fixture.token("media").await, key("media").unwrap());
-    let first = fixture.authority.attest(&token, &csr(None), Some(asap.clone()), NOW).await.unwrap();
+    let first = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(asap.clone()), NOW).await.unwrap();
     let second = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(asap.clone()), NOW).await.unwrap();
-    fixture.authority.attest(&token, &csr(None), Some(asap), NOW).await.unwrap_err();
+    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(asap), NOW).await.unwrap_err();
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for (method, admitted) in [("attest", first), ("renew", second)] {

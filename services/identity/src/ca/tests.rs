@@ -49,7 +49,7 @@ fn an_svid_has_one_uri_name_both_usages_an_hour_and_a_serial_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let ca = create(dir.path());
     let issued = ca.issue(&request(), &media(), SVID_LIFETIME, NOW).unwrap();
-    let (_, leaf) = X509Certificate::from_der(&issued.certificate).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
     let (_, root) = X509Certificate::from_der(&ca.bundle().roots()[0]).unwrap();
     assert!(leaf.verify_signature(Some(root.public_key())).is_ok());
     assert!(!leaf.is_ca());

@@ -39,6 +39,9 @@ async fn config(dir: &Path) -> Config {
         passphrase: None,
         data_dir: dir.join("identity"),
         trust_domain: demo(),
+        key_repository: None,
+        key_repository_names: Vec::new(),
+        policy: None,
     }
 }
 

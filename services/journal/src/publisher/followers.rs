@@ -48,6 +48,17 @@ impl Followers {
         list
     }
 
+    /// By SPIFFE ID and instance name; of several of one name the furthest.
+    pub(super) fn acknowledged(&self) -> HashMap<(String, String), Position> {
+        let mut furthest = HashMap::new();
+        for status in self.all().connected.values() {
+            let Some(position) = status.acknowledged.map(Position::from) else { continue };
+            let entry = furthest.entry((status.spiffe_id.clone(), status.instance.clone())).or_insert(position);
+            *entry = position.max(*entry);
+        }
+        furthest
+    }
+
     fn all(&self) -> MutexGuard<'_, All> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }

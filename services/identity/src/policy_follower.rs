@@ -1,0 +1,80 @@
+//! What the identity service knows of the mesh policy: who attests, and who may ask for transaction tokens.
+//!
+//! It follows the policy service as sidecars do, from its own disk when that is down. The policy service needs a
+//! certificate of this one to start, so the connection is made when there is somebody to connect to.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_config::names::{ServiceName, control_plane};
+use mesh_identity::{Identity, grpc};
+use prost::Message as _;
+use replica::{Event, Follow, Replica, Value};
+use tenon_proto::kind;
+use tenon_proto::policy::v1 as proto;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::oidc::Attestor;
+
+/// The replicas of the policy that this process reads.
+#[derive(Clone)]
+pub(crate) struct PolicyFollower {
+    /// Kind "attestation", by the names of the Attestors.
+    pub attestors: Replica<Attestor>,
+    /// Kind "route", by service.
+    pub routes: Replica<Requester>,
+}
+
+/// What a route says of a service as a requester of transaction tokens.
+#[derive(Debug)]
+pub(crate) struct Requester {
+    pub transaction_tokens: bool,
+    raw: Bytes,
+}
+
+impl PolicyFollower {
+    /// Starts from `state_dir` and follows `policy` until `shutdown`. Each task ends when its last state is on disk.
+    pub(crate) fn start(
+        policy: SocketAddr,
+        identity: &Arc<Identity>,
+        state_dir: PathBuf,
+        shutdown: &CancellationToken,
+    ) -> (Self, [JoinHandle<()>; 2]) {
+        let (attestors, following_attestors) =
+            follow::<Attestor>(kind::ATTESTATION, policy, identity, state_dir.clone(), shutdown);
+        let (routes, following_routes) = follow::<Requester>(kind::ROUTE, policy, identity, state_dir, shutdown);
+        (Self { attestors, routes }, [following_attestors, following_routes])
+    }
+}
+
+fn follow<V: Value>(
+    kind: &'static str,
+    policy: SocketAddr,
+    identity: &Arc<Identity>,
+    state_dir: PathBuf,
+    shutdown: &CancellationToken,
+) -> (Replica<V>, JoinHandle<()>) {
+    let expected = ServiceName::try_from(control_plane::POLICY).expect("a constant that is a service name");
+    let follow = Follow {
+        kind,
+        instance: control_plane::IDENTITY.to_owned(),
+        channel: grpc::channel(policy, identity, &expected),
+        state_dir: Some(state_dir),
+    };
+    follow.start(|_: Event<'_, V>| {}, shutdown.clone())
+}
+
+impl Value for Requester {
+    fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
+        let route =
+            proto::Route::decode(raw.clone()).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
+        Ok(Self { transaction_tokens: route.requests_transaction_tokens, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
