@@ -107,9 +107,18 @@ pub enum KeyError {
     /// A point that is not on its curve, an even modulus and the like.
     #[error("the public key is not valid")]
     Invalid,
-    /// Not a P-256 key in PKCS#8.
-    #[error("the private key is not a P-256 key in PKCS#8")]
+    /// Neither RSA nor on a curve of A2, or not PKCS#8.
+    #[error("the private key is not RSA, P-256, P-384 or P-521 in PKCS#8")]
     Private,
+    /// RSA with fewer than 2048 bits, or more than 8192.
+    #[error("the private key is RSA, and not of 2048 to 8192 bits")]
+    PrivateRsaBits,
+    /// Not one PEM block `PRIVATE KEY`.
+    #[error("the private key is not one PEM block PRIVATE KEY; `openssl pkcs8 -topk8 -nocrypt` makes one of others")]
+    PrivatePem,
+    /// Another type or curve is needed for that.
+    #[error("the key cannot sign with {}", .0.name())]
+    Algorithm(Algorithm),
     /// The key id does not start with the issuer.
     #[error("the key id does not start with the issuer and a slash")]
     Issuer,

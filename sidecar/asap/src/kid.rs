@@ -36,6 +36,20 @@ impl Kid {
         belongs_to(&self.0, issuer)
     }
 
+    /// The URL of this key in a repository (A15): `base`, a slash if it does not end with one, and the id as it is. `base`
+    /// has neither query nor fragment. The segments come out byte for byte; `+` is one of the characters that a path
+    /// takes as they are (RFC 3986 §3.3), so nothing is escaped.
+    pub fn join(&self, base: &str) -> String {
+        let slash = if base.ends_with('/') { "" } else { "/" };
+        format!("{base}{slash}{}", self.0)
+    }
+
+    /// Of a text that [`check`] has passed.
+    pub(crate) fn checked(text: &str) -> Self {
+        debug_assert_eq!(check(text), Ok(()));
+        Self(text.into())
+    }
+
     /// Everything before the last slash: the issuer, when ids are made as `<issuer>/<key id>`. None without a slash.
     pub fn issuer(&self) -> Option<&str> {
         self.0.rsplit_once('/').map(|(issuer, _)| issuer)

@@ -8,26 +8,13 @@ use crate::{Expect, Keys, Verified, VerifyError, verify};
 ///
 /// A token is found by all of its bytes, so nothing that differs in a single one passes. Two generations bound it: when
 /// the young one is full it becomes the old one, and what was old and not asked for since is forgotten.
-#[derive(Debug)]
-pub struct Memory {
-    young: Generation,
-    old: Generation,
-    capacity: usize,
-}
-
-type Generation = HashMap<Box<str>, Verified, ahash::RandomState>;
-
-impl Default for Memory {
-    /// Room for 4,096 tokens twice over.
-    fn default() -> Self {
-        Self::with_capacity(4096)
-    }
-}
+#[derive(Debug, Default)]
+pub struct Memory(Remembered<Verified>);
 
 impl Memory {
     /// Remembers at least the last `capacity` tokens and at most twice as many.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { young: Generation::default(), old: Generation::default(), capacity: capacity.max(1) }
+        Self(Remembered::with_capacity(capacity))
     }
 
     /// What [`verify`] answers, from memory where it can. A remembered token is still held to its time, to the audience
@@ -42,44 +29,32 @@ impl Memory {
         keys: &impl Keys,
         now: u64,
     ) -> Result<&Verified, VerifyError> {
-        if !self.young.get(token).is_some_and(|verified| serves(verified, expect, now)) {
-            let verified = match self.old.remove_entry(token) {
-                Some((_, verified)) if serves(&verified, expect, now) => verified,
-                _ => verify(token, expect, keys, now)?,
-            };
-            self.insert(token, verified);
-        }
-        Ok(&self.young[token])
+        self.0.recall_or(token, |verified| serves(verified, expect, now), || verify(token, expect, keys, now))
     }
 
     /// What is remembered of this token, if that serves this call. Allocates nothing.
     pub fn get(&self, token: &str, expect: &Expect<'_>, now: u64) -> Option<&Verified> {
-        self.young.get(token).or_else(|| self.old.get(token)).filter(|verified| serves(verified, expect, now))
+        self.0.get(token).filter(|verified| serves(verified, expect, now))
     }
 
     /// Remembers a token that [`verify`] has just verified.
     pub fn insert(&mut self, token: &str, verified: Verified) {
-        if self.young.len() >= self.capacity && !self.young.contains_key(token) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(token.into(), verified);
+        self.0.insert(token, verified);
     }
 
     /// Forgets everything: keys were replaced as a whole.
     pub fn forget_all(&mut self) {
-        self.young.clear();
-        self.old.clear();
+        self.0.forget_all();
     }
 
     /// Forgets what `keep` does not want: a key has gone, an issuer was revoked.
-    pub fn retain(&mut self, mut keep: impl FnMut(&Verified) -> bool) {
-        self.young.retain(|_, verified| keep(verified));
-        self.old.retain(|_, verified| keep(verified));
+    pub fn retain(&mut self, keep: impl FnMut(&Verified) -> bool) {
+        self.0.retain(keep);
     }
 
     /// How many tokens are remembered.
     pub fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+        self.0.len()
     }
 
     /// Whether none is.
@@ -92,6 +67,71 @@ fn serves(verified: &Verified, expect: &Expect<'_>, now: u64) -> bool {
     now <= verified.expires_at
         && *verified.audience == *expect.audience
         && expect.issuer.is_none_or(|issuer| *verified.issuer == *issuer)
+}
+
+/// What was made of each of the last tokens.
+#[derive(Debug)]
+pub(crate) struct Remembered<V> {
+    young: Generation<V>,
+    old: Generation<V>,
+    capacity: usize,
+}
+
+type Generation<V> = HashMap<Box<str>, V, ahash::RandomState>;
+
+impl<V> Default for Remembered<V> {
+    /// Room for 4,096 tokens twice over.
+    fn default() -> Self {
+        Self::with_capacity(4096)
+    }
+}
+
+impl<V> Remembered<V> {
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        Self { young: Generation::default(), old: Generation::default(), capacity: capacity.max(1) }
+    }
+
+    /// What is remembered and `serves`, else what `make` makes, remembered from then on.
+    pub(crate) fn recall_or<E>(
+        &mut self,
+        token: &str,
+        serves: impl Fn(&V) -> bool,
+        make: impl FnOnce() -> Result<V, E>,
+    ) -> Result<&V, E> {
+        if !self.young.get(token).is_some_and(&serves) {
+            let value = match self.old.remove_entry(token) {
+                Some((_, value)) if serves(&value) => value,
+                _ => make()?,
+            };
+            self.insert(token, value);
+        }
+        Ok(&self.young[token])
+    }
+
+    pub(crate) fn get(&self, token: &str) -> Option<&V> {
+        self.young.get(token).or_else(|| self.old.get(token))
+    }
+
+    pub(crate) fn insert(&mut self, token: &str, value: V) {
+        if self.young.len() >= self.capacity && !self.young.contains_key(token) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(token.into(), value);
+    }
+
+    pub(crate) fn forget_all(&mut self) {
+        self.young.clear();
+        self.old.clear();
+    }
+
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
+        self.young.retain(|_, value| keep(value));
+        self.old.retain(|_, value| keep(value));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
 }
 
 #[cfg(test)]

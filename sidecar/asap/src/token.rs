@@ -24,6 +24,27 @@ pub(crate) struct Parsed<'t> {
     pub signature: Vec<u8>,
 }
 
+/// The two kinds of token that there are, told apart by `typ` so that neither passes as the other (RFC 8725 §3.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `typ` is `JWT`, missing, or anything but that of the other kind.
+    Asap,
+    /// `typ` is `txntoken+jwt`.
+    Transaction,
+}
+
+impl Kind {
+    /// Media types are compared without case, and `application/` may be left out (RFC 7515 §4.1.9).
+    fn of(typ: &str) -> Self {
+        let prefix = "application/";
+        let bare = match typ.get(..prefix.len()) {
+            Some(start) if start.eq_ignore_ascii_case(prefix) => &typ[prefix.len()..],
+            _ => typ,
+        };
+        if bare.eq_ignore_ascii_case(crate::txn::TYPE) { Self::Transaction } else { Self::Asap }
+    }
+}
+
 struct Split<'t> {
     message: &'t str,
     header: &'t str,
@@ -32,7 +53,7 @@ struct Split<'t> {
 }
 
 impl<'t> Parsed<'t> {
-    pub(crate) fn parse(token: &'t str) -> Result<Self, VerifyError> {
+    pub(crate) fn parse(token: &'t str, kind: Kind) -> Result<Self, VerifyError> {
         let split = Split::of(token)?;
         let header =
             object(&decode(split.header)?).map_err(|_| VerifyError::Malformed("the header is not one JSON object"))?;
@@ -43,7 +64,7 @@ impl<'t> Parsed<'t> {
         };
         Ok(Self {
             algorithm,
-            kid: checked_kid(header)?,
+            kid: checked_kid(header, kind)?,
             message: split.message,
             claims: decode(split.claims)?,
             signature: decode(split.signature)?,
@@ -70,7 +91,7 @@ fn decode(part: &str) -> Result<Vec<u8>, VerifyError> {
     URL_SAFE_NO_PAD.decode(part).map_err(|_| VerifyError::Malformed("a part of the token is not unpadded base64url"))
 }
 
-fn checked_kid(mut header: Map<String, Value>) -> Result<String, VerifyError> {
+fn checked_kid(mut header: Map<String, Value>, kind: Kind) -> Result<String, VerifyError> {
     if KEY_MATERIAL.iter().any(|name| header.contains_key(*name)) {
         return Err(VerifyError::Malformed("the header brings a key along"));
     }
@@ -78,8 +99,13 @@ fn checked_kid(mut header: Map<String, Value>) -> Result<String, VerifyError> {
     if header.contains_key("crit") {
         return Err(VerifyError::Malformed("the header has critical extensions"));
     }
-    if header.get("typ").is_some_and(|typ| !typ.is_string()) {
-        return Err(VerifyError::Malformed("typ is not a string"));
+    let found = match header.get("typ") {
+        None => Kind::Asap,
+        Some(Value::String(typ)) => Kind::of(typ),
+        Some(_) => return Err(VerifyError::Malformed("typ is not a string")),
+    };
+    if found != kind {
+        return Err(VerifyError::Malformed("the token is of another kind"));
     }
     match header.remove("kid") {
         Some(Value::String(kid)) if kid::check(&kid).is_ok() => Ok(kid),

@@ -3,8 +3,8 @@
 
 use crate::claims::Claims;
 use crate::kid::belongs_to;
-use crate::token::Parsed;
-use crate::{Keys, Lookup};
+use crate::token::{Kind, Parsed};
+use crate::{Keys, Kid, Lookup};
 
 /// Longest life of a token, in seconds: `exp` − `iat` (A8).
 pub const MAX_LIFETIME_SECONDS: u64 = 3600;
@@ -114,16 +114,38 @@ impl VerifyError {
     }
 }
 
+/// What a token says of its key and issuer. Nothing is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Precheck {
+    /// The key to ask for.
+    pub kid: Kid,
+    /// `iss`, to which `kid` belongs (A5).
+    pub issuer: Box<str>,
+}
+
+/// Everything in [`verify`] that needs neither key nor clock: size, split, header, algorithm, key id, the types of the
+/// claims, and that the key is the issuer's. For whoever has to fetch an outside key first (A15), and must not for a
+/// token that cannot pass.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn precheck(token: &str) -> Result<Precheck, VerifyError> {
+    let (parsed, claims) = keyless(token)?;
+    Ok(Precheck { kid: Kid::checked(&parsed.kid), issuer: claims.issuer.into() })
+}
+
+fn keyless(token: &str) -> Result<(Parsed<'_>, Claims), VerifyError> {
+    let parsed = Parsed::parse(token, Kind::Asap)?;
+    let claims = Claims::parse(&parsed.claims)?;
+    if belongs_to(&parsed.kid, &claims.issuer) { Ok((parsed, claims)) } else { Err(VerifyError::Issuer) }
+}
+
 /// Verifies `token` at `now`, Unix seconds.
 ///
 /// # Errors
 /// The first rule that it breaks. `keys` is not asked for a token that breaks a rule which needs no key.
 pub fn verify(token: &str, expect: &Expect<'_>, keys: &impl Keys, now: u64) -> Result<Verified, VerifyError> {
-    let parsed = Parsed::parse(token)?;
-    let claims = Claims::parse(&parsed.claims)?;
-    if !belongs_to(&parsed.kid, &claims.issuer) {
-        return Err(VerifyError::Issuer);
-    }
+    let (parsed, claims) = keyless(token)?;
     let key = match keys.get(&parsed.kid) {
         Lookup::Found(key) => key,
         Lookup::Unknown => return Err(VerifyError::KeyUnknown),
