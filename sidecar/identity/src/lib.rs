@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod join;
 mod live;
 mod peer;
+pub mod repository;
 mod spiffe;
 mod svid;
 #[doc(hidden)]
