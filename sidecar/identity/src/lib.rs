@@ -22,6 +22,7 @@ mod svid;
 #[doc(hidden)]
 pub mod testing;
 pub mod tls;
+pub mod workload;
 
 pub use bundle::{BundleError, Rotation, TrustBundle};
 pub use live::{Identity, Mismatch, Revoked};

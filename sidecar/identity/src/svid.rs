@@ -117,6 +117,10 @@ impl Svid {
         (self.leaf.not_before..=self.leaf.not_after).contains(&now)
     }
 
+    pub(crate) fn key_pkcs8(&self) -> &[u8] {
+        &self.key_pkcs8
+    }
+
     pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
         &self.certified
     }

@@ -200,6 +200,7 @@ fn params(leaf: &Leaf) -> CertificateParams {
         .extend(leaf.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().expect("ASCII"))));
     params.extended_key_usages.clone_from(&leaf.usages);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.is_ca = IsCa::ExplicitNoCa;
     let time = |seconds: u64| std::time::UNIX_EPOCH + Duration::from_secs(seconds);
     params.not_before = time(leaf.not_before).into();
     params.not_after = time(leaf.not_after).into();
