@@ -106,7 +106,7 @@ pub(crate) enum Event<'a> {
 /// The audit log cannot be written, so nothing may be granted.
 #[derive(Debug, thiserror::Error)]
 #[error("the audit log {} cannot be written, and nothing is granted that is not in it", path.display())]
-pub(crate) struct AuditError {
+pub struct AuditError {
     path: PathBuf,
     #[source]
     source: io::Error,

@@ -12,11 +12,13 @@ use tenon_proto::kind;
 use tonic::Status;
 use zeroize::Zeroizing;
 
+use crate::audit::Audit;
 use crate::ca::SVID_LIFETIME;
 use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
-use crate::oidc::Attestors;
-use crate::revocations::Revocations;
+use crate::limits::{Limits, Settings};
+use crate::oidc::{Attested, Attestors};
+use crate::revocations::{RevocationStoreError, Revocations};
 use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
 use crate::transaction::Transactions;
 use crate::{Ca, Csr, IssueError, Issued};
@@ -28,7 +30,11 @@ pub(crate) struct Authority {
     pub identity: Arc<Identity>,
     pub tokens: JoinTokens,
     pub keys: Keys,
-    pub revocations: Revocations,
+    pub revocations: Arc<Revocations>,
+    /// Whoever grants something records it here first.
+    pub audit: Audit,
+    /// Asked before each certificate, once it is proved for whom.
+    pub limits: Limits,
     pub attestors: Attestors,
     #[expect(dead_code, reason = "no transaction token is made yet")]
     pub transactions: Transactions,
@@ -68,6 +74,15 @@ pub(crate) enum AdmitError {
     Platform(#[from] Status),
 }
 
+/// Why the parts cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthorityError {
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+    #[error(transparent)]
+    Revocations(#[from] RevocationStoreError),
+}
+
 /// Why there is no join token.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateTokenError {
@@ -78,18 +93,24 @@ pub(crate) enum CreateTokenError {
 }
 
 impl Authority {
-    /// Over its journals, by kind.
-    pub(crate) fn new(
+    /// Over its journals, by kind. From now on `identity` refuses whom the journals say is revoked.
+    pub(crate) async fn open(
         ca: Arc<Ca>,
         identity: Arc<Identity>,
+        audit: Audit,
         journal: impl Fn(&'static str) -> Result<Arc<dyn Journal>, OpenError>,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, AuthorityError> {
+        let live = Arc::clone(&identity);
+        let apply = move |revoked| live.set_revoked(revoked);
+        let revocations = Arc::new(Revocations::open(journal(kind::REVOCATION)?, apply).await?);
         Ok(Self {
             ca,
             identity,
             tokens: JoinTokens::new(journal(tokens::KIND)?),
-            keys: Keys::new(journal(kind::KEY)?),
-            revocations: Revocations::new(journal(kind::REVOCATION)?),
+            keys: Keys::new(journal(kind::KEY)?, Arc::clone(&revocations)),
+            revocations,
+            audit,
+            limits: Limits::new(Settings::default()),
             attestors: Attestors::default(),
             transactions: Transactions::default(),
         })
@@ -140,7 +161,8 @@ impl Authority {
         now: u64,
     ) -> Result<Admitted, AdmitError> {
         let asked = asap_key.as_ref().and_then(|key| key.kid.split_once('/')).map_or("", |(issuer, _)| issuer);
-        let service = self.attestors.attest(oidc_token, asked, now).await?;
+        let Attested { service, attestor } =
+            self.attestors.attest(oidc_token, asked, now).await.map_err(Status::from)?;
         let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
         let issued = self.issue(&csr, &service, now)?;
         let position = self.keys.confirm(&key, now).await?;

@@ -7,10 +7,18 @@ use journal::{AppendError, Expected, Journal, Position, ReadError, Write};
 use mesh_asap::{KeyError, Kid, KidError, PublicKey};
 use mesh_config::names::ServiceName;
 use prost::Message as _;
-use tenon_proto::identity::v1::{AsapKey, Key};
+use tenon_proto::identity::v1::{AsapKey, Key, KeyUse};
+
+use crate::revocations::{Revocations, Selector};
 
 /// A record may change under an attempt this often before it is given up.
 const ATTEMPTS: usize = 4;
+/// A confirmation that is younger than this, in seconds, is not written again: every instance confirms every minute, and
+/// each write goes to every sidecar.
+const CONFIRMATION_KEPT: u64 = 600;
+/// A key that nobody has confirmed for so long, in seconds, is nobody's any more: tokens live an hour at most, and who
+/// replaces a key goes on confirming the old one no longer.
+const UNCONFIRMED_LIFETIME: u64 = 7200;
 
 /// A service's key that may stand in the repository: its id is the service's (A5) and its type is fit (A2).
 #[derive(Debug, Clone)]
@@ -38,6 +46,8 @@ pub(crate) enum UnfitKey {
 pub(crate) enum KeyStoreError {
     #[error("the key id {0} is that of another key: a new key needs a new id")]
     Taken(Kid),
+    #[error("{0} is revoked: an operator must lift that first (`tenon identity revoke --lift`)")]
+    Revoked(Selector),
     #[error("the store of keys holds a record that does not decode")]
     Damaged(#[from] prost::DecodeError),
     #[error("the store of keys cannot be read")]
@@ -67,24 +77,33 @@ impl ServiceKey {
 #[derive(Clone)]
 pub(crate) struct Keys {
     journal: Arc<dyn Journal>,
+    revocations: Arc<Revocations>,
 }
 
 impl Keys {
-    pub(crate) fn new(journal: Arc<dyn Journal>) -> Self {
-        Self { journal }
+    pub(crate) fn new(journal: Arc<dyn Journal>, revocations: Arc<Revocations>) -> Self {
+        Self { journal, revocations }
     }
 
-    /// Refuses a key whose id is another's already, and changes nothing.
+    /// Refuses a key whose id is another's already, or that is revoked or its service, and changes nothing.
     pub(crate) async fn check(&self, key: &ServiceKey) -> Result<(), KeyStoreError> {
+        self.must_not_be_revoked(key)?;
         self.present(key).await.map(|_| ())
     }
 
-    /// Adds the key, or notes that its service still has it. It is durable, and on its way to every sidecar, when this
-    /// returns the position of its record.
+    /// Adds the key, or notes that its service still has it, to about ten minutes. It is durable, and on its way to every
+    /// sidecar, when this returns the position of its record.
     pub(crate) async fn confirm(&self, key: &ServiceKey, now: u64) -> Result<Position, KeyStoreError> {
+        let _held = self.revocations.hold().await;
+        self.must_not_be_revoked(key)?;
         let mut attempt = 1;
         loop {
             let present = self.present(key).await?;
+            if let Some((revision, record)) = &present
+                && now < record.confirmed_unix_seconds + CONFIRMATION_KEPT
+            {
+                return Ok(Position { epoch: self.journal.head().await?.epoch, revision: *revision });
+            }
             let record = Key {
                 kid: key.kid.to_string(),
                 issuer: key.issuer.to_string(),
@@ -103,17 +122,56 @@ impl Keys {
         }
     }
 
+    /// Deletes the keys that `which` picks, and returns them. No key is added or confirmed meanwhile.
+    pub(crate) async fn delete(&self, which: impl Fn(&Key) -> bool) -> Result<Vec<Key>, KeyStoreError> {
+        let _alone = self.revocations.alone().await;
+        let mut keys = self.list().await?;
+        keys.retain(|key| which(key));
+        if keys.is_empty() {
+            return Ok(keys);
+        }
+        self.journal.append(keys.iter().map(|key| Write::delete(key.kid.as_str())).collect()).await?;
+        Ok(keys)
+    }
+
+    /// Deletes the ASAP keys that nobody has confirmed for two hours, and those that should have gone when they were
+    /// revoked. `up_since`, Unix seconds: before the service itself has run for two hours nobody has had the time to.
+    pub(crate) async fn prune(&self, up_since: u64, now: u64) -> Result<Vec<Key>, KeyStoreError> {
+        let all_could = now >= up_since + UNCONFIRMED_LIFETIME;
+        let revoked = |key: &Key| {
+            key.kid.parse().is_ok_and(|kid| self.revocations.names_kid(&kid))
+                || ServiceName::try_from(key.issuer.as_str())
+                    .is_ok_and(|issuer| self.revocations.names_service(&issuer))
+        };
+        self.delete(|key| {
+            let unconfirmed = now >= key.confirmed_unix_seconds + UNCONFIRMED_LIFETIME;
+            key.r#use() == KeyUse::Unspecified && (all_could && unconfirmed || revoked(key))
+        })
+        .await
+    }
+
     /// All keys, in the order of their ids.
     pub(crate) async fn list(&self) -> Result<Vec<Key>, KeyStoreError> {
         let records = self.journal.snapshot().await?.records;
         records.into_iter().map(|record| Ok(Key::decode(record.value)?)).collect()
     }
 
+    fn must_not_be_revoked(&self, key: &ServiceKey) -> Result<(), KeyStoreError> {
+        if self.revocations.names_service(&key.issuer) {
+            return Err(KeyStoreError::Revoked(Selector::Service(key.issuer.clone())));
+        }
+        if self.revocations.names_kid(&key.kid) {
+            return Err(KeyStoreError::Revoked(Selector::Kid(key.kid.clone())));
+        }
+        Ok(())
+    }
+
     /// What the repository has under this key's id, if it is this key.
     async fn present(&self, key: &ServiceKey) -> Result<Option<(u64, Key)>, KeyStoreError> {
         let Some(found) = self.journal.get(key.kid.as_str()).await? else { return Ok(None) };
         let present = Key::decode(found.value)?;
-        if present.spki != key.spki || key.issuer != present.issuer.as_str() {
+        let same = present.spki == key.spki && key.issuer == present.issuer.as_str();
+        if !same || present.r#use() != KeyUse::Unspecified {
             return Err(KeyStoreError::Taken(key.kid.clone()));
         }
         Ok(Some((found.revision, present)))
@@ -162,11 +220,24 @@ mod tests {
         }
     }
 
+    struct Fixture {
+        keys: Keys,
+        journal: Arc<dyn Journal>,
+        revocations: Arc<Revocations>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+        let revocations = Arc::new(Revocations::open(store.kind("revocation").unwrap(), |_| {}).await.unwrap());
+        let journal = store.kind("key").unwrap();
+        Fixture { keys: Keys::new(Arc::clone(&journal), Arc::clone(&revocations)), journal, revocations, _dir: dir }
+    }
+
     #[tokio::test]
     async fn a_key_is_added_once_then_confirmed_and_its_id_is_never_given_to_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Embedded::open(&dir.path().join("store.redb")).unwrap().kind("key").unwrap();
-        let keys = Keys::new(journal);
+        let Fixture { keys, _dir, .. } = fixture().await;
         let sent = key("media");
         let own = ServiceKey::parse(Some(sent.clone()), &media()).unwrap();
         keys.check(&own).await.unwrap();
@@ -181,5 +252,61 @@ mod tests {
         let other = ServiceKey::parse(Some(other), &media()).unwrap();
         assert!(matches!(keys.check(&other).await, Err(KeyStoreError::Taken(_))));
         assert!(matches!(keys.confirm(&other, NOW).await, Err(KeyStoreError::Taken(_))));
+    }
+
+    #[tokio::test]
+    async fn a_confirmation_is_written_again_only_after_ten_minutes_and_the_position_stays() {
+        let Fixture { keys, journal, _dir, .. } = fixture().await;
+        let own = ServiceKey::parse(Some(key("media")), &media()).unwrap();
+        let first = keys.confirm(&own, NOW).await.unwrap();
+        keys.confirm(&ServiceKey::parse(Some(key("media")), &media()).unwrap(), NOW).await.unwrap();
+        let head = journal.head().await.unwrap();
+        assert_eq!(keys.confirm(&own, NOW + CONFIRMATION_KEPT - 1).await.unwrap(), first);
+        assert_eq!(journal.head().await.unwrap(), head);
+        assert!(keys.confirm(&own, NOW + CONFIRMATION_KEPT).await.unwrap() > head);
+        // A clock that went back writes nothing either.
+        assert_eq!(keys.confirm(&own, NOW - 600).await.unwrap(), journal.head().await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_key_goes_two_hours_after_its_last_confirmation_and_not_before_all_could_confirm() {
+        let Fixture { keys, journal, _dir, .. } = fixture().await;
+        let (kept, lost) = (key("media"), key("media"));
+        for key in [&kept, &lost] {
+            keys.confirm(&ServiceKey::parse(Some(key.clone()), &media()).unwrap(), NOW).await.unwrap();
+        }
+        let transaction = Key {
+            kid: "tenon-identity/1".to_owned(),
+            r#use: KeyUse::Transaction.into(),
+            confirmed_unix_seconds: NOW,
+            ..Key::default()
+        };
+        journal.append(vec![Write::put("tenon-identity/1", transaction.encode_to_vec())]).await.unwrap();
+        keys.confirm(&ServiceKey::parse(Some(kept.clone()), &media()).unwrap(), NOW + 3600).await.unwrap();
+
+        let end = NOW + UNCONFIRMED_LIFETIME;
+        assert!(keys.prune(NOW, end - 1).await.unwrap().is_empty());
+        assert!(keys.prune(NOW + 1, end).await.unwrap().is_empty(), "the service has just come up");
+        let [gone] = &keys.prune(NOW, end).await.unwrap()[..] else { panic!("one key") };
+        assert_eq!(gone.kid, lost.kid);
+        let left: Vec<String> = keys.list().await.unwrap().into_iter().map(|key| key.kid).collect();
+        assert_eq!(left, [kept.kid, "tenon-identity/1".to_owned()]);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_key_or_the_key_of_a_revoked_service_is_not_added_until_that_is_lifted() {
+        let Fixture { keys, revocations, _dir, .. } = fixture().await;
+        let own = ServiceKey::parse(Some(key("media")), &media()).unwrap();
+        keys.confirm(&own, NOW).await.unwrap();
+        for selector in [Selector::Kid(own.kid().clone()), Selector::Service(media())] {
+            revocations.revoke(&selector, "ann", "", NOW).await.unwrap();
+            for refused in [keys.check(&own).await.err(), keys.confirm(&own, NOW + 3600).await.err()] {
+                let text = refused.unwrap().to_string();
+                assert!(text.contains(&selector.to_string()) && text.contains("--lift"), "{text}");
+            }
+            assert_eq!(keys.prune(NOW, NOW).await.unwrap().len(), 1, "what the revocation has not deleted");
+            revocations.lift(&selector).await.unwrap();
+            keys.confirm(&own, NOW).await.unwrap();
+        }
     }
 }

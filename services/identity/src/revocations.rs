@@ -12,7 +12,7 @@ use mesh_config::names::ServiceName;
 use mesh_identity::Revoked;
 use prost::Message as _;
 use tenon_proto::identity::v1::Revocation;
-use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use rpc::{lift, list, revoke};
 pub(crate) use selector::{Selector, SelectorError};
@@ -44,11 +44,6 @@ pub(crate) struct Revocations {
 }
 
 impl Revocations {
-    /// Without what the journal holds already. [`Self::open`] is the right one.
-    pub(crate) fn new(journal: Arc<dyn Journal>) -> Self {
-        Self { journal, records: Mutex::default(), apply: Box::new(|_| {}), gate: RwLock::new(()) }
-    }
-
     /// Reads the journal. `apply` is called now and after each change, before the change is answered.
     ///
     /// # Errors
@@ -86,6 +81,11 @@ impl Revocations {
     /// Nothing is revoked while this is held.
     pub(crate) async fn hold(&self) -> RwLockReadGuard<'_, ()> {
         self.gate.read().await
+    }
+
+    /// No key is added while this is held.
+    pub(crate) async fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().await
     }
 
     /// Ends the trust in `selector`; a reason that was there is replaced. Durable, and on its way to every follower, when

@@ -23,8 +23,10 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::authority::Authority;
+use crate::audit::{self, Audit, AuditError};
+use crate::authority::{Authority, AuthorityError};
 use crate::ca::SVID_LIFETIME;
+use crate::revocations::RevocationStoreError;
 use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
 use crate::{Ca, CaError, IssueError, Passphrase};
 
@@ -84,9 +86,24 @@ pub enum ServeError {
     /// The trust bundle cannot be written to the store.
     #[error("the trust bundle cannot be published")]
     Write(#[from] AppendError),
+    /// The revocations cannot be read: nobody revoked may come back for that.
+    #[error("the revocations cannot be read")]
+    Revocations(#[from] RevocationStoreError),
+    /// Nothing is granted that cannot be recorded.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The server failed.
     #[error("the server of the identity service failed")]
     Server(#[source] io::Error),
+}
+
+impl From<AuthorityError> for ServeError {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::Journal(error) => error.into(),
+            AuthorityError::Revocations(error) => error.into(),
+        }
+    }
 }
 
 /// Serves until `shutdown`. Makes the CA when there is none.
@@ -110,7 +127,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         Ok(Publisher::start(kind, store.kind(kind)?, Arc::new(Everything), shutdown.clone()))
     };
     let publishers = vec![publish(kind::KEY)?, publish(kind::TRUST_BUNDLE)?, publish(kind::REVOCATION)?];
-    let authority = Arc::new(Authority::new(ca, Arc::clone(&identity), |kind| store.kind(kind))?);
+    let audit = Audit::open(&data_dir.join(audit::FILE))?;
+    let authority = Arc::new(Authority::open(ca, Arc::clone(&identity), audit, |kind| store.kind(kind)).await?);
     let routes = Routes::new(IdentityServer::new(IdentityService::new(authority)))
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };

@@ -17,7 +17,7 @@ struct Fixture {
     _dir: tempfile::TempDir,
 }
 
-fn fixture() -> Fixture {
+async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::create(&dir.path().join("ca"), &"demo.example".parse().unwrap(), None, NOW).unwrap();
     let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
@@ -25,13 +25,15 @@ fn fixture() -> Fixture {
         .map(|kind| Arc::new(Disk { journal: store.kind(kind).unwrap(), good: AtomicUsize::new(usize::MAX) }));
     let own = ca.issue_service(&"tenon-identity".parse().unwrap(), SVID_LIFETIME, NOW).unwrap();
     let identity = Identity::new(own, ca.bundle().clone());
-    let authority = Authority::new(Arc::new(ca), identity, |kind| {
+    let audit = Audit::open(&dir.path().join("audit.jsonl")).unwrap();
+    let authority = Authority::open(Arc::new(ca), identity, audit, |kind| {
         Ok(match kind {
             tokens::KIND => Arc::clone(&disks[0]) as Arc<dyn Journal>,
             kind::KEY => Arc::clone(&disks[1]) as Arc<dyn Journal>,
             other => store.kind(other)?,
         })
     })
+    .await
     .unwrap();
     Fixture { authority: Arc::new(authority), disks, _dir: dir }
 }
@@ -103,7 +105,7 @@ fn key(service: &str) -> Option<AsapKey> {
 
 #[tokio::test]
 async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let token = fixture.token("media").await;
     let asap = key("media");
     let admitted = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), asap.clone(), NOW).await.unwrap();
@@ -120,7 +122,7 @@ async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let token = fixture.token("media").await;
     let mut attempts = tokio::task::JoinSet::new();
     for _ in 0..16 {
@@ -135,7 +137,7 @@ async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() 
 
 #[tokio::test]
 async fn what_cannot_be_granted_spends_no_token() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let token = fixture.token("media").await;
     let attest = |csr: Vec<u8>, key| {
         let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
@@ -152,7 +154,7 @@ async fn what_cannot_be_granted_spends_no_token() {
 
 #[tokio::test]
 async fn a_key_id_is_never_given_to_another_key() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let first = key("media").unwrap();
     let token = fixture.token("media").await;
     fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(first.clone()), NOW).await.unwrap();
@@ -170,7 +172,7 @@ async fn a_key_id_is_never_given_to_another_key() {
 
 #[tokio::test]
 async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let service: ServiceName = "media".parse().unwrap();
     let asap = key("media");
     fixture.authority.renew(&service, &csr(None), asap.clone(), NOW).await.unwrap();
@@ -187,7 +189,7 @@ async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
 
 #[tokio::test]
 async fn a_full_disk_spends_no_token_and_leaves_no_key() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let token = fixture.token("media").await;
     let [of_tokens, of_keys] = &fixture.disks;
 
@@ -209,7 +211,7 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
 
 #[tokio::test]
 async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let token = fixture.token("tenon-tcs").await;
     fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("tenon-tcs"), NOW).await.unwrap();
     let token = fixture.token("media").await;
@@ -219,7 +221,7 @@ async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
 
 #[tokio::test]
 async fn a_token_lives_ten_minutes_unless_told_otherwise_and_a_day_at_most() {
-    let fixture = fixture();
+    let fixture = fixture().await;
     let service: ServiceName = "media".parse().unwrap();
     for (ttl, life) in [(0, Some(600)), (1, Some(1)), (86_400, Some(86_400)), (86_401, None), (u32::MAX, None)] {
         let made = fixture.authority.create_join_token(&service, ttl, NOW).await;
@@ -253,7 +255,7 @@ async fn every_certificate_leaves_a_line_that_names_it_and_tells_no_secret() {
         .finish();
     let _logging = tracing::subscriber::set_default(subscriber);
 
-    let fixture = fixture();
+    let fixture = fixture().await;
     let (token, asap) = (fixture.token("media").await, key("media").unwrap());
     let first = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(asap.clone()), NOW).await.unwrap();
     let second = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(asap.clone()), NOW).await.unwrap();

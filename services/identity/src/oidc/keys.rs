@@ -130,7 +130,12 @@ impl KeySet {
         let document = fetch.get(url).await?;
         let keys = parse(&document.body).ok_or_else(|| KeysError::KeySet(url.clone()))?;
         let fresh = document.max_age.unwrap_or(FRESH).clamp(LEAST_FRESH, MOST_FRESH);
-        tracing::info!(issuer = self.issuer, keys = keys.len(), fresh_seconds = fresh.as_secs(), "an issuer's keys were fetched");
+        tracing::info!(
+            issuer = self.issuer,
+            keys = keys.len(),
+            fresh_seconds = fresh.as_secs(),
+            "an issuer's keys were fetched"
+        );
         Ok(Held { keys, fresh_until: Instant::now() + fresh })
     }
 
@@ -209,9 +214,9 @@ fn fitting(parameters: &AlgorithmParameters) -> Vec<Algorithm> {
             EllipticCurve::P256 => vec![Algorithm::ES256],
             EllipticCurve::P384 => vec![Algorithm::ES384],
             // The library has no ES512.
-            EllipticCurve::P521 | EllipticCurve::Ed25519 | EllipticCurve::Other(_) => vec![],
+            EllipticCurve::P521 | EllipticCurve::Ed25519 | _ => vec![],
         },
-        AlgorithmParameters::OctetKey(_) | AlgorithmParameters::OctetKeyPair(_) | AlgorithmParameters::Other(_) => {
+        AlgorithmParameters::OctetKey(_) | AlgorithmParameters::OctetKeyPair(_) | AlgorithmParameters::Other(_) | _ => {
             vec![]
         }
     }
