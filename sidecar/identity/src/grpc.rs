@@ -3,6 +3,7 @@
 
 mod authorization;
 mod channel;
+mod ending;
 mod server;
 
 pub use authorization::{Rpc, Who, uncovered};

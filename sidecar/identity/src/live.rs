@@ -118,6 +118,13 @@ impl Identity {
         self.changes.subscribe()
     }
 
+    /// Looks at `condition` now and after each change, until it holds.
+    pub(crate) async fn until(&self, condition: impl Fn() -> bool) {
+        let mut changes = self.changes();
+        // `self` holds the sender, so the channel cannot be closed here.
+        while !condition() && changes.changed().await.is_ok() {}
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }

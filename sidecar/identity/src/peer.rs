@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{SpiffeId, SpiffeIdError};
+use crate::{Identity, SpiffeId, SpiffeIdError};
 
 /// What TLS proved of the other side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,14 @@ pub struct Peer {
     pub serial: String,
     /// Last second in which its certificate is valid, Unix time.
     pub not_after: u64,
+}
+
+impl Peer {
+    /// Ends when its service or its certificate is revoked; at once when it is already. For whoever holds a connection
+    /// with it. Never ends otherwise.
+    pub async fn until_revoked(&self, identity: &Identity) {
+        identity.until(|| identity.is_revoked(self)).await;
+    }
 }
 
 /// What TLS proved of a client outside of the mesh.

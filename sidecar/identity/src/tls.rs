@@ -70,6 +70,11 @@ impl Client {
             Self::Outside(peer) => identity.revoked().names_outside(&peer.name, &peer.serial),
         }
     }
+
+    /// As [`Peer::until_revoked`].
+    pub async fn until_revoked(&self, identity: &Identity) {
+        identity.until(|| self.is_revoked(identity)).await;
+    }
 }
 
 /// Why a connection did not come to be.

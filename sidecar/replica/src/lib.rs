@@ -15,6 +15,7 @@ mod persist;
 mod position;
 mod reader;
 mod state;
+mod trust;
 
 pub use digest::{BUCKETS, Digest, digest};
 pub use follow::Follow;
@@ -22,6 +23,7 @@ pub use guard::Guard;
 pub use parent::{Parent, Responses};
 pub use position::{ParsePositionError, Position};
 pub use reader::{Replica, Status};
+pub use trust::{BundleRecord, FollowTrust, RevocationRecord, Trust};
 
 use std::sync::Arc;
 

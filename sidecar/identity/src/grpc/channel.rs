@@ -10,17 +10,28 @@ use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::ending::Ending;
 use crate::Identity;
 use crate::tls::{self, TlsError};
 
 /// A channel to `address` (`host:port`), where exactly the service `expected` must answer. Connects when first used and
 /// again whenever the connection is gone; each attempt takes at most [`tls::CONNECT_DEADLINE`] twice over (TCP, then
-/// TLS). A silent connection is given up after 15 s.
+/// TLS). A silent connection is given up after 15 s, that of a server which is revoked at once.
 pub fn channel(address: impl Display, identity: &Arc<Identity>, expected: &ServiceName) -> Channel {
-    channel_with(address, tls::client_config(identity, expected), expected)
+    connecting(address, tls::client_config(identity, expected), expected, Some(Arc::clone(identity)))
 }
 
+/// The same with a configuration that knows no revocations.
 pub(crate) fn channel_with(address: impl Display, config: Arc<ClientConfig>, expected: &ServiceName) -> Channel {
+    connecting(address, config, expected, None)
+}
+
+fn connecting(
+    address: impl Display,
+    config: Arc<ClientConfig>,
+    expected: &ServiceName,
+    identity: Option<Arc<Identity>>,
+) -> Channel {
     let address: Arc<str> = address.to_string().into();
     // The authority is the service, not the address: the connector below decides where to go.
     let endpoint = Endpoint::from_shared(format!("https://{expected}"))
@@ -29,9 +40,25 @@ pub(crate) fn channel_with(address: impl Display, config: Arc<ClientConfig>, exp
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(true);
     endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-        let (address, config) = (Arc::clone(&address), Arc::clone(&config));
-        async move { connect(&address, &config).await.map(TokioIo::new) }
+        let (address, config, identity) = (Arc::clone(&address), Arc::clone(&config), identity.clone());
+        async move { Ok::<_, TlsError>(TokioIo::new(watched(connect(&address, &config).await?, identity))) }
     }))
+}
+
+/// The connection, until its server is revoked.
+fn watched(
+    stream: tokio_rustls::client::TlsStream<TcpStream>,
+    identity: Option<Arc<Identity>>,
+) -> Ending<tokio_rustls::client::TlsStream<TcpStream>> {
+    let server = tls::peer(stream.get_ref().1);
+    let end = async move {
+        if let (Some(identity), Some(server)) = (identity, server) {
+            server.until_revoked(&identity).await;
+        } else {
+            std::future::pending().await
+        }
+    };
+    Ending::new(stream, None, end)
 }
 
 async fn connect(

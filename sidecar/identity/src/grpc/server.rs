@@ -1,23 +1,20 @@
 //! A gRPC server over mTLS.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::server::Connected;
 
 use super::Rpc;
-use super::authorization::{BUILT_IN, Connection, Guard};
+use super::authorization::{BUILT_IN, Guard};
+use super::ending::Ending;
 use crate::tls::{self, Clients};
 use crate::{Identity, Peer};
 
@@ -43,7 +40,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves until `shutdown`, then lets calls end for at most 3 s and closes every connection.
+    /// Serves until `shutdown`, then lets calls end for at most 3 s and closes every connection. That of a peer which is
+    /// revoked meanwhile is closed at once, with all that is open on it.
     ///
     /// Each request that reaches a service carries its caller as an extension of type [`Peer`] (none for a caller
     /// without certificate).
@@ -52,9 +50,15 @@ impl Server {
     /// The listener's; handshakes that fail are logged and end nobody else's.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let closed = CancellationToken::new();
-        let config = tls::server_config(&self.identity, self.clients);
         let (ready, connections) = mpsc::channel(16);
-        let accepting = tokio::spawn(accept(self.listener, config, ready, shutdown.clone(), closed.clone()));
+        let acceptor = Acceptor {
+            config: tls::server_config(&self.identity, self.clients),
+            identity: Arc::clone(&self.identity),
+            ready,
+            closed: closed.clone(),
+            failures: Failures::default(),
+        };
+        let accepting = tokio::spawn(accept(self.listener, Arc::new(acceptor), shutdown.clone()));
 
         let routes = with_built_in(self.routes, self.authorization)?;
         let guard = Guard::new(routes, self.identity, self.authorization);
@@ -98,16 +102,21 @@ fn with_built_in(routes: Routes, table: &'static [Rpc]) -> io::Result<Routes> {
     Ok(routes.add_service(health).add_service(v1).add_service(v1alpha).prepare())
 }
 
-/// Accepts, and does each handshake in a task of its own, so that a slow client delays nobody.
-async fn accept(
-    listener: TcpListener,
+/// What each handshake needs.
+struct Acceptor {
     config: Arc<ServerConfig>,
+    identity: Arc<Identity>,
     ready: mpsc::Sender<io::Result<Io>>,
-    shutdown: CancellationToken,
     closed: CancellationToken,
-) {
+    failures: Failures,
+}
+
+/// A connection that ends when the server was closed or its peer is revoked.
+type Io = Ending<TlsStream<TcpStream>>;
+
+/// Accepts, and does each handshake in a task of its own, so that a slow client delays nobody.
+async fn accept(listener: TcpListener, acceptor: Arc<Acceptor>, shutdown: CancellationToken) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let failures = Arc::new(Failures::default());
     loop {
         let permit = Arc::clone(&handshakes).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, remote) = tokio::select! {
@@ -122,19 +131,37 @@ async fn accept(
             },
             () = shutdown.cancelled() => return,
         };
-        let (config, ready, closed) = (Arc::clone(&config), ready.clone(), closed.clone());
-        let failures = Arc::clone(&failures);
+        let acceptor = Arc::clone(&acceptor);
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            match tls::accept(&config, stream).await {
+            match tls::accept(&acceptor.config, stream).await {
                 Ok((stream, peer)) => {
                     drop(permit);
                     // Fails only when the server is gone.
-                    let _ = ready.send(Ok(Io::new(stream, peer, closed))).await;
+                    let _ = acceptor.ready.send(Ok(acceptor.connection(stream, peer))).await;
                 }
-                Err(error) => failures.log(remote, &error),
+                Err(error) => acceptor.failures.log(remote, &error),
             }
         });
+    }
+}
+
+impl Acceptor {
+    fn connection(&self, stream: TlsStream<TcpStream>, peer: Option<Peer>) -> Io {
+        let peer = peer.map(Arc::new);
+        let (identity, closed, shown) = (Arc::clone(&self.identity), self.closed.clone(), peer.clone());
+        let end = async move {
+            match shown {
+                None => closed.cancelled().await,
+                Some(peer) => tokio::select! {
+                    () = closed.cancelled() => {}
+                    () = peer.until_revoked(&identity) => {
+                        tracing::info!(peer = %peer.id, serial = peer.serial, "the connection of a revoked peer is closed");
+                    }
+                },
+            }
+        };
+        Ending::new(stream, peer, end)
     }
 }
 
@@ -150,66 +177,6 @@ impl Failures {
         } else {
             tracing::warn!(%remote, %error, "handshake failed");
         }
-    }
-}
-
-/// A connection that ends when its server was closed, whatever is open on it.
-struct Io {
-    stream: TlsStream<TcpStream>,
-    peer: Option<Arc<Peer>>,
-    closed: Pin<Box<WaitForCancellationFutureOwned>>,
-}
-
-impl Io {
-    fn new(stream: TlsStream<TcpStream>, peer: Option<Peer>, closed: CancellationToken) -> Self {
-        Self { stream, peer: peer.map(Arc::new), closed: Box::pin(closed.cancelled_owned()) }
-    }
-}
-
-impl Connected for Io {
-    type ConnectInfo = Connection;
-
-    fn connect_info(&self) -> Connection {
-        Connection(self.peer.clone())
-    }
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.closed.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

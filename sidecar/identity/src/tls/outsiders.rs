@@ -201,3 +201,6 @@ impl Outsiders {
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate is that of two outside clients, {0} and {1}")]
 struct TwoClients(Arc<str>, Arc<str>);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! Trust bundle and revocations, followed straight into a live [`Identity`].
+//!
+//! Every process of the mesh does this, so that whom it trusts does not depend on when it last spoke with the identity
+//! service. What follows from a change, such as closing connections, is for whoever listens to [`Identity::changes`].
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use mesh_config::names::ServiceName;
+use mesh_identity::{Identity, Revoked, TrustBundle};
+use prost::Message as _;
+use tenon_proto::{identity::v1 as proto, kind};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use crate::{Event, Follow, Parent, Replica, Value};
+
+/// A trust bundle of the key its record has: the trust domain.
+#[derive(Debug)]
+pub struct BundleRecord {
+    bundle: TrustBundle,
+    raw: Bytes,
+}
+
+impl Value for BundleRecord {
+    fn decode(key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        let record = proto::TrustBundle::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let bundle = TrustBundle::from_proto(&record).map_err(|error| error.to_string())?;
+        if bundle.trust_domain().as_str() != key {
+            return Err(format!("the record of {key} is a bundle of {}", bundle.trust_domain()));
+        }
+        Ok(Self { bundle, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
+
+/// One revocation.
+#[derive(Debug)]
+pub struct RevocationRecord {
+    what: What,
+    raw: Bytes,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Service(ServiceName),
+    Kid(String),
+    Serial(String),
+}
+
+impl Value for RevocationRecord {
+    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        use proto::revocation::What as Raw;
+        let record = proto::Revocation::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let what = match record.what.ok_or("a revocation of nothing that this version knows")? {
+            Raw::Service(name) => {
+                What::Service(ServiceName::try_from(name.as_str()).map_err(|error| error.to_string())?)
+            }
+            Raw::Kid(kid) => What::Kid(kid),
+            Raw::Serial(serial) => What::Serial(serial),
+        };
+        Ok(Self { what, raw })
+    }
+
+    fn raw(&self) -> Bytes {
+        self.raw.clone()
+    }
+}
+
+/// Where [`Trust::follow`] gets its records from, and where it keeps them.
+#[derive(Clone, Debug)]
+pub struct FollowTrust<P = Channel> {
+    /// The identity service.
+    pub channel: P,
+    /// Name of this process for the identity service, the same as in its confirmations.
+    pub instance: String,
+    /// Where the state is kept between runs; absent: nowhere.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// What is known of the mesh's trust. Kept so that its status can be shown.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    /// Kind `trust_bundle`.
+    pub bundle: Replica<BundleRecord>,
+    /// Kind `revocation`.
+    pub revocation: Replica<RevocationRecord>,
+}
+
+impl Trust {
+    /// Sets what the last run left into `identity` before it returns, then every change as it comes, until `shutdown`.
+    /// The tasks end when their last state is on disk.
+    ///
+    /// A stored bundle that is older than the one that `identity` joined with is not taken.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn follow<P: Parent + Clone>(
+        from: FollowTrust<P>,
+        identity: &Arc<Identity>,
+        shutdown: &CancellationToken,
+    ) -> (Self, [JoinHandle<()>; 2]) {
+        let stored = Arc::new(AtomicBool::new(true));
+        let follow = |kind| Follow {
+            kind,
+            instance: from.instance.clone(),
+            channel: from.channel.clone(),
+            state_dir: from.state_dir.clone(),
+        };
+        let bundles = take_bundles(Arc::clone(identity), Arc::clone(&stored));
+        let (bundle, following_bundle) = follow(kind::TRUST_BUNDLE).start(bundles, shutdown.clone());
+        stored.store(false, Relaxed);
+        let revocations = take_revocations(Arc::clone(identity));
+        let (revocation, following_revocation) = follow(kind::REVOCATION).start(revocations, shutdown.clone());
+        (Self { bundle, revocation }, [following_bundle, following_revocation])
+    }
+}
+
+fn take_bundles(identity: Arc<Identity>, stored: Arc<AtomicBool>) -> impl FnMut(Event<'_, BundleRecord>) + Send {
+    move |event| {
+        let own = identity.id().trust_domain().as_str();
+        let record = match event {
+            Event::Replaced(records) => records.iter().find(|(key, _)| &**key == own).map(|(_, record)| record),
+            // A bundle that is deleted is an accident: without roots nobody could be told to trust others.
+            Event::Changed { key, new, .. } => new.filter(|_| key == own),
+        };
+        let Some(record) = record else { return };
+        let in_force = identity.bundle();
+        let older = record.bundle.rotation().sequence < in_force.rotation().sequence;
+        if record.bundle == *in_force || (older && stored.load(Relaxed)) {
+            return;
+        }
+        if let Err(error) = identity.set_bundle(record.bundle.clone()) {
+            tracing::warn!(%error, "the replicated trust bundle is unusable; the one in use stays");
+        }
+    }
+}
+
+fn take_revocations(identity: Arc<Identity>) -> impl FnMut(Event<'_, RevocationRecord>) + Send {
+    let mut held: HashMap<Arc<str>, What> = HashMap::new();
+    move |event| {
+        match event {
+            Event::Replaced(records) => {
+                held = records.iter().map(|(key, record)| (Arc::clone(key), record.what.clone())).collect();
+            }
+            Event::Changed { key, new: Some(record), .. } => {
+                held.insert(key.into(), record.what.clone());
+            }
+            Event::Changed { key, new: None, .. } => {
+                held.remove(key);
+            }
+        }
+        let revoked = revoked(held.values());
+        if revoked != *identity.revoked() {
+            identity.set_revoked(revoked);
+        }
+    }
+}
+
+fn revoked<'r>(held: impl Iterator<Item = &'r What>) -> Revoked {
+    let mut revoked = Revoked::default();
+    for what in held {
+        match what {
+            What::Service(name) => {
+                revoked.services.insert(name.clone());
+            }
+            What::Kid(kid) => {
+                revoked.kids.insert(kid.clone());
+            }
+            What::Serial(serial) => {
+                revoked.serials.insert(serial.clone());
+            }
+        }
+    }
+    revoked
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+use mesh_identity::{Rotation, testing::Ca};
+
+use super::*;
+
+fn bundle(ca: &Ca, sequence: u64) -> Arc<BundleRecord> {
+    let bundle = ca.bundle().with_rotation(Rotation { sequence, ..Rotation::default() });
+    let raw = Bytes::from(bundle.to_proto().encode_to_vec());
+    Arc::new(BundleRecord::decode("demo.example", 1, raw).unwrap())
+}
+
+fn revocation(what: proto::revocation::What) -> Arc<RevocationRecord> {
+    let record = proto::Revocation { what: Some(what), ..Default::default() };
+    Arc::new(RevocationRecord::decode("any", 1, record.encode_to_vec().into()).unwrap())
+}
+
+fn replaced<'a, V>(records: &'a [(Arc<str>, Arc<V>)]) -> Event<'a, V> {
+    Event::Replaced(records)
+}
+
+#[test]
+fn a_stored_bundle_is_taken_unless_it_is_older_than_the_one_joined_with() {
+    let ca = Ca::new("demo.example");
+    let identity = ca.identity("media");
+    identity.set_bundle(bundle(&ca, 5).bundle.clone()).unwrap();
+    let stored = Arc::new(AtomicBool::new(true));
+    let mut take = take_bundles(Arc::clone(&identity), Arc::clone(&stored));
+    let sequence = || identity.bundle().rotation().sequence;
+
+    take(replaced(&[("demo.example".into(), bundle(&ca, 4))]));
+    assert_eq!(sequence(), 5, "an older one is left alone");
+    take(replaced(&[("demo.example".into(), bundle(&ca, 6))]));
+    assert_eq!(sequence(), 6);
+
+    stored.store(false, Relaxed);
+    take(replaced(&[("demo.example".into(), bundle(&ca, 3))]));
+    assert_eq!(sequence(), 3, "what the identity service says now counts, whatever number it has");
+}
+
+#[test]
+fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
+    let ca = Ca::new("demo.example");
+    let identity = ca.identity("media");
+    let before = identity.bundle();
+    let mut take = take_bundles(Arc::clone(&identity), Arc::default());
+    let other = bundle(&ca, 9);
+    take(Event::Changed { key: "demo.example", old: None, new: None });
+    take(Event::Changed { key: "other.example", old: None, new: Some(&other) });
+    take(replaced(&[]));
+    assert_eq!(identity.bundle(), before);
+    let raw = Bytes::from(ca.bundle().to_proto().encode_to_vec());
+    assert!(BundleRecord::decode("other.example", 1, raw).is_err());
+    assert!(BundleRecord::decode("demo.example", 1, Bytes::from_static(b"\xff")).is_err());
+}
+
+#[test]
+fn revocations_come_one_by_one_and_are_lifted_again() {
+    use proto::revocation::What::{Kid, Serial, Service};
+    let identity = Ca::new("demo.example").identity("media");
+    let mut changes = identity.changes();
+    let mut take = take_revocations(Arc::clone(&identity));
+    take(replaced(&[("service/wiki".into(), revocation(Service("wiki".into())))]));
+    assert!(identity.revoked().services.contains("wiki"));
+    assert!(changes.has_changed().unwrap());
+
+    let (kid, serial) = (revocation(Kid("wiki/1".into())), revocation(Serial("ab12".into())));
+    take(Event::Changed { key: "kid/wiki/1", old: None, new: Some(&kid) });
+    take(Event::Changed { key: "serial/ab12", old: None, new: Some(&serial) });
+    let revoked = identity.revoked();
+    assert!(revoked.kids.contains("wiki/1") && revoked.serials.contains("ab12") && revoked.services.contains("wiki"));
+
+    take(Event::Changed { key: "service/wiki", old: None, new: None });
+    assert!(identity.revoked().services.is_empty());
+    changes.mark_unchanged();
+    take(Event::Changed { key: "service/nobody", old: None, new: None });
+    assert!(!changes.has_changed().unwrap(), "what changes nothing wakes nobody");
+    take(replaced(&[]));
+    assert_eq!(*identity.revoked(), Revoked::default());
+}
+
+#[test]
+fn a_revocation_of_something_unknown_is_refused_and_not_overlooked() {
+    let raw = Bytes::from(proto::Revocation::default().encode_to_vec());
+    assert!(RevocationRecord::decode("planet/mars", 1, raw).is_err());
+}
