@@ -7,14 +7,20 @@ use mesh_asap::{Expect, Keys, Lookup, Memory, PublicKey, VerifyError};
 use prost::Message as _;
 use replica::{Position, Replica};
 use sidecar_core::{Credentials, Named, Peer, Reason, Refusal, Transaction};
-use tenon_proto::identity::v1::Key;
+use tenon_proto::identity::v1::{Key, KeyUse};
 
+use super::transactions::Transactions;
 use crate::live::Live;
+
+/// What a record says of a key of ASAP tokens.
+const ASAP: KeyUse = KeyUse::Unspecified;
 
 /// A replicated public key, parsed once.
 #[derive(Debug)]
 pub struct KeyRecord {
     key: Arc<PublicKey>,
+    /// `None`: one that this version does not know, so that the key verifies nothing.
+    usage: Option<KeyUse>,
     raw: Bytes,
 }
 
@@ -22,7 +28,7 @@ impl replica::Value for KeyRecord {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
         let record = Key::decode(raw.clone()).map_err(|error| error.to_string())?;
         let key = PublicKey::from_spki(&record.spki).map_err(|error| error.to_string())?;
-        Ok(Self { key: Arc::new(key), raw })
+        Ok(Self { key: Arc::new(key), usage: KeyUse::try_from(record.r#use).ok(), raw })
     }
 
     fn raw(&self) -> Bytes {
@@ -30,15 +36,15 @@ impl replica::Value for KeyRecord {
     }
 }
 
-/// Replicated keys; a key that is not there does not exist, since the replica is complete.
-struct Replicated<'r>(&'r Replica<KeyRecord>);
+/// Replicated keys of one use; a key that is not there does not exist, since the replica is complete.
+struct Replicated<'r>(&'r Replica<KeyRecord>, KeyUse);
 
 impl Keys for Replicated<'_> {
     fn get(&self, kid: &str) -> Lookup {
         match self.0.get(kid) {
-            Some(record) => Lookup::Found(Arc::clone(&record.key)),
-            None if self.0.position().is_some() => Lookup::Unknown,
-            None => Lookup::Unavailable,
+            Some(record) if record.usage == Some(self.1) => Lookup::Found(Arc::clone(&record.key)),
+            None if self.0.position().is_none() => Lookup::Unavailable,
+            Some(_) | None => Lookup::Unknown,
         }
     }
 }
@@ -50,6 +56,7 @@ pub struct TokenMemory {
     /// The key set that `memory` was last compared with.
     compared: Option<Position>,
     audience: Box<str>,
+    transactions: Transactions,
 }
 
 impl TokenMemory {
@@ -61,6 +68,7 @@ impl TokenMemory {
             keys: live.keys().clone(),
             compared: None,
             audience: live.config.service.as_str().into(),
+            transactions: Transactions::new(live.config.trust_domain.clone()),
         }
     }
 
@@ -68,8 +76,8 @@ impl TokenMemory {
     fn forget_lost_keys(&mut self) {
         let position = self.keys.position();
         if position != self.compared {
-            let keys = &self.keys;
-            self.memory.retain(|verified| keys.get(&verified.kid).is_some());
+            let keys = Replicated(&self.keys, ASAP);
+            self.memory.retain(|verified| matches!(keys.get(&verified.kid), Lookup::Found(_)));
             self.compared = position;
         }
     }
@@ -79,14 +87,15 @@ impl Credentials for TokenMemory {
     fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
         self.forget_lost_keys();
         let expect = Expect::new(&self.audience, Some(peer.name()));
-        match self.memory.verify(token, &expect, &Replicated(&self.keys), now) {
+        match self.memory.verify(token, &expect, &Replicated(&self.keys, ASAP), now) {
             Ok(_) => Ok(()),
             Err(error) => Err(refusal(&error)),
         }
     }
 
-    fn transaction(&mut self, _token: &str, _tenant: Named<'_>, _now: u64) -> Result<Transaction, Refusal> {
-        Err(Refusal::new(Reason::TxnInvalid, "this sidecar cannot verify transaction tokens"))
+    fn transaction(&mut self, token: &str, tenant: Named<'_>, now: u64) -> Result<Transaction, Refusal> {
+        let keys = Replicated(&self.keys, KeyUse::Transaction);
+        self.transactions.verify(&keys, self.keys.position(), token, tenant, now)
     }
 }
 
