@@ -29,7 +29,7 @@ pub(super) struct Document {
 
 /// Why a document was not fetched. Says nothing of what was answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FetchError {
+pub(crate) enum FetchError {
     #[error("{0} is no https URL")]
     Url(String),
     #[error("no authority to trust: {0}")]

@@ -40,7 +40,7 @@ pub(super) struct VerifyingKey {
 
 /// Why there are no keys to verify with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum KeysError {
+pub(crate) enum KeysError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error("{0} is not an OpenID Connect discovery document")]
