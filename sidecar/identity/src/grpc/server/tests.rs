@@ -15,7 +15,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::fake::{Fake, Running};
+use crate::fake::{Fake, Running, TABLE};
 use crate::grpc::{Rpc, Who, channel, channel_with, uncovered};
 use crate::testing::{Ca, service};
 use crate::{Identity, Revoked, tls};
