@@ -1,10 +1,13 @@
 //! From a checked mesh to the records that are replicated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use prost::bytes::Bytes;
 use tenon_proto::policy::v1 as proto;
 
-use crate::mesh::{Instance, Mesh, Mode, Proof, Residency, Rule, Service, TenantCondition};
+use crate::mesh::{
+    Attestor, AttestorRule, ExternalClient, Instance, Mesh, Mode, Proof, Residency, Rule, Service, TenantCondition,
+};
 
 /// What the policy service publishes: for each kind, its records by key.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -15,8 +18,10 @@ pub struct Records {
     pub routes: BTreeMap<String, proto::Route>,
     /// Kind `endpoint`, key: `service/region/address`. One for each instance of the LocalMesh.
     pub endpoints: BTreeMap<String, proto::Endpoint>,
-    /// Kind `quarantine`, key: the service.
+    /// Kind `quarantine`, key: the service, or the client outside of the mesh.
     pub quarantines: BTreeMap<String, proto::Quarantine>,
+    /// Kind `attestation`, key: the name of the Attestor.
+    pub attestors: BTreeMap<String, proto::Attestor>,
 }
 
 /// The records of a mesh. The same mesh always gives the same records.
@@ -42,6 +47,7 @@ pub fn compile(mesh: &Mesh) -> Records {
             record.reason.push_str(&quarantine.reason);
         }
     }
+    records.attestors.extend(mesh.attestors.iter().map(|one| (one.name.to_string(), attestor(one))));
     records
 }
 
@@ -55,6 +61,8 @@ fn service_policy(mesh: &Mesh, service: &Service) -> proto::ServicePolicy {
         }
         rules.extend(allowlist.rules.iter().map(|rule| compile_rule(rule, allowlist.name.as_str(), audit)));
     }
+    let callers: BTreeSet<&str> = rules.iter().flat_map(|rule| &rule.callers).map(String::as_str).collect();
+    let outside = callers.into_iter().filter_map(|name| mesh.external_clients.get(name)).map(external_client).collect();
     proto::ServicePolicy {
         service: service.name.to_string(),
         product: product(service),
@@ -62,8 +70,39 @@ fn service_policy(mesh: &Mesh, service: &Service) -> proto::ServicePolicy {
         originates: service.originates,
         rules,
         audit_allowlist,
-        external_clients: Vec::new(),
+        external_clients: outside,
     }
+}
+
+fn external_client(client: &ExternalClient) -> proto::ExternalClient {
+    proto::ExternalClient {
+        name: client.name.to_string(),
+        issuer: client.issuer.to_string(),
+        ca: certificates(&client.ca),
+        certificate_names: client.certificate_names.clone(),
+        key_repositories: client.key_repositories.clone(),
+        key_repository_ca: certificates(&client.key_repository_ca),
+        subjects: client.subjects.clone(),
+    }
+}
+
+fn attestor(attestor: &Attestor) -> proto::Attestor {
+    let rule = |rule: &AttestorRule| proto::AttestorRule {
+        claims: rule.claims.clone().into_iter().collect(),
+        service: rule.service.to_string(),
+    };
+    proto::Attestor {
+        name: attestor.name.to_string(),
+        issuer: attestor.issuer.clone(),
+        audience: attestor.audience.clone(),
+        jwks_uri: attestor.jwks_uri.clone().unwrap_or_default(),
+        ca: certificates(&attestor.ca),
+        rules: attestor.rules.iter().map(rule).collect(),
+    }
+}
+
+fn certificates(ders: &[Vec<u8>]) -> Vec<Bytes> {
+    ders.iter().map(|der| Bytes::copy_from_slice(der)).collect()
 }
 
 fn compile_rule(rule: &Rule, allowlist: &str, audit: bool) -> proto::Rule {
@@ -94,7 +133,7 @@ fn route(service: &Service) -> proto::Route {
         service: service.name.to_string(),
         product: product(service),
         residency: residency(service).into(),
-        requests_transaction_tokens: false,
+        requests_transaction_tokens: service.requests_transaction_tokens,
     }
 }
 

@@ -18,8 +18,9 @@ pub use crate::{
     compile::{Records, compile},
     folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
-        Allowlist, Caller, ControlPlaneAddresses, Expect, Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof,
-        Quarantine, REASONS, Rate, Residency, Rule, Service, TenantCondition, TestCall,
+        Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, Instance, LocalMesh,
+        Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule, Service, TenantCondition,
+        TestCall, TestTransaction,
     },
     parse::parse,
     problem::{Problem, Problems},

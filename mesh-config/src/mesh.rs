@@ -1,5 +1,7 @@
 //! A mesh as its policy files describe it, checked: nothing here is malformed, dangling or there twice.
 
+mod outside;
+
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use tenon_proto::tcs::v1::TenantContext;
@@ -10,6 +12,8 @@ use crate::{
     yaml::At,
 };
 
+pub use self::outside::{Attestor, AttestorRule, ExternalClient};
+
 /// A whole mesh. Made by [`parse`](crate::parse) alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mesh {
@@ -19,6 +23,9 @@ pub struct Mesh {
     pub(crate) trust_domain_at: (String, At),
     pub(crate) regions: Vec<RegionName>,
     pub(crate) services: BTreeMap<ServiceName, Service>,
+    pub(crate) external_clients: BTreeMap<ServiceName, ExternalClient>,
+    /// In the order of the files.
+    pub(crate) attestors: Vec<Attestor>,
     /// In deciding order: byte order of the files' paths, then position.
     pub(crate) allowlists: Vec<Allowlist>,
     pub(crate) quarantines: Vec<Quarantine>,
@@ -53,6 +60,16 @@ impl Mesh {
         &self.services
     }
 
+    /// Every client outside of the mesh, named by a rule or not. None is named as a service is.
+    pub fn external_clients(&self) -> &BTreeMap<ServiceName, ExternalClient> {
+        &self.external_clients
+    }
+
+    /// Whose tokens attest services, in the order of the files.
+    pub fn attestors(&self) -> &[Attestor] {
+        &self.attestors
+    }
+
     /// Every allowlist in deciding order: byte order of the files' paths, then position (DESIGN §6).
     pub fn allowlists(&self) -> &[Allowlist] {
         &self.allowlists
@@ -85,6 +102,8 @@ pub struct Service {
     pub residency: Residency,
     /// May call for any tenant; else only for those it is serving at the moment.
     pub originates: bool,
+    /// May ask the identity service for transaction tokens.
+    pub requests_transaction_tokens: bool,
 }
 
 /// Which tenants an instance of a service serves.
@@ -140,10 +159,10 @@ pub struct Rule {
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// `"*"`: any authenticated service of the mesh.
+    /// `"*"`: any authenticated service of the mesh, and no client outside of it.
     Any,
-    /// This one.
-    Service(ServiceName),
+    /// The service, or the client outside of the mesh, of this name: they share one namespace.
+    Named(ServiceName),
 }
 
 impl Caller {
@@ -151,7 +170,7 @@ impl Caller {
     pub fn as_str(&self) -> &str {
         match self {
             Self::Any => "*",
-            Self::Service(name) => name.as_str(),
+            Self::Named(name) => name.as_str(),
         }
     }
 }
@@ -187,7 +206,7 @@ pub struct Rate {
     pub burst: u64,
 }
 
-/// A document of kind `Quarantine`: these services are cut off in both directions.
+/// A document of kind `Quarantine`: these services, and clients outside of the mesh, are cut off in both directions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quarantine {
     /// `metadata.name`.
@@ -288,7 +307,7 @@ pub struct PolicyTest {
 /// One call of a test, and what must come of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestCall {
-    /// The calling service; need not be defined.
+    /// The calling service or client outside of the mesh; need not be defined.
     pub caller: ServiceName,
     /// The called service; need not be defined.
     pub service: ServiceName,
@@ -298,10 +317,19 @@ pub struct TestCall {
     pub tenant: Option<String>,
     /// The region of the called instance.
     pub region: Option<RegionName>,
+    /// The transaction token that it carries, valid and current.
+    pub transaction: Option<TestTransaction>,
     /// What must come of it.
     pub expect: Expect,
     /// Where it stands: `tests.yaml:12:7`.
     pub source: String,
+}
+
+/// A transaction token of a test's call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestTransaction {
+    /// The tenant in it, if any.
+    pub tenant: Option<String>,
 }
 
 /// What must come of a call.

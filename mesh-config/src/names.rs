@@ -156,6 +156,13 @@ name! {
 }
 
 name! {
+    /// Who signs ASAP tokens (A4, A5): what stands before the last part of a key id, so one or more segments with `/`
+    /// between them.
+    Issuer, "issuer", is_issuer,
+    "segments of A-Z, a-z, 0-9 and \"_.-+\" with \"/\" between them, none of them \".\" or \"..\", at most 254 bytes"
+}
+
+name! {
     /// Name of a document or of a rule in policy files. Only people read it.
     DocumentName, "name", is_document_name,
     "1 to 63 of letters, digits, \".\", \"_\" and \"-\", with a letter or digit first and last"
@@ -175,6 +182,12 @@ fn is_dns_name(text: &str) -> bool {
 
 fn is_trust_domain(text: &str) -> bool {
     (1..=255).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'))
+}
+
+/// A key id is an issuer, `/` and something more, and has at most 256 bytes.
+fn is_issuer(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-' | b'+' | b'/');
+    text.len() <= 254 && text.bytes().all(allowed) && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn is_document_name(text: &str) -> bool {
@@ -219,6 +232,18 @@ mod tests {
         let too_long = ["a".repeat(63).as_str(); 4].join(".");
         for bad in ["", ".", "acme.", ".acme", "a..b", "Acme.example", "acme.example:80", too_long.as_str()] {
             assert!(HostName::try_from(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_is_what_may_stand_before_a_key_id() {
+        let longest = "a".repeat(254);
+        for good in ["partner", "micros/partner", "A_b.c-d+e/..f", longest.as_str()] {
+            assert!(Issuer::try_from(good).is_ok(), "{good:?}");
+        }
+        let too_long = "a".repeat(255);
+        for bad in ["", "/", "a/", "/a", "a//b", ".", "a/..", "a/./b", "a b", "a%2f", "é", "a:b", too_long.as_str()] {
+            assert!(Issuer::try_from(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -4,9 +4,13 @@
 //! that is wrong is found in one go.
 
 mod allowlist;
+mod attestor;
+mod certificates;
 mod document;
+mod external_client;
 mod local;
 mod policy_test;
+mod url;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +19,7 @@ use std::{
 
 use crate::{
     Mesh, Problem, Problems, SourceFile,
-    mesh::{Allowlist, LocalMesh, PolicyTest, Quarantine, Service},
+    mesh::{Allowlist, Attestor, ExternalClient, LocalMesh, PolicyTest, Quarantine, Service},
     names::{DocumentName, RegionName, ServiceName, TrustDomain},
     problem::FIRST_AT,
     yaml::{self, At, Reader, suggestion},
@@ -35,6 +39,8 @@ pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
             trust_domain_at: header.trust_domain_at,
             regions: header.regions,
             services: draft.services,
+            external_clients: draft.external_clients,
+            attestors: draft.attestors,
             allowlists: draft.allowlists,
             quarantines: draft.quarantines,
             local: draft.local,
@@ -68,6 +74,7 @@ fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> 
         }
     }
     draft.check_references(problems);
+    draft.check_claimed(problems);
     if !draft.unseen && !draft.defined.contains_key(MESH) {
         let first = files.first().map(|file| file.path.as_str()).unwrap_or_default();
         let message = match files.is_empty() {
@@ -84,6 +91,10 @@ fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> 
 struct Draft {
     mesh: Option<Header>,
     services: BTreeMap<ServiceName, Service>,
+    external_clients: BTreeMap<ServiceName, ExternalClient>,
+    attestors: Vec<Attestor>,
+    /// What no two outside clients may share.
+    claimed: external_client::Claimed,
     allowlists: Vec<Allowlist>,
     quarantines: Vec<Quarantine>,
     local: Option<LocalMesh>,
@@ -105,7 +116,7 @@ struct Header {
 }
 
 /// A place in one of the files.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Place {
     file: String,
     at: At,
@@ -119,7 +130,7 @@ impl fmt::Display for Place {
 
 /// A name that must be defined somewhere.
 struct Reference {
-    /// "Service" or "region".
+    /// [`SERVICE`], [`CALLER`] or [`REGION`].
     what: &'static str,
     name: String,
     place: Place,
@@ -151,17 +162,25 @@ impl Draft {
 
     fn check_references(&self, problems: &mut Vec<Problem>) {
         let nothing = BTreeMap::new();
+        let defined = |what: &str| self.defined.get(what).unwrap_or(&nothing);
+        let (services, clients) = (defined(SERVICE), defined(EXTERNAL_CLIENT));
         for Reference { what, name, place } in &self.references {
-            let names = self.defined.get(*what).unwrap_or(&nothing);
-            if names.contains_key(name) || self.unseen || (*what == REGION && names.is_empty()) {
+            let (names, more, expected) = match *what {
+                REGION => (defined(REGION), &nothing, "one of the regions of the Mesh document"),
+                CALLER => (services, clients, "the name of a Service or ExternalClient document"),
+                _ => (services, &nothing, "the name of a Service document"),
+            };
+            let known = names.contains_key(name) || more.contains_key(name);
+            if known || self.unseen || (*what == REGION && names.is_empty()) {
                 continue;
             }
-            let hint = suggestion(name, names.keys().map(String::as_str));
-            let expected = match *what {
-                REGION => "one of the regions of the Mesh document",
-                _ => "the name of a Service document",
+            let message = if *what == SERVICE && clients.contains_key(name) {
+                format!("{name:?} is an ExternalClient, expected {expected}")
+            } else {
+                let hint = suggestion(name, names.keys().chain(more.keys()).map(String::as_str));
+                format!("no {what} {name:?}{hint}, expected {expected}")
             };
-            problems.push(problem(&place.file, place.at, format!("no {what} {name:?}{hint}, expected {expected}")));
+            problems.push(problem(&place.file, place.at, message));
         }
     }
 }
@@ -170,6 +189,10 @@ impl Draft {
 const MESH: &str = "Mesh";
 /// What a document of kind `Service` defines.
 const SERVICE: &str = "Service";
+/// What a document of kind `ExternalClient` defines.
+const EXTERNAL_CLIENT: &str = "ExternalClient";
+/// What rules and quarantines name: one or the other of both.
+const CALLER: &str = "Service or ExternalClient";
 /// What the list of regions defines.
 const REGION: &str = "region";
 

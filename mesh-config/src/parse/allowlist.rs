@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{
     Draft,
-    document::{or_default, service_name},
+    document::{known_caller, or_default, service_name},
 };
 use crate::{
     mesh::{Allowlist, Caller, Mode, Proof, Rate, Rule, TenantCondition},
@@ -50,7 +50,7 @@ fn rule(reader: &mut Reader<'_>, node: &Node, service: Option<&ServiceName>, dra
     let callers = callers.and_then(|node| {
         each(reader, node, "service names", |reader, item| match reader.text(item, "a service name or \"*\"")? {
             "*" => Some(Caller::Any),
-            _ => service_name(reader, item, draft).map(Caller::Service),
+            _ => known_caller(reader, item, draft).map(Caller::Named),
         })
     });
     let paths = fields
@@ -69,7 +69,7 @@ fn rule(reader: &mut Reader<'_>, node: &Node, service: Option<&ServiceName>, dra
 }
 
 /// A list whose items are each read the same way, none of them twice.
-fn each<T>(
+pub(super) fn each<T>(
     reader: &mut Reader<'_>,
     node: &Node,
     what: &str,
@@ -80,7 +80,7 @@ fn each<T>(
     let mut items = Vec::with_capacity(nodes.len());
     for node in nodes {
         let Some(item) = read(reader, node) else { continue };
-        // Both kinds of item are text in the file.
+        // All kinds of item are text in the file.
         let text = reader.text(node, what)?;
         if seen.insert(text) {
             items.push(item);

@@ -1,9 +1,13 @@
 //! The frame of every document, and the small kinds: `Mesh`, `Service`, `Quarantine`.
 
-use super::{Draft, Header, MESH, REGION, SERVICE, allowlist, local, policy_test};
+use super::{
+    CALLER, Draft, EXTERNAL_CLIENT, Header, MESH, REGION, SERVICE, allowlist, attestor, external_client, local,
+    policy_test,
+};
 use crate::{
     mesh::{Quarantine, Residency, Service},
     names::{DocumentName, RegionName, ServiceName, control_plane},
+    problem::FIRST_AT,
     yaml::{At, Fields, Node, Reader, Value},
 };
 
@@ -14,6 +18,8 @@ enum Kind {
     Mesh,
     Service,
     Allowlist,
+    ExternalClient,
+    Attestor,
     LocalMesh,
     Quarantine,
     PolicyTest,
@@ -23,13 +29,15 @@ const KINDS: &[(&str, Kind)] = &[
     ("Mesh", Kind::Mesh),
     ("Service", Kind::Service),
     ("Allowlist", Kind::Allowlist),
+    ("ExternalClient", Kind::ExternalClient),
+    ("Attestor", Kind::Attestor),
     ("LocalMesh", Kind::LocalMesh),
     ("Quarantine", Kind::Quarantine),
     ("PolicyTest", Kind::PolicyTest),
 ];
 
 /// Of the format, but nothing enforces them yet: to take them and do nothing would be worse than to refuse them.
-const LATER: &[&str] = &["Route", "ExternalClient"];
+const LATER: &[&str] = &["Route"];
 
 /// Reads one document into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
@@ -59,6 +67,12 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
             draft.define(reader, "Allowlist", name.as_str(), name_node.at);
             let allowlist = spec.and_then(|spec| allowlist::read(reader, name, spec, draft));
             draft.allowlists.extend(allowlist);
+        }
+        Kind::ExternalClient => external_client::read(reader, name_node, spec, draft),
+        Kind::Attestor => {
+            draft.define(reader, "Attestor", name.as_str(), name_node.at);
+            let attestor = spec.and_then(|spec| attestor::read(reader, name, spec, draft));
+            draft.attestors.extend(attestor);
         }
         Kind::LocalMesh => {
             draft.define(reader, "LocalMesh", "", kind_node.at);
@@ -116,17 +130,8 @@ fn regions(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Ve
 }
 
 fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft: &mut Draft) {
-    let name: Option<ServiceName> = reader.parsed(name_node, "a service name");
-    match &name {
-        Some(name) => _ = draft.define(reader, SERVICE, name.as_str(), name_node.at),
-        None => draft.unseen = true,
-    }
-    if name.as_ref().is_some_and(|name| name.as_str().starts_with(control_plane::PREFIX)) {
-        let message = "a name of the control plane, expected a service name that does not begin with \"tenon-\"";
-        reader.problem(name_node.at, message);
-    }
-    let fields =
-        spec.and_then(|spec| reader.fields(spec, "the spec of a Service", &["product", "residency", "originates"]));
+    let name = caller_name(reader, name_node, SERVICE, draft);
+    let fields = spec.and_then(|spec| reader.fields(spec, "the spec of a Service", SERVICE_FIELDS));
     let Some(fields) = fields else { return };
     let product = match fields.optional("product") {
         Some(node) => reader.parsed(node, "a product name").map(Some),
@@ -136,26 +141,60 @@ fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft
         reader.choice(node, &[("any", Residency::Any), ("home", Residency::Home)])
     });
     let originates = or_default(reader, fields, "originates", true, |reader, node| reader.boolean(node));
-    if let (Some(name), Some(product), Some(residency), Some(originates)) = (name, product, residency, originates) {
-        draft.services.insert(name.clone(), Service { name, product, residency, originates });
+    let requests = or_default(reader, fields, "requestsTransactionTokens", false, |reader, node| reader.boolean(node));
+    if let (Some(name), Some(product), Some(residency), Some(originates), Some(requests_transaction_tokens)) =
+        (name, product, residency, originates, requests)
+    {
+        let service = Service { name, product, residency, originates, requests_transaction_tokens };
+        draft.services.insert(service.name.clone(), service);
     }
+}
+
+const SERVICE_FIELDS: &[&str] = &["product", "residency", "originates", "requestsTransactionTokens"];
+
+/// The name of a document that rules may name as a caller: services and outside clients share one namespace.
+pub(super) fn caller_name(
+    reader: &mut Reader<'_>,
+    node: &Node,
+    what: &'static str,
+    draft: &mut Draft,
+) -> Option<ServiceName> {
+    let Some(name) = reader.parsed::<ServiceName>(node, "a service name") else {
+        draft.unseen = true;
+        return None;
+    };
+    let other = if what == SERVICE { EXTERNAL_CLIENT } else { SERVICE };
+    if let Some(first) = draft.defined.get(other).and_then(|names| names.get(name.as_str())) {
+        let message = format!(
+            "{what} {:?} has the name of the {other} {:?}, expected one of its own{FIRST_AT}{first}",
+            name.as_str(),
+            name.as_str()
+        );
+        reader.problem(node.at, message);
+    }
+    draft.define(reader, what, name.as_str(), node.at);
+    if name.as_str().starts_with(control_plane::PREFIX) {
+        let message = "a name of the control plane, expected a service name that does not begin with \"tenon-\"";
+        reader.problem(node.at, message);
+    }
+    Some(name)
 }
 
 fn quarantine(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<Quarantine> {
     let fields = reader.fields(spec, "the spec of a Quarantine", &["services", "reason"])?;
     let services = fields.required(reader, "services", "a list of service names");
-    let services = services.and_then(|node| service_names(reader, node, draft));
+    let services = services.and_then(|node| caller_names(reader, node, draft));
     let reason = or_default(reader, fields, "reason", String::new(), |reader, node| {
         reader.text(node, "a reason").map(str::to_owned)
     });
     Some(Quarantine { name, services: services?, reason: reason? })
 }
 
-fn service_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<ServiceName>> {
+fn caller_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<ServiceName>> {
     let mut whole = true;
     let mut names: Vec<ServiceName> = Vec::new();
     for item in reader.some_list(node, "service names")? {
-        match service_name(reader, item, draft) {
+        match known_caller(reader, item, draft) {
             Some(name) if names.contains(&name) => {
                 reader.problem(item.at, format!("service {:?} stands twice, expected it once", name.as_str()));
             }
@@ -170,6 +209,13 @@ fn service_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Opt
 pub(super) fn service_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<ServiceName> {
     let name: ServiceName = reader.parsed(node, "a service name")?;
     draft.refer(reader, SERVICE, name.as_str(), node.at);
+    Some(name)
+}
+
+/// The name of a service, or of a client outside of the mesh, that a document must define.
+pub(super) fn known_caller(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<ServiceName> {
+    let name: ServiceName = reader.parsed(node, "a service name")?;
+    draft.refer(reader, CALLER, name.as_str(), node.at);
     Some(name)
 }
 

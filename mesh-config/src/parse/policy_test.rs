@@ -9,7 +9,7 @@ use super::{
     document::{or_default, region_name},
 };
 use crate::{
-    mesh::{Expect, PolicyTest, REASONS, TestCall},
+    mesh::{Expect, PolicyTest, REASONS, TestCall, TestTransaction},
     names::{DocumentName, short},
     tenant::{self, Wrong},
     yaml::{self, At, Node, Reader, suggestion},
@@ -63,8 +63,10 @@ fn tenants(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<TenantContext>> {
     (tenants.len() == nodes.len()).then_some(tenants)
 }
 
+const CALL: &[&str] = &["caller", "service", "path", "tenant", "region", "transaction", "expect"];
+
 fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestCall> {
-    let fields = reader.fields(node, "a call", &["caller", "service", "path", "tenant", "region", "expect"])?;
+    let fields = reader.fields(node, "a call", CALL)?;
     let caller = fields.required(reader, "caller", "a service name");
     let caller = caller.and_then(|node| reader.parsed(node, "a service name"));
     let service = fields.required(reader, "service", "a service name");
@@ -74,6 +76,13 @@ fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestC
         Some(Some(reader.text(node, "a tenant id")?.to_owned()))
     });
     let region = or_default(reader, fields, "region", None, |reader, node| region_name(reader, node, draft).map(Some));
+    let transaction = or_default(reader, fields, "transaction", None, |reader, node| {
+        let fields = reader.fields(node, "a transaction token", &["tenant"])?;
+        let tenant = or_default(reader, fields, "tenant", None, |reader, node| {
+            Some(Some(reader.text(node, "the tenant of the token")?.to_owned()))
+        });
+        Some(Some(TestTransaction { tenant: tenant? }))
+    });
     let expect = fields.required(reader, "expect", EXPECT).and_then(|node| expect(reader, node));
     let source = format!("{}:{}:{}", reader.file(), node.at.line, node.at.column);
     Some(TestCall {
@@ -82,6 +91,7 @@ fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestC
         path: path?,
         tenant: tenant?,
         region: region?,
+        transaction: transaction?,
         expect: expect?,
         source,
     })

@@ -66,17 +66,12 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         (
             "unknown kind",
             service("{}").replace("Service", "Servcie"),
-            r#"m.yaml:2:7: found text "Servcie" (did you mean "Service"?), expected Mesh, Service, Allowlist, LocalMesh, Quarantine or PolicyTest"#,
+            r#"m.yaml:2:7: found text "Servcie" (did you mean "Service"?), expected Mesh, Service, Allowlist, ExternalClient, Attestor, LocalMesh, Quarantine or PolicyTest"#,
         ),
         (
             "kind of later",
             service("{}").replace("Service", "Route"),
             r#"m.yaml:2:7: kind Route is not supported by this version, expected no such document"#,
-        ),
-        (
-            "kind of later, too",
-            service("{}").replace("Service", "ExternalClient"),
-            r#"m.yaml:2:7: kind ExternalClient is not supported by this version, expected no such document"#,
         ),
         (
             "missing name",
@@ -91,7 +86,7 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         (
             "empty spec",
             service(""),
-            r#"m.yaml:4:5: found nothing, expected the spec of a Service: a map with product, residency, originates"#,
+            r#"m.yaml:4:5: found nothing, expected the spec of a Service: a map with product, residency, originates, requestsTransactionTokens"#,
         ),
         (
             "unknown metadata",
@@ -119,12 +114,12 @@ m.yaml:4:17: text "a" has the tag !!bool, expected a value of that type"#,
         (
             "unknown field",
             service("{residancy: home}"),
-            r#"m.yaml:4:8: unknown field "residancy" in the spec of a Service (did you mean "residency"?), expected product, residency or originates"#,
+            r#"m.yaml:4:8: unknown field "residancy" in the spec of a Service (did you mean "residency"?), expected product, residency, originates or requestsTransactionTokens"#,
         ),
         (
             "unknown field without a neighbour",
             service("{owner: me}"),
-            r#"m.yaml:4:8: unknown field "owner" in the spec of a Service, expected product, residency or originates"#,
+            r#"m.yaml:4:8: unknown field "owner" in the spec of a Service, expected product, residency, originates or requestsTransactionTokens"#,
         ),
         (
             "unknown choice",
@@ -179,8 +174,8 @@ m.yaml:4:17: text "a" has the tag !!bool, expected a value of that type"#,
         (
             "caller that nobody defines",
             rule("").replace("[wiki]", "[wiki, wikki, nobody]"),
-            r#"m.yaml:7:33: no Service "wikki" (did you mean "wiki"?), expected the name of a Service document
-m.yaml:7:40: no Service "nobody", expected the name of a Service document"#,
+            r#"m.yaml:7:33: no Service or ExternalClient "wikki" (did you mean "wiki"?), expected the name of a Service or ExternalClient document
+m.yaml:7:40: no Service or ExternalClient "nobody", expected the name of a Service or ExternalClient document"#,
         ),
         (
             "caller twice",
@@ -302,7 +297,7 @@ m.yaml:7:65: found the number 0, expected a whole number of at least 1"#,
         (
             "quarantine",
             format!("{DOC}kind: Quarantine\nmetadata: {{name: q}}\nspec: {{services: [ghost], because: x}}\n"),
-            r#"m.yaml:4:19: no Service "ghost", expected the name of a Service document
+            r#"m.yaml:4:19: no Service or ExternalClient "ghost", expected the name of a Service or ExternalClient document
 m.yaml:4:27: unknown field "because" in the spec of a Quarantine, expected services or reason"#,
         ),
         (
