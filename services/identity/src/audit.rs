@@ -10,18 +10,28 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use mesh_identity::clock;
 use serde::Serialize;
 
+use crate::limits::{Limits, Rate, Settings};
+
 /// The file, within the data folder of the identity service.
 pub(crate) const FILE: &str = "audit.jsonl";
+
+/// Refusals that are recorded. Others are counted: whoever has no certificate may ask as often as it likes, and must not
+/// fill the disk with that.
+const REFUSALS: Rate = Rate { burst: 1_000, per_second: 5 };
 
 /// The open log. One line at a time; a line is small and goes to the page cache, so no task waits for a disk.
 pub(crate) struct Audit {
     path: PathBuf,
     log: Mutex<Log>,
+    refusals: Limits,
+    /// Refusals that were not recorded since the last that was.
+    uncounted: AtomicU64,
 }
 
 struct Log {
@@ -36,18 +46,16 @@ struct Log {
 pub(crate) enum Event<'a> {
     /// A certificate was signed.
     Issue {
-        /// "attest", "renew", "oidc", "own" or "server".
+        /// "attest", "renew", or "own" for what the identity service makes for itself.
         method: &'a str,
-        /// The SPIFFE id, or the names of a server certificate.
-        id: &'a str,
+        /// Whose it is.
+        service: &'a str,
         serial: &'a str,
         not_after: u64,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        instance: Option<&'a str>,
         /// The ASAP key that came with the request.
         #[serde(skip_serializing_if = "Option::is_none")]
         kid: Option<&'a str>,
-        /// What attested it: "join-token", the name of an Attestor.
+        /// What proved it: "join-token", "svid", or the name of an Attestor.
         #[serde(skip_serializing_if = "Option::is_none")]
         attested_by: Option<&'a str>,
     },
@@ -63,8 +71,6 @@ pub(crate) enum Event<'a> {
         service: Option<&'a str>,
         reason: &'a str,
     },
-    /// A new ASAP key was published.
-    Key { kid: &'a str, issuer: &'a str },
     /// An ASAP key went because nobody confirmed it any more.
     Prune { kid: &'a str, issuer: &'a str },
     /// An operator made a join token.
@@ -112,11 +118,22 @@ pub struct AuditError {
     source: io::Error,
 }
 
+impl AuditError {
+    /// Somebody must make room.
+    pub(crate) fn disk_is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// One line.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Line<'a> {
     /// RFC 3339, UTC, milliseconds.
     time: String,
+    /// So many refusals before this one were too many to be recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more_refused: Option<u64>,
     #[serde(flatten)]
     event: Event<'a>,
 }
@@ -128,7 +145,8 @@ impl Audit {
     /// It can be neither opened nor made.
     pub(crate) fn open(path: &Path) -> Result<Self, AuditError> {
         let log = Log::open(path).map_err(|source| AuditError { path: path.into(), source })?;
-        Ok(Self { path: path.into(), log: Mutex::new(log) })
+        let refusals = Limits::new(Settings { service: REFUSALS, all: REFUSALS });
+        Ok(Self { path: path.into(), log: Mutex::new(log), refusals, uncounted: AtomicU64::new(0) })
     }
 
     /// Appends a line, whole or not at all. For everything that grants: do not grant when this fails.
@@ -138,7 +156,7 @@ impl Audit {
     /// # Errors
     /// The disk is full, or the file cannot be made.
     pub(crate) fn record(&self, event: Event<'_>) -> Result<(), AuditError> {
-        self.append(event).map_err(|source| {
+        self.append(event, None).map_err(|source| {
             let path = self.path.clone();
             tracing::error!(path = %path.display(), error = %source, "the audit log cannot be written");
             AuditError { path, source }
@@ -152,10 +170,34 @@ impl Audit {
         let _ = self.record(event);
     }
 
-    fn append(&self, event: Event<'_>) -> io::Result<()> {
+    /// Whether a certificate with this serial stands in the log. Reads the file: for people who wait, not for tasks.
+    pub(crate) fn names_serial(&self, serial: &str) -> io::Result<bool> {
+        use io::BufRead as _;
+        let wanted = format!("\"serial\":\"{serial}\"");
+        for line in io::BufReader::new(File::open(&self.path)?).lines() {
+            if line?.contains(&wanted) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Records a refusal, unless there were too many lately; then it is counted in the line of the next one.
+    pub(crate) fn refused(&self, rpc: &str, by: Option<&str>, reason: &str) {
+        if self.refusals.take(rpc, clock::unix_seconds()).is_err() {
+            self.uncounted.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let more = Some(self.uncounted.swap(0, Ordering::Relaxed)).filter(|more| *more > 0);
+        if let Err(error) = self.append(Event::Refuse { rpc, by, service: None, reason }, more) {
+            tracing::error!(path = %self.path.display(), %error, "the audit log cannot be written");
+        }
+    }
+
+    fn append(&self, event: Event<'_>, more_refused: Option<u64>) -> io::Result<()> {
         let time = jiff::Timestamp::from_duration(clock::since_epoch().try_into().unwrap_or_default());
         let time = format!("{:.3}", time.unwrap_or_default());
-        let mut line = serde_json::to_vec(&Line { time, event })?;
+        let mut line = serde_json::to_vec(&Line { time, more_refused, event })?;
         line.push(b'\n');
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if !log.is_still_at(&self.path) {
@@ -223,7 +265,7 @@ mod tests {
         let path = dir.path().join(FILE);
         let audit = Audit::open(&path).unwrap();
         audit.record(JOIN_TOKEN).unwrap();
-        audit.record(Event::Refuse { rpc: "Attest", by: None, service: None, reason: "a\nb \"c\"" }).unwrap();
+        audit.refused("Attest", None, "a\nb \"c\"");
         drop(audit);
         Audit::open(&path).unwrap().record(JOIN_TOKEN).unwrap();
         let lines = lines(&path);
@@ -251,6 +293,22 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         let last = text.lines().last().unwrap();
         assert_eq!(serde_json::from_str::<serde_json::Value>(last).unwrap()["event"], "join-token");
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_and_not_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let audit = Audit::open(&path).unwrap();
+        for _ in 0..20_000 {
+            audit.refused("Attest", None, "the join token is not known");
+        }
+        let recorded = lines(&path).len();
+        assert!((1_000..2_000).contains(&recorded), "{recorded}");
+        let counted: u64 = lines(&path).iter().filter_map(|line| line["moreRefused"].as_u64()).sum();
+        assert_eq!(counted + audit.uncounted.load(Ordering::Relaxed), 20_000 - u64::try_from(recorded).unwrap());
+        // What is granted is recorded all the same.
+        audit.record(JOIN_TOKEN).unwrap();
     }
 
     #[test]

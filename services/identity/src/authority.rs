@@ -12,11 +12,11 @@ use tenon_proto::kind;
 use tonic::Status;
 use zeroize::Zeroizing;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError, Event};
 use crate::ca::SVID_LIFETIME;
 use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
-use crate::limits::{Limits, Settings};
+use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
 use crate::revocations::{RevocationStoreError, Revocations};
 use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
@@ -69,6 +69,10 @@ pub(crate) enum AdmitError {
     Keys(#[from] KeyStoreError),
     #[error(transparent)]
     Issue(#[from] IssueError),
+    #[error(transparent)]
+    Limited(#[from] Limited),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The platform's token attests nobody; the status says why.
     #[error("{}", .0.message())]
     Platform(#[from] Status),
@@ -88,8 +92,12 @@ pub(crate) enum AuthorityError {
 pub(crate) enum CreateTokenError {
     #[error("a join token may live for {MAX_TTL} s at most, and {0} s were asked for")]
     Ttl(u32),
+    #[error("{0} is revoked: lift that first (`tenon identity revoke --lift --service {0}`)")]
+    Revoked(ServiceName),
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl Authority {
@@ -141,10 +149,13 @@ impl Authority {
 
         let consumed = self.tokens.consume(token, now).await?;
         match self.keys.confirm(&key, now).await {
-            Ok(position) => {
-                audit("attest", &service, &issued, &key);
-                Ok(Admitted { issued, key: position })
-            }
+            Ok(position) => match self.record("attest", "join-token", &service, &issued, &key) {
+                Ok(()) => Ok(Admitted { issued, key: position }),
+                Err(error) => {
+                    self.give_back(consumed, &service).await;
+                    Err(error.into())
+                }
+            },
             Err(error) => {
                 self.give_back(consumed, &service).await;
                 Err(error.into())
@@ -166,7 +177,7 @@ impl Authority {
         let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
         let issued = self.issue(&csr, &service, now)?;
         let position = self.keys.confirm(&key, now).await?;
-        audit("attest", &service, &issued, &key);
+        self.record("attest", &attestor, &service, &issued, &key)?;
         Ok(Admitted { issued, key: position })
     }
 
@@ -181,13 +192,14 @@ impl Authority {
         let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, service)?);
         let issued = self.issue(&csr, service, now)?;
         let position = self.keys.confirm(&key, now).await?;
-        audit("renew", service, &issued, &key);
+        self.record("renew", "svid", service, &issued, &key)?;
         Ok(Admitted { issued, key: position })
     }
 
-    /// A token for `service` and its end, Unix seconds. `ttl` of 0 is the usual life.
+    /// A token for `service` and its end, Unix seconds. `ttl` of 0 is the usual life. `by` is the operator.
     pub(crate) async fn create_join_token(
         &self,
+        by: &str,
         service: &ServiceName,
         ttl: u32,
         now: u64,
@@ -196,16 +208,38 @@ impl Authority {
         if ttl > MAX_TTL {
             return Err(CreateTokenError::Ttl(ttl));
         }
-        Ok(self.tokens.create(service, ttl, now).await?)
+        if self.revocations.names_service(service) {
+            return Err(CreateTokenError::Revoked(service.clone()));
+        }
+        let (token, expires) = self.tokens.create(service, ttl, now).await?;
+        self.audit.record(Event::JoinToken { by, service: service.as_str(), expires })?;
+        Ok((token, expires))
     }
 
     pub(crate) async fn list_keys(&self) -> Result<Vec<Key>, KeyStoreError> {
         self.keys.list().await
     }
 
-    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, IssueError> {
+    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, AdmitError> {
+        self.limits.take(service.as_str(), now)?;
         let id = SpiffeId::service(self.ca.trust_domain().clone(), service.clone());
-        self.ca.issue(csr, &id, SVID_LIFETIME, now)
+        Ok(self.ca.issue(csr, &id, SVID_LIFETIME, now)?)
+    }
+
+    /// One line in the log and one in the audit log for each certificate, before anybody has it.
+    fn record(
+        &self,
+        method: &'static str,
+        attested_by: &str,
+        service: &ServiceName,
+        issued: &Issued,
+        key: &ServiceKey,
+    ) -> Result<(), AuditError> {
+        let (serial, not_after, kid) = (issued.serial.as_str(), issued.not_after, key.kid().as_str());
+        let (service, attested_by) = (service.as_str(), Some(attested_by));
+        self.audit.record(Event::Issue { method, service, serial, not_after, kid: Some(kid), attested_by })?;
+        tracing::info!(method, service, serial, not_after, kid, "certificate issued");
+        Ok(())
     }
 
     async fn give_back(&self, token: Consumed, service: &ServiceName) {
@@ -213,18 +247,6 @@ impl Authority {
             tracing::warn!(%service, %error, "a join token was spent on an attestation that failed: make another one");
         }
     }
-}
-
-/// One line for each certificate. Neither token nor key: the key's id says which key it was.
-fn audit(method: &'static str, service: &ServiceName, issued: &Issued, key: &ServiceKey) {
-    tracing::info!(
-        method,
-        %service,
-        serial = issued.serial,
-        not_after = issued.not_after,
-        kid = key.kid().as_str(),
-        "certificate issued"
-    );
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod limits;
 mod oidc;
 mod policy_follower;
 mod registry;
+mod repository;
 mod revocations;
 mod rotation;
 mod serve;
@@ -21,6 +22,6 @@ mod svid;
 mod tokens;
 mod transaction;
 
-pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, SVID_LIFETIME, ServerCertificate};
+pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, Phase, RotateError, SVID_LIFETIME, ServerCertificate};
 pub use csr::{Csr, CsrError};
 pub use serve::{AUTHORIZATION, Config, ServeError, serve};

@@ -74,7 +74,7 @@ impl Revocations {
         self.names(&Selector::Kid(kid.clone()))
     }
 
-    fn names(&self, selector: &Selector) -> bool {
+    pub(crate) fn names(&self, selector: &Selector) -> bool {
         self.records().contains_key(selector)
     }
 

@@ -5,18 +5,21 @@ use std::sync::Arc;
 use journal::AppendError;
 use mesh_config::names::ServiceName;
 use mesh_identity::grpc::{Rpc, Who};
-use mesh_identity::{Peer, clock};
+use mesh_identity::{Peer, SpiffeId, clock};
 use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_server::Identity;
 use tenon_proto::identity::v1::{
     AttestRequest, CreateJoinTokenRequest, CreateJoinTokenResponse, GetTrustBundleRequest, IssueResponse,
     ListKeysRequest, ListKeysResponse, RenewRequest, TrustBundle,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 use zeroize::Zeroizing;
 
+use crate::audit::AuditError;
 use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError, Proof};
 use crate::keys::{KeyStoreError, UnfitKey};
+use crate::limits::Limited;
 use crate::tokens::TokenError;
 use crate::{CsrError, IssueError, registry, revocations, rotation, svid, transaction};
 
@@ -62,13 +65,18 @@ impl IdentityService {
     }
 
     /// Runs to its end even when the caller goes away, so that nothing is left half done.
-    async fn admit<F>(&self, work: F) -> Result<Response<IssueResponse>, Status>
+    async fn admit<F>(&self, rpc: &str, by: Option<&SpiffeId>, work: F) -> Result<Response<IssueResponse>, Status>
     where
         F: Future<Output = Result<Admitted, AdmitError>> + Send + 'static,
     {
         match tokio::spawn(work).await {
             Ok(Ok(admitted)) => Ok(self.issued(admitted)),
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(error)) => {
+                let status = Status::from(error);
+                let by = by.map(ToString::to_string);
+                self.authority.audit.refused(rpc, by.as_deref(), status.message());
+                Err(status)
+            }
             Err(error) => {
                 tracing::error!(%error, "issuing failed");
                 Err(Status::internal("issuing failed; the log of the identity service says why"))
@@ -90,7 +98,7 @@ impl Identity for IdentityService {
             return Err(refused(Status::invalid_argument("a join token and a platform's token at once: send one")));
         }
         let authority = Arc::clone(&self.authority);
-        self.admit(async move {
+        self.admit("Attest", None, async move {
             let platform = !oidc_token.is_empty();
             let proof = if platform { Proof::Oidc(&oidc_token) } else { Proof::JoinToken(&join_token) };
             authority.attest(proof, &csr, asap_key, clock::unix_seconds()).await
@@ -99,11 +107,12 @@ impl Identity for IdentityService {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
-        let service = peer(&request)?.id.service_name().cloned();
-        let service = service.ok_or_else(|| Status::permission_denied("only services renew"))?;
+        let id = peer(&request)?.id.clone();
+        let service = id.service_name().cloned().ok_or_else(|| Status::permission_denied("only services renew"))?;
         let RenewRequest { csr, asap_key, .. } = request.into_inner();
         let authority = Arc::clone(&self.authority);
-        self.admit(async move { authority.renew(&service, &csr, asap_key, clock::unix_seconds()).await }).await
+        let work = async move { authority.renew(&service, &csr, asap_key, clock::unix_seconds()).await };
+        self.admit("Renew", Some(&id), work).await
     }
 
     async fn create_join_token(
@@ -114,8 +123,10 @@ impl Identity for IdentityService {
         let CreateJoinTokenRequest { service, ttl_seconds } = request.into_inner();
         let service =
             ServiceName::try_from(service.as_str()).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (token, expires_unix_seconds) =
-            self.authority.create_join_token(&service, ttl_seconds, clock::unix_seconds()).await?;
+        let (token, expires_unix_seconds) = self
+            .authority
+            .create_join_token(&operator.to_string(), &service, ttl_seconds, clock::unix_seconds())
+            .await?;
         tracing::info!(%operator, %service, expires_unix_seconds, "join token created");
         Ok(Response::new(CreateJoinTokenResponse { join_token: token.as_str().to_owned(), expires_unix_seconds }))
     }
@@ -149,7 +160,7 @@ impl Identity for IdentityService {
         &self,
         _: Request<proto::ListRevocationsRequest>,
     ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
-        revocations::list(&self.authority).await.map(Response::new)
+        Ok(Response::new(revocations::list(&self.authority)))
     }
 
     async fn rotate(&self, request: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
@@ -184,8 +195,24 @@ impl From<AdmitError> for Status {
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
             AdmitError::Csr(error) => error.into(),
             AdmitError::Issue(error) => error.into(),
+            AdmitError::Limited(error) => error.into(),
+            AdmitError::Audit(error) => error.into(),
             AdmitError::Platform(status) => refused(status),
         }
+    }
+}
+
+impl From<Limited> for Status {
+    fn from(error: Limited) -> Self {
+        let details = ErrorDetails::with_retry_info(Some(error.retry_after));
+        refused(Self::with_error_details(Code::ResourceExhausted, error.to_string(), details))
+    }
+}
+
+impl From<AuditError> for Status {
+    fn from(error: AuditError) -> Self {
+        let text = with_source(&error);
+        if error.disk_is_full() { Self::resource_exhausted(text) } else { Self::unavailable(text) }
     }
 }
 
@@ -204,7 +231,7 @@ impl From<IssueError> for Status {
     fn from(error: IssueError) -> Self {
         match error {
             IssueError::Csr(error) => error.into(),
-            IssueError::RootEnded => Self::unavailable(error.to_string()),
+            IssueError::Ended => Self::unavailable(error.to_string()),
             IssueError::Foreign(_) | IssueError::OperatorName(_) | IssueError::Sign(_) | IssueError::Svid(_) => {
                 tracing::error!(error = with_source(&error), "the CA cannot sign");
                 Self::internal("the CA cannot sign; the log of the identity service says why")
@@ -229,6 +256,8 @@ impl From<CreateTokenError> for Status {
     fn from(error: CreateTokenError) -> Self {
         match error {
             CreateTokenError::Ttl(_) => Self::invalid_argument(error.to_string()),
+            CreateTokenError::Revoked(_) => Self::failed_precondition(error.to_string()),
+            CreateTokenError::Audit(error) => error.into(),
             CreateTokenError::Token(error) => error.into(),
         }
     }
@@ -272,8 +301,6 @@ pub(crate) fn with_source(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tonic::Code;
-
     use super::*;
 
     fn full() -> AppendError {
@@ -304,7 +331,7 @@ mod tests {
             (AdmitError::UnfitKey(UnfitKey::Issuer("media".parse().unwrap())), Code::PermissionDenied),
             (AdmitError::UnfitKey(UnfitKey::Missing), Code::InvalidArgument),
             (AdmitError::Keys(KeyStoreError::Taken("media/1".parse().unwrap())), Code::AlreadyExists),
-            (AdmitError::Issue(IssueError::RootEnded), Code::Unavailable),
+            (AdmitError::Issue(IssueError::Ended), Code::Unavailable),
         ] {
             assert_eq!(Status::from(error).code(), code);
         }

@@ -83,7 +83,7 @@ impl Journal for Disk {
 
 impl Fixture {
     async fn token(&self, service: &str) -> String {
-        let (token, _) = self.authority.create_join_token(&service.parse().unwrap(), 0, NOW).await.unwrap();
+        let (token, _) = self.authority.create_join_token("ann", &service.parse().unwrap(), 0, NOW).await.unwrap();
         token.to_string()
     }
 
@@ -224,7 +224,7 @@ async fn a_token_lives_ten_minutes_unless_told_otherwise_and_a_day_at_most() {
     let fixture = fixture().await;
     let service: ServiceName = "media".parse().unwrap();
     for (ttl, life) in [(0, Some(600)), (1, Some(1)), (86_400, Some(86_400)), (86_401, None), (u32::MAX, None)] {
-        let made = fixture.authority.create_join_token(&service, ttl, NOW).await;
+        let made = fixture.authority.create_join_token("ann", &service, ttl, NOW).await;
         assert_eq!(made.ok().map(|(_, expires)| expires - NOW), life, "{ttl}");
     }
 }

@@ -2,33 +2,149 @@
 
 use std::sync::Arc;
 
+use journal::AppendError;
 use mesh_identity::Peer;
 use tenon_proto::identity::v1::{LiftRevocationRequest, ListRevocationsResponse, RevokeRequest, RevokeResponse};
 use tonic::Status;
 
+use super::{RevocationStoreError, Selector, SelectorError};
+use crate::audit::Event;
 use crate::authority::Authority;
+use crate::service::{store_failed, store_full};
 
-/// `Revoke`.
+/// `Revoke`. The revocation counts from the moment at which it is durable; that it deletes keys, and is in the audit log,
+/// comes after that and cannot undo it.
 pub(crate) async fn revoke(
-    _authority: &Arc<Authority>,
-    _operator: &Peer,
-    _request: RevokeRequest,
-    _now: u64,
+    authority: &Arc<Authority>,
+    operator: &Peer,
+    request: RevokeRequest,
+    now: u64,
 ) -> Result<RevokeResponse, Status> {
-    Err(Status::unimplemented("not served"))
+    let selector = Selector::to_revoke(&request)?;
+    if let Selector::Serial(serial) = &selector {
+        let own = authority.identity.svid();
+        if *serial == own.serial() {
+            return Err(SelectorError::ControlPlane(format!("the certificate with serial {serial}")).into());
+        }
+        if *serial == operator.serial {
+            let text = "this is the certificate that you are calling with: let another operator revoke it";
+            return Err(Status::failed_precondition(text));
+        }
+    }
+    let (authority, by) = (Arc::clone(authority), operator.id.to_string());
+    // To its end even when the caller goes away.
+    let work = tokio::spawn(async move {
+        let known = known(&authority, &selector).await;
+        let position = authority.revocations.revoke(&selector, &by, &request.reason, now).await?;
+        let deleted = delete_keys(&authority, &selector).await;
+        let (what, reason, revision) = (selector.to_string(), request.reason.as_str(), position.revision);
+        authority.audit.note(Event::Revoke { by: &by, what: &what, reason, revision });
+        tracing::warn!(by, what, reason, revision, "revoked");
+        let warning = match (deleted, known) {
+            (Err(warning), _) => warning,
+            (Ok(()), false) => unknown(&selector),
+            (Ok(()), true) => String::new(),
+        };
+        Ok(RevokeResponse { epoch: position.epoch, revision, warning })
+    });
+    work.await.map_err(|_| Status::internal("revoking failed; the log of the identity service says why"))?
 }
 
 /// `LiftRevocation`.
 pub(crate) async fn lift(
-    _authority: &Arc<Authority>,
-    _operator: &Peer,
-    _request: LiftRevocationRequest,
+    authority: &Arc<Authority>,
+    operator: &Peer,
+    request: LiftRevocationRequest,
     _now: u64,
 ) -> Result<RevokeResponse, Status> {
-    Err(Status::unimplemented("not served"))
+    let selector = Selector::to_lift(&request)?;
+    let (what, by) = (selector.to_string(), operator.id.to_string());
+    let none = || Status::not_found(format!("{what} is not revoked: `tenon identity revoke --list` shows what is"));
+    if !authority.revocations.names(&selector) {
+        return Err(none());
+    }
+    authority.audit.record(Event::Lift { by: &by, what: &what })?;
+    let authority = Arc::clone(authority);
+    let work = tokio::spawn(async move { authority.revocations.lift(&selector).await });
+    let lifted =
+        work.await.map_err(|_| Status::internal("lifting failed; the log of the identity service says why"))?;
+    let position = lifted?.ok_or_else(none)?;
+    tracing::warn!(by, what, revision = position.revision, "revocation lifted");
+    Ok(RevokeResponse { epoch: position.epoch, revision: position.revision, warning: String::new() })
 }
 
 /// `ListRevocations`.
-pub(crate) async fn list(_authority: &Arc<Authority>) -> Result<ListRevocationsResponse, Status> {
-    Err(Status::unimplemented("not served"))
+pub(crate) fn list(authority: &Authority) -> ListRevocationsResponse {
+    ListRevocationsResponse { revocations: authority.revocations.all() }
+}
+
+/// Whether anything is known of what is to be revoked. When that cannot be found out, it is taken as known.
+async fn known(authority: &Arc<Authority>, selector: &Selector) -> bool {
+    match selector {
+        Selector::Service(service) => {
+            let of_service = |key: &tenon_proto::identity::v1::Key| key.issuer == service.as_str();
+            authority.keys.list().await.map_or(true, |keys| keys.iter().any(of_service))
+        }
+        Selector::Kid(kid) => {
+            let is_it = |key: &tenon_proto::identity::v1::Key| key.kid == kid.as_str();
+            authority.keys.list().await.map_or(true, |keys| keys.iter().any(is_it))
+        }
+        Selector::Serial(serial) => {
+            let (authority, serial) = (Arc::clone(authority), serial.clone());
+            let search = tokio::task::spawn_blocking(move || authority.audit.names_serial(&serial).unwrap_or(true));
+            search.await.unwrap_or(true)
+        }
+    }
+}
+
+fn unknown(selector: &Selector) -> String {
+    match selector {
+        Selector::Service(service) => format!("no key of {service} is known: is the name right?"),
+        Selector::Kid(kid) => format!("no key {kid} is known: is the kid right? `tenon identity keys` lists them"),
+        Selector::Serial(serial) => {
+            format!("no certificate {serial} stands in the audit log: is the serial right?")
+        }
+    }
+}
+
+/// Deletes the keys that nobody may use any more. What is left when that fails goes with the next pruning, and is not
+/// served meanwhile.
+async fn delete_keys(authority: &Authority, selector: &Selector) -> Result<(), String> {
+    let deleted = match selector {
+        Selector::Service(service) => authority.keys.delete(|key| key.issuer == service.as_str()).await,
+        Selector::Kid(kid) => authority.keys.delete(|key| key.kid == kid.as_str()).await,
+        Selector::Serial(_) => return Ok(()),
+    };
+    match deleted {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = crate::service::with_source(&error);
+            tracing::error!(error = text, "keys of what was revoked could not be deleted");
+            Err(format!("it is revoked, but its keys are still listed, and go later: {text}"))
+        }
+    }
+}
+
+impl From<SelectorError> for Status {
+    fn from(error: SelectorError) -> Self {
+        match error {
+            SelectorError::ControlPlane(_) => Self::failed_precondition(error.to_string()),
+            SelectorError::Nothing
+            | SelectorError::Service(_)
+            | SelectorError::Kid(_)
+            | SelectorError::Serial
+            | SelectorError::Reason => Self::invalid_argument(error.to_string()),
+        }
+    }
+}
+
+impl From<RevocationStoreError> for Status {
+    fn from(error: RevocationStoreError) -> Self {
+        match error {
+            RevocationStoreError::Write(AppendError::Full(_)) => store_full(&error),
+            RevocationStoreError::Damaged(_) | RevocationStoreError::Read(_) | RevocationStoreError::Write(_) => {
+                store_failed(&error)
+            }
+        }
+    }
 }

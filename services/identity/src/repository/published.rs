@@ -1,0 +1,238 @@
+//! What the repository says, in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::HeaderValue;
+use journal::{Entry, Journal, ReadError, TailError};
+use mesh_asap::Kid;
+use mesh_config::names::ServiceName;
+use mesh_identity::TrustBundle;
+use prost::Message as _;
+use serde_json::json;
+use tenon_proto::identity::v1::{self as proto, Key, KeyUse};
+use tokio_util::sync::CancellationToken;
+
+use super::jwk;
+use crate::revocations::Revocations;
+
+/// The media type of keys (A15), and of PEM in general.
+pub(super) const PEM: &str = "application/x-pem-file";
+/// SPIFFE Trust Domain and Bundle §5.2.1.
+const JSON: &str = "application/json";
+/// RFC 7517 §8.5.
+const JWK_SET: &str = "application/jwk-set+json";
+/// How often other SPIFFE systems should look, in seconds.
+const REFRESH_HINT: u64 = 300;
+/// Between two attempts to read the journal.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One document, ready to send.
+#[derive(Clone, Debug)]
+pub(super) struct Document {
+    pub body: Bytes,
+    /// Strong: it is of the bytes.
+    pub etag: HeaderValue,
+    pub media_type: &'static str,
+}
+
+/// Everything that is served. Read without a lock.
+pub(super) struct Published {
+    /// ASAP keys by kid.
+    keys: papaya::HashMap<String, Document, ahash::RandomState>,
+    /// Keys of transaction tokens as JWKs, by kid.
+    transaction: Mutex<BTreeMap<String, serde_json::Value>>,
+    jwks: ArcSwapOption<Document>,
+    bundle: ArcSwapOption<Document>,
+    spiffe_bundle: ArcSwapOption<Document>,
+    /// Asked at each look-up, so that a revoked key is gone before its record is.
+    revocations: Arc<Revocations>,
+}
+
+/// What the journal tells.
+pub(super) enum News {
+    /// All records, as after a start.
+    All(Vec<Entry>),
+    Some(Vec<Entry>),
+}
+
+impl Document {
+    fn new(body: impl Into<Bytes>, media_type: &'static str) -> Arc<Self> {
+        let body = body.into();
+        let hash = digest::digest(&digest::SHA256, &body);
+        let hex: String = hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let etag = HeaderValue::try_from(format!("\"{hex}\"")).expect("hexadecimal in quotes");
+        Arc::new(Self { body, etag, media_type })
+    }
+}
+
+impl Published {
+    pub(super) fn new(revocations: Arc<Revocations>) -> Self {
+        let published = Self {
+            keys: papaya::HashMap::default(),
+            transaction: Mutex::default(),
+            jwks: ArcSwapOption::empty(),
+            bundle: ArcSwapOption::empty(),
+            spiffe_bundle: ArcSwapOption::empty(),
+            revocations,
+        };
+        published.write_jwks(&BTreeMap::new());
+        published
+    }
+
+    /// The document at an absolute path. None: there is none, or it is not for everybody.
+    pub(super) fn get(&self, path: &str) -> Option<Document> {
+        match path {
+            "/trust-bundle.pem" => self.bundle.load().as_deref().cloned(),
+            "/.well-known/spiffe-bundle.json" => self.spiffe_bundle.load().as_deref().cloned(),
+            "/.well-known/jwks.json" => self.jwks.load().as_deref().cloned(),
+            _ => self.key(path.strip_prefix('/')?),
+        }
+    }
+
+    fn key(&self, kid: &str) -> Option<Document> {
+        // Byte for byte: nothing is decoded, so "%2F" and ".." name no key (A4, A15).
+        let kid: Kid = kid.parse().ok()?;
+        let found = self.keys.pin().get(kid.as_str()).cloned()?;
+        let issuer = kid.issuer().and_then(|issuer| ServiceName::try_from(issuer).ok());
+        let revoked = self.revocations.names_kid(&kid)
+            || issuer.is_some_and(|issuer| self.revocations.names_service(&issuer));
+        (!revoked).then_some(found)
+    }
+
+    /// Of the kind "key".
+    pub(super) fn apply_keys(&self, news: News) {
+        let mut transaction = self.transaction.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = match news {
+            News::Some(entries) => entries,
+            News::All(entries) => {
+                let there: std::collections::HashSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+                self.keys.pin().retain(|kid, _| there.contains(kid.as_str()));
+                transaction.retain(|kid, _| there.contains(kid.as_str()));
+                entries
+            }
+        };
+        for entry in entries {
+            match entry.value.and_then(readable_key) {
+                Some(key) if key.r#use() == KeyUse::Transaction => {
+                    self.keys.pin().remove(&entry.key);
+                    if let Some(jwk) = jwk::of_transaction_key(&key) {
+                        transaction.insert(entry.key, jwk);
+                    }
+                }
+                Some(key) => {
+                    transaction.remove(&entry.key);
+                    let text = pem::encode(&pem::Pem::new("PUBLIC KEY", key.spki.to_vec()));
+                    self.keys.pin().insert(entry.key, Document::clone(&Document::new(text, PEM)));
+                }
+                None => {
+                    self.keys.pin().remove(&entry.key);
+                    transaction.remove(&entry.key);
+                }
+            }
+        }
+        self.write_jwks(&transaction);
+    }
+
+    /// Of the kind "trust_bundle": there is one record.
+    pub(super) fn apply_bundle(&self, news: News) {
+        let (News::All(entries) | News::Some(entries)) = news;
+        for value in entries.into_iter().filter_map(|entry| entry.value) {
+            let bundle = proto::TrustBundle::decode(value).ok();
+            let Some(bundle) = bundle.and_then(|bundle| TrustBundle::from_proto(&bundle).ok()) else {
+                tracing::error!("the trust bundle in the store does not decode: the last one is served");
+                continue;
+            };
+            self.bundle.store(Some(Document::new(bundle.to_pem(), PEM)));
+            self.spiffe_bundle.store(Some(Document::new(spiffe_bundle(&bundle).to_string(), JSON)));
+        }
+    }
+
+    fn write_jwks(&self, keys: &BTreeMap<String, serde_json::Value>) {
+        let keys: Vec<_> = keys.values().collect();
+        self.jwks.store(Some(Document::new(json!({"keys": keys}).to_string(), JWK_SET)));
+    }
+}
+
+fn readable_key(value: Bytes) -> Option<Key> {
+    let key = Key::decode(value);
+    if key.is_err() {
+        tracing::error!("a key in the store does not decode: it is not served");
+    }
+    key.ok()
+}
+
+/// SPIFFE Trust Domain and Bundle §4: a JWK Set of the roots.
+fn spiffe_bundle(bundle: &TrustBundle) -> serde_json::Value {
+    let keys: Vec<_> = bundle.roots().iter().filter_map(|root| jwk::of_root(root)).collect();
+    json!({
+        "keys": keys,
+        "spiffe_sequence": bundle.rotation().sequence,
+        "spiffe_refresh_hint": REFRESH_HINT,
+    })
+}
+
+/// Takes what the journal holds, then returns what follows it until `shutdown`. A journal that cannot be read any more
+/// leaves the memory as it is.
+///
+/// # Errors
+/// The journal cannot be read now.
+pub(super) async fn follow(
+    journal: Arc<dyn Journal>,
+    published: Arc<Published>,
+    apply: fn(&Published, News),
+    shutdown: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + 'static, ReadError> {
+    let mut from = take_all(&*journal, &published, apply).await?;
+    Ok(async move {
+        let following = async {
+            loop {
+                let mut tail = journal.tail(from);
+                while let Some(entries) = tail.next().await {
+                    match entries {
+                        Ok(entries) => {
+                            from.revision = entries.last().map_or(from.revision, |entry| entry.revision);
+                            apply(&published, News::Some(entries));
+                        }
+                        Err(TailError::Compacted) => break,
+                        Err(TailError::Read(error)) => {
+                            tracing::error!(%error, "the key repository cannot follow the store");
+                            break;
+                        }
+                    }
+                }
+                loop {
+                    tokio::time::sleep(PAUSE).await;
+                    if let Ok(position) = take_all(&*journal, &published, apply).await {
+                        from = position;
+                        break;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = shutdown.cancelled() => {}
+        }
+    })
+}
+
+async fn take_all(
+    journal: &dyn Journal,
+    published: &Published,
+    apply: fn(&Published, News),
+) -> Result<journal::Position, ReadError> {
+    let snapshot = journal.snapshot().await?;
+    let entries = snapshot.records.into_iter().map(|record| Entry {
+        key: record.key,
+        revision: record.revision,
+        value: Some(record.value),
+    });
+    apply(published, News::All(entries.collect()));
+    Ok(snapshot.position)
+}
