@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use journal::{AppendError, Expected, Journal, Position, ReadError, Snapshot, Write};
 use mesh_config::{Mesh, Problem, Problems, Records, SourceFile, names::TrustDomain};
+use mesh_identity::tls::Outsider;
 use prost::Message;
 use tenon_proto::policy::v1::{self as proto, ApplyRequest, PolicyFile};
 
@@ -24,6 +25,7 @@ pub(crate) struct Journals {
     pub routes: Arc<dyn Journal>,
     pub endpoints: Arc<dyn Journal>,
     pub quarantines: Arc<dyn Journal>,
+    pub attestors: Arc<dyn Journal>,
     /// Not replicated: the files in force and where they came from.
     pub sources: Arc<dyn Journal>,
 }
@@ -207,11 +209,12 @@ impl Engine {
 
     /// One atomic batch per kind. Quarantines first: what cuts off must not wait.
     async fn write(&self, records: &Records) -> Result<Applied, StoreError> {
-        let Journals { allowlists, routes, endpoints, quarantines, sources: _ } = &self.journals;
+        let Journals { allowlists, routes, endpoints, quarantines, attestors, sources: _ } = &self.journals;
         let mut changes = write_kind(&**quarantines, &records.quarantines).await?;
         changes += write_kind(&**allowlists, &records.allowlists).await?;
         changes += write_kind(&**routes, &records.routes).await?;
         changes += write_kind(&**endpoints, &records.endpoints).await?;
+        changes += write_kind(&**attestors, &records.attestors).await?;
         Ok(Applied { position: allowlists.head().await?, changes })
     }
 
@@ -238,7 +241,7 @@ async fn check(
             let records = mesh_config::compile(&mesh);
             // What a sidecar would refuse must not become the policy.
             for policy in records.allowlists.values() {
-                sidecar_core::policy::Policy::try_from(policy).map_err(|error| {
+                usable(policy).map_err(|error| {
                     let message = format!("sidecars would refuse the allowlist of {}: {error}", policy.service);
                     Problems(vec![mesh.trust_domain_problem(message)])
                 })?;
@@ -255,6 +258,16 @@ async fn check(
             Err(_) => std::future::pending().await,
         },
     }
+}
+
+/// Whether a sidecar of the service can use its record.
+fn usable(policy: &proto::ServicePolicy) -> Result<(), String> {
+    sidecar_core::policy::Policy::try_from(policy)?;
+    for client in &policy.external_clients {
+        let ca = client.ca.iter().map(|der| der.to_vec().into()).collect();
+        Outsider::new(&client.name, ca, &client.certificate_names).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Makes the journal hold exactly these records; returns how many it changed.

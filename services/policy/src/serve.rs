@@ -7,6 +7,7 @@ use std::{
 };
 
 use journal::{Embedded, OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService};
+use mesh_config::names::control_plane;
 use mesh_identity::{
     Identity,
     grpc::{Rpc, Server},
@@ -20,7 +21,7 @@ use tonic::service::Routes;
 use crate::{
     engine::{Engine, Journals},
     service::{POLICY_AUTHORIZATION, PolicyService},
-    views::{Allowlists, ForCallers},
+    views::{Allowlists, ForCallers, ForIdentity},
     watch::Watcher,
 };
 
@@ -77,6 +78,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         routes: store.kind(kind::ROUTE)?,
         endpoints: store.kind(kind::ENDPOINT)?,
         quarantines: store.kind(kind::QUARANTINE)?,
+        attestors: store.kind(kind::ATTESTATION)?,
         sources: Embedded::open_with(sources.as_ref(), RETAINED_SOURCES)?.kind("source")?,
     };
     let engine = Arc::new(Engine::open(identity.id().trust_domain().clone(), journals.clone()).await?);
@@ -85,12 +87,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     watcher.first_look().await;
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
-    let publishers = vec![
-        Publisher::start(kind::ALLOWLIST, journals.allowlists, Arc::new(Allowlists), shutdown.clone()),
-        Publisher::start(kind::ROUTE, journals.routes, Arc::new(ForCallers { tcs: true }), shutdown.clone()),
-        Publisher::start(kind::ENDPOINT, journals.endpoints, Arc::new(ForCallers { tcs: false }), shutdown.clone()),
-        Publisher::start(kind::QUARANTINE, journals.quarantines, Arc::new(ForCallers { tcs: false }), shutdown.clone()),
-    ];
+    let publishers = publishers(journals, &shutdown);
     let routes = Routes::new(PolicyService::new(engine).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
@@ -99,6 +96,20 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     watching.abort();
     let _ = watching.await;
     outcome.map_err(ServeError::Server)
+}
+
+/// Each kind with its views.
+fn publishers(journals: Journals, shutdown: &CancellationToken) -> Vec<Publisher> {
+    let callers = || Arc::new(ForCallers { control_plane: &[] });
+    // Routes tell the TCS which product each service is, and the identity service who may ask for transaction tokens.
+    let and_control_plane = ForCallers { control_plane: &[control_plane::TCS, control_plane::IDENTITY] };
+    vec![
+        Publisher::start(kind::ALLOWLIST, journals.allowlists, Arc::new(Allowlists), shutdown.clone()),
+        Publisher::start(kind::ROUTE, journals.routes, Arc::new(and_control_plane), shutdown.clone()),
+        Publisher::start(kind::ENDPOINT, journals.endpoints, callers(), shutdown.clone()),
+        Publisher::start(kind::QUARANTINE, journals.quarantines, callers(), shutdown.clone()),
+        Publisher::start(kind::ATTESTATION, journals.attestors, Arc::new(ForIdentity), shutdown.clone()),
+    ]
 }
 
 #[cfg(test)]

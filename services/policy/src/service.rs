@@ -9,7 +9,7 @@ use mesh_identity::{
     grpc::{Rpc, Who},
 };
 use tenon_proto::policy::v1::{
-    ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, Endpoint, PolicyFile, Quarantine, Route,
+    ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, Endpoint, PolicyFile, Quarantine, Route,
     ServicePolicy,
     policy_server::{Policy, PolicyServer},
 };
@@ -89,7 +89,9 @@ impl PolicyService {
         let (_, mut endpoints) = records_of::<Endpoint>(&*journals.endpoints).await?;
         // Of every service: whoever calls the described one is cut off from it as well.
         let (_, quarantines) = records_of::<Quarantine>(&*journals.quarantines).await?;
+        let (_, mut attestors) = records_of::<Attestor>(&*journals.attestors).await?;
         if !service.is_empty() {
+            attestors.retain(|record| record.rules.iter().any(|rule| rule.service == service));
             services.retain(|record| record.service == service);
             routes.retain(|record| record.service == service);
             endpoints.retain(|record| record.service == service);
@@ -106,7 +108,7 @@ impl PolicyService {
             revision: position.revision,
             source: origin,
             problems: problems.into_iter().map(to_proto).collect(),
-            attestors: Vec::new(),
+            attestors,
         })
     }
 }

@@ -1,4 +1,5 @@
-//! Who sees which records: a service its own allowlist, callers what they need to find a callee, operators everything.
+//! Who sees which records: a service its own allowlist, callers what they need to find a callee, the identity service
+//! who attests whom, operators everything.
 
 use bytes::Bytes;
 use journal::{ViewName, Views};
@@ -29,17 +30,36 @@ impl Views for Allowlists {
 
 /// Views of what every caller needs of every callee: one for all.
 pub(crate) struct ForCallers {
-    /// Whether the TCS sees it as well: routes tell it which product each service is.
-    pub tcs: bool,
+    /// The services of the control plane that see it as well.
+    pub control_plane: &'static [&'static str],
 }
 
 impl Views for ForCallers {
     fn view(&self, peer: &Peer) -> Result<ViewName, Status> {
         match peer.id.workload() {
-            Workload::Service(name) if is_control_plane(name) && !(self.tcs && name.as_str() == control_plane::TCS) => {
+            Workload::Service(name) if is_control_plane(name) && !self.control_plane.contains(&name.as_str()) => {
                 Err(denied(name))
             }
             Workload::Service(_) | Workload::Operator(_) => Ok(EVERYTHING.into()),
+        }
+    }
+
+    fn project(&self, _: &ViewName, _: &str, value: &Bytes) -> Option<Bytes> {
+        Some(value.clone())
+    }
+}
+
+/// Views of the kind `attestation`: the identity service's alone. Operators read it by `Describe`.
+pub(crate) struct ForIdentity;
+
+impl Views for ForIdentity {
+    fn view(&self, peer: &Peer) -> Result<ViewName, Status> {
+        match peer.id.workload() {
+            Workload::Service(name) if name.as_str() == control_plane::IDENTITY => Ok(EVERYTHING.into()),
+            Workload::Service(name) => Err(denied(name)),
+            Workload::Operator(_) => {
+                Err(Status::permission_denied("operators do not follow this kind: Describe has it"))
+            }
         }
     }
 

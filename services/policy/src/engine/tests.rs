@@ -71,6 +71,7 @@ impl World {
             routes: Arc::clone(&routes) as Arc<dyn Journal>,
             endpoints: store.kind("endpoint").unwrap(),
             quarantines: store.kind("quarantine").unwrap(),
+            attestors: store.kind("attestation").unwrap(),
             sources: Arc::clone(&sources) as Arc<dyn Journal>,
         };
         let engine = Engine::open("test.example".parse().unwrap(), journals).await.unwrap();

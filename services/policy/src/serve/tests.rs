@@ -11,7 +11,7 @@ use prost::Message as _;
 use replica::{Follow, Replica, Value};
 use tempfile::TempDir;
 use tenon_proto::policy::v1::{
-    ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, PolicyFile, ServicePolicy,
+    ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, PolicyFile, Route, ServicePolicy,
     policy_client::PolicyClient,
 };
 use tokio::task::JoinHandle;
@@ -211,8 +211,87 @@ async fn operators_see_all_allowlists_and_the_tcs_sees_routes_alone() {
     for kind in [kind::ALLOWLIST, kind::ENDPOINT, kind::QUARANTINE] {
         assert_eq!(refusal_to_follow(world.channel(&running, &tcs), kind).await, Code::PermissionDenied, "{kind}");
     }
-    let identity = world.channel(&running, &world.ca.identity("tenon-identity"));
-    assert_eq!(refusal_to_follow(identity, kind::ROUTE).await, Code::PermissionDenied);
+    running.stop().await;
+}
+
+const ATTESTOR: &str = "\
+apiVersion: tenon.dev/v1
+kind: Attestor
+metadata: {name: kubernetes}
+spec:
+  issuer: https://kubernetes.example
+  audience: tenon
+  rules: [{claims: {sub: 'system:serviceaccount:prod:media'}, service: media}]
+";
+
+#[tokio::test]
+async fn the_identity_service_alone_follows_who_attests_and_sees_routes_besides() {
+    let world = World::new();
+    world.write("mesh.yaml", &MESH.replace("spec: {}", "spec: {requestsTransactionTokens: true}"));
+    world.write("attestor.yaml", ATTESTOR);
+    let running = world.start(Some(world.folder())).await;
+    let identity = world.ca.identity("tenon-identity");
+    let attestors = world.follow(&running, kind::ATTESTATION, &identity);
+    holds(&attestors, |replica| keys(replica) == ["kubernetes"]).await;
+    let attestor = Attestor::decode(attestors.get("kubernetes").unwrap().raw()).unwrap();
+    assert_eq!((attestor.audience.as_str(), attestor.rules[0].service.as_str()), ("tenon", "media"));
+    let routes = world.follow(&running, kind::ROUTE, &identity);
+    holds(&routes, |replica| keys(replica) == ["media", "wiki"]).await;
+    let requests = |name| Route::decode(routes.get(name).unwrap().raw()).unwrap().requests_transaction_tokens;
+    assert_eq!((requests("media"), requests("wiki")), (false, true));
+    for kind in [kind::ALLOWLIST, kind::ENDPOINT, kind::QUARANTINE] {
+        assert_eq!(refusal_to_follow(world.channel(&running, &identity), kind).await, Code::PermissionDenied, "{kind}");
+    }
+    for other in ["media", "tenon-tcs", "tenon-policy"].map(|name| world.ca.identity(name)) {
+        let refusal = refusal_to_follow(world.channel(&running, &other), kind::ATTESTATION).await;
+        assert_eq!(refusal, Code::PermissionDenied, "{}", other.id());
+    }
+    let operator = world.channel(&running, &world.ca.operator_identity("ann"));
+    assert_eq!(refusal_to_follow(operator, kind::ATTESTATION).await, Code::PermissionDenied);
+
+    let described = describe(&mut world.operator(&running)).await;
+    assert_eq!(described.attestors, [attestor]);
+    fs::remove_file(world.folder().join("attestor.yaml")).unwrap();
+    holds(&attestors, |replica| keys(replica).is_empty()).await;
+    running.stop().await;
+}
+
+/// A client outside of the mesh, and the PEM of its CA.
+fn external_client(name: &str, ca: &str) -> String {
+    let ca: String = ca.lines().map(|line| format!("    {line}\n")).collect();
+    format!(
+        "apiVersion: tenon.dev/v1\nkind: ExternalClient\nmetadata: {{name: {name}}}\nspec:\n  certificateNames: \
+         ['dns:{name}.example']\n  keyRepositories: ['https://keys.{name}.example/']\n  ca: |\n{ca}"
+    )
+}
+
+#[tokio::test]
+async fn clients_outside_of_the_mesh_reach_only_the_services_whose_rules_name_them() {
+    let world = World::new();
+    let running = world.start(None).await;
+    let outside = Ca::new("partner.example");
+    let ca = outside.bundle().to_pem();
+    let clients = format!("{}---\n{}", external_client("partner", &ca), external_client("stranger", &ca));
+    let rules = rule("both").replace("[wiki]", "[wiki, partner]");
+    let files = [("a.yaml", MESH), ("b.yaml", rules.as_str()), ("c.yaml", clients.as_str())];
+    let applied = apply(&mut world.operator(&running), &files).await;
+    assert_eq!(applied.problems, []);
+    let of = |name| world.follow(&running, kind::ALLOWLIST, &world.ca.identity(name));
+    let (media, wiki) = (of("media"), of("wiki"));
+    holds(&media, |replica| keys(replica) == ["media"]).await;
+    holds(&wiki, |replica| keys(replica) == ["wiki"]).await;
+    let clients = |replica: &Replica<Raw>, name| {
+        ServicePolicy::decode(replica.get(name).unwrap().raw()).unwrap().external_clients
+    };
+    let [partner] = &clients(&media, "media")[..] else { panic!("one client") };
+    assert_eq!(
+        (partner.name.as_str(), partner.issuer.as_str(), &*partner.ca[0]),
+        ("partner", "partner", &outside.root()[..])
+    );
+    assert_eq!(clients(&wiki, "wiki"), []);
+    let described = describe(&mut world.operator(&running)).await;
+    let named: Vec<_> = described.services.iter().map(|service| service.external_clients.len()).collect();
+    assert_eq!(named, [1, 0], "media and wiki");
     running.stop().await;
 }
 
