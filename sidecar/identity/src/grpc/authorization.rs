@@ -17,7 +17,7 @@ use crate::{Identity, Peer, Workload};
 /// One row of an authorization table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rpc {
-    /// `/package.Service/Method`, byte for byte.
+    /// `/package.Service/Method`, byte for byte; or a path of one segment, which is plain HTTP.
     pub path: &'static str,
     /// Who may call it.
     pub who: Who,
@@ -130,11 +130,25 @@ where
         let peer = request.extensions().get::<Connection>().and_then(|connection| connection.0.clone());
         if let Err(status) = self.admit(request.uri().path(), peer.as_deref()) {
             tracing::info!(path = request.uri().path(), peer = peer.map(|peer| peer.id.to_string()), "call refused");
-            return Either::Right(std::future::ready(Ok(status.into_http())));
+            return Either::Right(std::future::ready(Ok(refusal(&request, status))));
         }
         if let Some(peer) = peer {
             request.extensions_mut().insert(Peer::clone(&peer));
         }
         Either::Left(self.inner.call(request))
     }
+}
+
+/// As gRPC clients understand it; whoever asked by plain HTTP finds it in the status as well.
+fn refusal(request: &Request<Body>, status: Status) -> Response<Body> {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE);
+    let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let unknown = status.code() == tonic::Code::Unauthenticated;
+    let plain = if unknown { http::StatusCode::UNAUTHORIZED } else { http::StatusCode::FORBIDDEN };
+    let mut response = status.into_http();
+    if !is_grpc {
+        *response.status_mut() = plain;
+        response.headers_mut().remove(http::header::CONTENT_TYPE);
+    }
+    response
 }

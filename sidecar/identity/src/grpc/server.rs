@@ -88,8 +88,9 @@ fn with_built_in(routes: Routes, table: &'static [Rpc]) -> io::Result<Routes> {
         let mut builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
-        let mut names: Vec<&str> =
-            table.iter().chain(BUILT_IN).filter_map(|rpc| rpc.path.get(1..)?.split('/').next()).collect();
+        // A path of one segment is plain HTTP beside gRPC.
+        let service = |rpc: &'static Rpc| Some(rpc.path.get(1..)?.split_once('/')?.0);
+        let mut names: Vec<&str> = table.iter().chain(BUILT_IN).filter_map(service).collect();
         names.sort_unstable();
         names.dedup();
         for name in names {
