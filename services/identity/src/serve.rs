@@ -20,22 +20,31 @@ use prost::Message as _;
 use tenon_proto::identity::v1::identity_server::IdentityServer;
 use tenon_proto::kind;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::ca::SVID_LIFETIME;
+use crate::keys;
+use crate::policy_follower::PolicyFollower;
+use crate::repository::{self, RepositoryError};
 use crate::revocations::RevocationStoreError;
 use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
+use crate::transaction::{self, KeyFileError};
 use crate::{Ca, CaError, IssueError, Passphrase};
 
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
-    LazyLock::new(|| [IDENTITY_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+    LazyLock::new(|| [IDENTITY_AUTHORIZATION, REPLICATION_AUTHORIZATION, transaction::AUTHORIZATION].concat());
 
 /// The store, within the data folder.
 const STORE_FILE: &str = "store.redb";
+/// Folder of the keys that sign transaction tokens, within the data folder.
+const TRANSACTION_KEYS: &str = "transaction-keys";
+/// Folder of what is known of the mesh policy, within the data folder.
+const POLICY_STATE: &str = "policy";
 /// Between two attempts to make the own certificate.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
 
@@ -92,6 +101,12 @@ pub enum ServeError {
     /// Nothing is granted that cannot be recorded.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The keys of transaction tokens cannot be read.
+    #[error("the keys of transaction tokens cannot be used")]
+    TransactionKeys(#[from] KeyFileError),
+    /// The key repository cannot be served.
+    #[error("the key repository cannot be served")]
+    Repository(#[from] RepositoryError),
     /// The server failed.
     #[error("the server of the identity service failed")]
     Server(#[source] io::Error),
@@ -111,14 +126,14 @@ impl From<AuthorityError> for ServeError {
 /// # Errors
 /// When the CA or the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, ca_dir, passphrase, data_dir, trust_domain, .. } = config;
+    let Config { listener, ca_dir, passphrase, data_dir, trust_domain, key_repository, key_repository_names, policy } = config;
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
-    let _ending = shutdown.clone().drop_guard();
+    let ending = shutdown.clone().drop_guard();
     // First the store, which one process alone may open: so no two of them make a CA.
     let store = open_store(&data_dir)?;
     let ca = Arc::new(open_ca(&ca_dir, &trust_domain, passphrase.as_ref())?);
-    publish_bundle(&*store.kind(kind::TRUST_BUNDLE)?, ca.bundle()).await?;
+    publish_bundle(&*store.kind(kind::TRUST_BUNDLE)?, &ca.bundle()).await?;
 
     let identity = Identity::new(own_svid(&ca)?, ca.bundle().clone());
     let renewing = tokio::spawn(keep_renewed(Arc::clone(&ca), Arc::clone(&identity), shutdown.clone()));
@@ -129,21 +144,55 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let publishers = vec![publish(kind::KEY)?, publish(kind::TRUST_BUNDLE)?, publish(kind::REVOCATION)?];
     let audit = Audit::open(&data_dir.join(audit::FILE))?;
     let authority = Arc::new(Authority::open(ca, Arc::clone(&identity), audit, |kind| store.kind(kind)).await?);
-    let routes = Routes::new(IdentityServer::new(IdentityService::new(authority)))
+    let following = policy.map(|policy| follow_policy(&authority, policy, &data_dir, &shutdown)).transpose()?;
+    let key_files = data_dir.join(TRANSACTION_KEYS);
+    let signing = transaction::start(&authority, key_files, passphrase, shutdown.clone()).await?;
+    tokio::spawn(keys::keep_pruned(Arc::clone(&authority), shutdown.clone()));
+    if let Some(listener) = key_repository {
+        let (keys, bundles) = (store.kind(kind::KEY)?, store.kind(kind::TRUST_BUNDLE)?);
+        let settings = repository::Settings { listener, names: key_repository_names, keys, bundles };
+        repository::start(settings, &authority, &shutdown).await?;
+    }
+    let routes = Routes::new(IdentityServer::new(IdentityService::new(Arc::clone(&authority))))
         .add_service(ReplicationService::new(publishers).into_server());
+    let routes = Routes::from(routes.into_axum_router().merge(transaction::route(authority)));
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;
     renewing.abort();
+    signing.abort();
+    // What it knows of the policy goes to disk.
+    drop(ending);
+    for task in following.into_iter().flatten() {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "following the policy failed");
+        }
+    }
     outcome.map_err(ServeError::Server)
 }
 
+/// Has the policy's attestors and token requesters count, from the disk first.
+fn follow_policy(
+    authority: &Authority,
+    policy: SocketAddr,
+    data_dir: &Path,
+    shutdown: &CancellationToken,
+) -> Result<[JoinHandle<()>; 2], ServeError> {
+    let dir = data_dir.join(POLICY_STATE);
+    make_dir(&dir)?;
+    let (follower, tasks) = PolicyFollower::start(policy, &authority.identity, dir, shutdown);
+    authority.attestors.follow(follower.attestors);
+    authority.transactions.follow(follower.routes);
+    Ok(tasks)
+}
+
 fn open_store(dir: &Path) -> Result<Embedded, ServeError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| ServeError::DataDir { path: dir.into(), source })?;
+    make_dir(dir)?;
     Ok(Embedded::open(&dir.join(STORE_FILE))?)
+}
+
+fn make_dir(dir: &Path) -> Result<(), ServeError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| ServeError::DataDir { path: dir.into(), source })
 }
 
 fn open_ca(dir: &Path, trust_domain: &TrustDomain, passphrase: Option<&Passphrase>) -> Result<Ca, CaError> {

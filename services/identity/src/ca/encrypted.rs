@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::CaError;
 
 /// The PEM tag of an encrypted key.
-pub(super) const TAG: &str = "ENCRYPTED PRIVATE KEY";
+pub(crate) const TAG: &str = "ENCRYPTED PRIVATE KEY";
 
 /// What we write (OWASP's figure for PBKDF2-HMAC-SHA256).
 const ITERATIONS: u32 = 600_000;
@@ -46,7 +46,7 @@ impl Passphrase {
     }
 
     /// A whole PEM block.
-    pub(super) fn encrypt(&self, pkcs8: &[u8]) -> Result<String, CaError> {
+    pub(crate) fn encrypt(&self, pkcs8: &[u8]) -> Result<String, CaError> {
         let mut salt = [0; SALT_BYTES];
         rand::fill(&mut salt).map_err(|_| CaError::Crypto)?;
         let key = PaddedBlockEncryptingKey::cbc_pkcs7(self.derive(&salt, ITERATIONS)?).map_err(|_| CaError::Crypto)?;
@@ -60,7 +60,7 @@ impl Passphrase {
     }
 
     /// The PKCS#8 key within, unless the passphrase is another.
-    pub(super) fn decrypt(&self, der: &[u8]) -> Result<Zeroizing<Vec<u8>>, DecryptError> {
+    pub(crate) fn decrypt(&self, der: &[u8]) -> Result<Zeroizing<Vec<u8>>, DecryptError> {
         let Parameters { salt, iterations, iv, encrypted } = read(der).ok_or(DecryptError::Scheme)?;
         let derived = self.derive(salt, iterations).map_err(|_| DecryptError::Passphrase)?;
         let key = PaddedBlockDecryptingKey::cbc_pkcs7(derived).map_err(|_| DecryptError::Passphrase)?;
@@ -89,7 +89,7 @@ impl fmt::Debug for Passphrase {
 
 /// Why an encrypted key does not open.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum DecryptError {
+pub(crate) enum DecryptError {
     /// It is damaged, or encrypted in another way than ours.
     Scheme,
     Passphrase,
