@@ -114,6 +114,3 @@ impl fmt::Debug for Environment {
             .finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -283,6 +283,3 @@ fn read(json: &[u8]) -> Result<(Claims, u64), Error> {
     }
     Ok((claims, not_before))
 }
-
-#[cfg(test)]
-mod tests;

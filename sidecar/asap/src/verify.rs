@@ -210,6 +210,3 @@ fn seconds(whole: u64) -> f64 {
 fn whole_seconds(seconds: f64) -> u64 {
     seconds as u64
 }
-
-#[cfg(test)]
-mod tests;
