@@ -1,5 +1,7 @@
 //! The public ASAP keys of the mesh: what every sidecar verifies with. Never reads the clock.
 
+mod pruning;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,6 +12,8 @@ use prost::Message as _;
 use tenon_proto::identity::v1::{AsapKey, Key, KeyUse};
 
 use crate::revocations::{Revocations, Selector};
+
+pub(crate) use pruning::keep_pruned;
 
 /// A record may change under an attempt this often before it is given up.
 const ATTEMPTS: usize = 4;
@@ -122,6 +126,37 @@ impl Keys {
         }
     }
 
+    /// Adds a key that signs transaction tokens, if it is not there yet. The position of its record, durable.
+    pub(crate) async fn publish_transaction_key(
+        &self,
+        kid: &Kid,
+        issuer: &str,
+        spki: &[u8],
+        created: u64,
+    ) -> Result<Position, KeyStoreError> {
+        let _held = self.revocations.hold().await;
+        if self.revocations.names_kid(kid) {
+            return Err(KeyStoreError::Revoked(Selector::Kid(kid.clone())));
+        }
+        if let Some(found) = self.journal.get(kid.as_str()).await? {
+            let present = Key::decode(found.value)?;
+            if present.spki != spki || present.r#use() != KeyUse::Transaction {
+                return Err(KeyStoreError::Taken(kid.clone()));
+            }
+            return Ok(Position { epoch: self.journal.head().await?.epoch, revision: found.revision });
+        }
+        let record = Key {
+            kid: kid.to_string(),
+            issuer: issuer.to_owned(),
+            spki: Bytes::copy_from_slice(spki),
+            created_unix_seconds: created,
+            confirmed_unix_seconds: created,
+            r#use: KeyUse::Transaction.into(),
+        };
+        let write = Write::put(kid.as_str(), record.encode_to_vec()).expecting(Expected::Absent);
+        Ok(self.journal.append(vec![write]).await?)
+    }
+
     /// Deletes the keys that `which` picks, and returns them. No key is added or confirmed meanwhile.
     pub(crate) async fn delete(&self, which: impl Fn(&Key) -> bool) -> Result<Vec<Key>, KeyStoreError> {
         let _alone = self.revocations.alone().await;
@@ -148,6 +183,11 @@ impl Keys {
             key.r#use() == KeyUse::Unspecified && (all_could && unconfirmed || revoked(key))
         })
         .await
+    }
+
+    /// The key with this id.
+    pub(crate) async fn find(&self, kid: &str) -> Result<Option<Key>, KeyStoreError> {
+        Ok(self.journal.get(kid).await?.map(|record| Key::decode(record.value)).transpose()?)
     }
 
     /// All keys, in the order of their ids.
