@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use mesh_asap::{Kid, Lookup};
+use mesh_asap::{Kid, Lookup, PublicKey};
 use rustls_pki_types::CertificateDer;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,7 @@ use self::base::Base;
 pub use self::base::BaseError;
 use self::cache::{Cache, Need};
 use self::fetch::Client;
+pub use self::fetch::Miss;
 use crate::clock;
 
 /// What one repository may take for one key, connecting and redirects included.
@@ -45,6 +46,14 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether they can be used.
+    ///
+    /// # Errors
+    /// As [`Repositories::new`].
+    pub fn check(&self) -> Result<(), SettingsError> {
+        client(self.clone()).map(drop)
+    }
+
     /// These repositories, the system's authorities, [`FETCH_DEADLINE`].
     pub fn new(bases: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self { bases: bases.into_iter().map(Into::into).collect(), roots: None, fetch_deadline: FETCH_DEADLINE }
@@ -112,11 +121,7 @@ impl Repositories {
     /// For tests that move the time.
     #[doc(hidden)]
     pub fn with_clock(settings: Settings, runtime: &Handle, clock: Clock) -> Result<Self, SettingsError> {
-        if settings.bases.is_empty() {
-            return Err(SettingsError::NoBase);
-        }
-        let bases = settings.bases.iter().map(|text| text.parse()).collect::<Result<Vec<Base>, _>>()?;
-        let client = Client::new(bases, settings.roots, settings.fetch_deadline)?;
+        let client = client(settings)?;
         let shared = Arc::new(Shared {
             client,
             state: Mutex::new(State { cache: Cache::default(), flights: HashMap::new() }),
@@ -170,6 +175,22 @@ impl Repositories {
     pub fn poke(&self) {
         self.0.wake.notify_one();
     }
+}
+
+/// Asks the repositories once and remembers nothing: for commands, which tell a person what each of them said.
+///
+/// # Errors
+/// The settings cannot be used; or else none has the key, and why not, in the order of [`Settings::bases`].
+pub async fn ask_once(settings: Settings, kid: &Kid) -> Result<Result<PublicKey, Vec<Miss>>, SettingsError> {
+    Ok(client(settings)?.ask_once(kid).await)
+}
+
+fn client(settings: Settings) -> Result<Client, SettingsError> {
+    if settings.bases.is_empty() {
+        return Err(SettingsError::NoBase);
+    }
+    let bases = settings.bases.iter().map(|text| text.parse()).collect::<Result<Vec<Base>, _>>()?;
+    Client::new(bases, settings.roots, settings.fetch_deadline)
 }
 
 impl std::fmt::Debug for Repositories {
@@ -267,6 +288,3 @@ async fn keep_fresh(shared: Weak<Shared>, wake: Arc<Notify>) {
 const IDLE: Duration = Duration::from_secs(30);
 /// Times are whole seconds: looking more often shows nothing new.
 const SHORTEST: Duration = Duration::from_millis(250);
-
-#[cfg(test)]
-mod tests;

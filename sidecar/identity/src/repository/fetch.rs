@@ -39,25 +39,40 @@ pub(super) struct Client {
     deadline: Duration,
 }
 
-/// Why one repository gave no key. For the log.
+/// Why one repository gave no key.
 #[derive(Debug, thiserror::Error)]
-enum Miss {
+pub enum Miss {
+    /// 404 or 403.
     #[error("it answered {0}: it has no such key")]
     Absent(StatusCode),
+    /// No whole answer in time.
     #[error("it did not answer within {0:?}")]
     Deadline(Duration),
+    /// No connection, no TLS, no HTTP; the text has the causes.
     #[error("no answer: {0}")]
     Http(String),
+    /// Any other status that is not 200.
     #[error("it answered {0}")]
     Status(StatusCode),
+    /// Off its host and port, more than three times, or nowhere.
     #[error("it redirects to another host, too often or nowhere")]
     Redirect,
-    #[error("its answer is not {PEM}")]
+    /// Not what A15 says.
+    #[error("the media type of its answer is not {PEM}")]
     MediaType,
+    /// More than 16 KiB, or less than it had promised.
     #[error("its answer is longer than {MAX_BODY} bytes, or broke off")]
     Body,
+    /// Not one PEM SubjectPublicKeyInfo that is accepted.
     #[error("its answer is no key: {0}")]
     Key(String),
+}
+
+impl Miss {
+    /// Whether the repository says that there is no such key, rather than that it cannot say.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent(_))
+    }
 }
 
 impl Client {
@@ -85,10 +100,9 @@ impl Client {
     pub(super) async fn ask(&self, kid: &Kid) -> Answer {
         let mut absent = true;
         for base in &self.bases {
-            let asked = tokio::time::timeout(self.deadline, self.ask_one(base, kid)).await;
-            match asked.unwrap_or(Err(Miss::Deadline(self.deadline))) {
+            match self.ask_in_time(base, kid).await {
                 Ok((key, text, life)) => return Answer::Key(Arc::new(key), text, life),
-                Err(miss @ Miss::Absent(_)) => {
+                Err(miss) if miss.is_absent() => {
                     tracing::debug!(%kid, repository = %base, %miss, "key repository has no such key");
                 }
                 Err(miss) => {
@@ -98,6 +112,23 @@ impl Client {
             }
         }
         if absent { Answer::Absent } else { Answer::Failed }
+    }
+
+    /// Asks all of them once, for a person who wants to know what each said.
+    pub(super) async fn ask_once(&self, kid: &Kid) -> Result<PublicKey, Vec<Miss>> {
+        let mut misses = Vec::new();
+        for base in &self.bases {
+            match self.ask_in_time(base, kid).await {
+                Ok((key, _, _)) => return Ok(key),
+                Err(miss) => misses.push(miss),
+            }
+        }
+        Err(misses)
+    }
+
+    async fn ask_in_time(&self, base: &Base, kid: &Kid) -> Result<(PublicKey, Box<str>, Freshness), Miss> {
+        let asked = tokio::time::timeout(self.deadline, self.ask_one(base, kid)).await;
+        asked.unwrap_or(Err(Miss::Deadline(self.deadline)))
     }
 
     async fn ask_one(&self, base: &Base, kid: &Kid) -> Result<(PublicKey, Box<str>, Freshness), Miss> {
