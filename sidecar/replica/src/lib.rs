@@ -23,7 +23,7 @@ pub use guard::Guard;
 pub use parent::{Parent, Responses};
 pub use position::{ParsePositionError, Position};
 pub use reader::{Replica, Status};
-pub use trust::{BundleRecord, FollowTrust, RevocationRecord, Trust};
+pub use trust::{BundleRecord, FollowTrust, RevocationRecord, Roots, Trust};
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use mesh_config::names::ServiceName;
-use mesh_identity::{Identity, Revoked, TrustBundle};
+use mesh_identity::{Identity, Revoked, Rotation, TrustBundle};
 use prost::Message as _;
 use tenon_proto::{identity::v1 as proto, kind};
 use tokio::task::JoinHandle;
@@ -87,6 +87,17 @@ pub struct FollowTrust<P = Channel> {
     pub instance: String,
     /// Where the state is kept between runs; absent: nowhere.
     pub state_dir: Option<PathBuf>,
+    /// Where the roots come from.
+    pub roots: Roots,
+}
+
+/// Where the roots of an [`Identity`] come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roots {
+    /// From the replicated bundle.
+    Replicated,
+    /// From elsewhere, as from a SPIFFE Workload API: of the replicated bundle only the rotations count.
+    Elsewhere,
 }
 
 /// What is known of the mesh's trust. Kept so that its status can be shown.
@@ -117,7 +128,7 @@ impl Trust {
             channel: from.channel.clone(),
             state_dir: from.state_dir.clone(),
         };
-        let bundles = take_bundles(Arc::clone(identity), Arc::clone(&stored));
+        let bundles = take_bundles(Arc::clone(identity), from.roots, Arc::clone(&stored));
         let (bundle, following_bundle) = follow(kind::TRUST_BUNDLE).start(bundles, shutdown.clone());
         stored.store(false, Relaxed);
         let revocations = take_revocations(Arc::clone(identity));
@@ -126,7 +137,11 @@ impl Trust {
     }
 }
 
-fn take_bundles(identity: Arc<Identity>, stored: Arc<AtomicBool>) -> impl FnMut(Event<'_, BundleRecord>) + Send {
+fn take_bundles(
+    identity: Arc<Identity>,
+    roots: Roots,
+    stored: Arc<AtomicBool>,
+) -> impl FnMut(Event<'_, BundleRecord>) + Send {
     move |event| {
         let own = identity.id().trust_domain().as_str();
         let record = match event {
@@ -137,10 +152,18 @@ fn take_bundles(identity: Arc<Identity>, stored: Arc<AtomicBool>) -> impl FnMut(
         let Some(record) = record else { return };
         let in_force = identity.bundle();
         let older = record.bundle.rotation().sequence < in_force.rotation().sequence;
-        if record.bundle == *in_force || (older && stored.load(Relaxed)) {
+        let bundle = match roots {
+            Roots::Replicated => record.bundle.clone(),
+            Roots::Elsewhere => {
+                // Whoever issues the SVIDs there is none of the mesh's own authorities.
+                let rotation = Rotation { issuing_authority: None, ..record.bundle.rotation().clone() };
+                TrustBundle::clone(&in_force).with_rotation(rotation)
+            }
+        };
+        if bundle == *in_force || (older && stored.load(Relaxed)) {
             return;
         }
-        if let Err(error) = identity.set_bundle(record.bundle.clone()) {
+        if let Err(error) = identity.set_bundle(bundle) {
             tracing::warn!(%error, "the replicated trust bundle is unusable; the one in use stays");
         }
     }

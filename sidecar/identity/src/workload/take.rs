@@ -134,6 +134,8 @@ async fn keep(source: &Source, identity: &Identity) {
 /// The bundle first: peers with new certificates must be known before the own one changes.
 fn apply(Update { svid, bundle }: Update, identity: &Identity) {
     let renewed = svid.serial() != identity.svid().serial();
+    // How far rotations are comes by replication; an API knows roots alone.
+    let bundle = bundle.with_rotation(identity.bundle().rotation().clone());
     let taken = identity.set_bundle(bundle).and_then(|()| identity.set_svid(svid));
     match taken {
         Ok(()) if renewed => {

@@ -23,7 +23,7 @@ fn a_stored_bundle_is_taken_unless_it_is_older_than_the_one_joined_with() {
     let identity = ca.identity("media");
     identity.set_bundle(bundle(&ca, 5).bundle.clone()).unwrap();
     let stored = Arc::new(AtomicBool::new(true));
-    let mut take = take_bundles(Arc::clone(&identity), Arc::clone(&stored));
+    let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::clone(&stored));
     let sequence = || identity.bundle().rotation().sequence;
 
     take(replaced(&[("demo.example".into(), bundle(&ca, 4))]));
@@ -41,7 +41,7 @@ fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
     let ca = Ca::new("demo.example");
     let identity = ca.identity("media");
     let before = identity.bundle();
-    let mut take = take_bundles(Arc::clone(&identity), Arc::default());
+    let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::default());
     let other = bundle(&ca, 9);
     take(Event::Changed { key: "demo.example", old: None, new: None });
     take(Event::Changed { key: "other.example", old: None, new: Some(&other) });
@@ -50,6 +50,20 @@ fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
     let raw = Bytes::from(ca.bundle().to_proto().encode_to_vec());
     assert!(BundleRecord::decode("other.example", 1, raw).is_err());
     assert!(BundleRecord::decode("demo.example", 1, Bytes::from_static(b"\xff")).is_err());
+}
+
+#[test]
+fn where_roots_come_from_elsewhere_only_rotations_are_taken() {
+    let (agent, mesh) = (Ca::new("demo.example"), Ca::new("demo.example"));
+    let identity = agent.identity("media");
+    let mut take = take_bundles(Arc::clone(&identity), Roots::Elsewhere, Arc::default());
+    let rotation = Rotation { sequence: 7, issuing_authority: Some([7; 32]), rekey_created_before: 1_800_000_000 };
+    let raw = Bytes::from(mesh.bundle().with_rotation(rotation).to_proto().encode_to_vec());
+    take(replaced(&[("demo.example".into(), Arc::new(BundleRecord::decode("demo.example", 1, raw).unwrap()))]));
+    let bundle = identity.bundle();
+    assert_eq!(bundle.roots(), agent.bundle().roots());
+    assert_eq!(bundle.rotation().rekey_created_before, 1_800_000_000);
+    assert_eq!(bundle.rotation().issuing_authority, None, "no authority of the mesh signs for this process");
 }
 
 #[test]
