@@ -29,6 +29,8 @@ pub struct MeshFile {
 #[serde(rename_all = "camelCase")]
 pub struct ControlPlane {
     pub identity: SocketAddr,
+    /// Keys and trust bundle over HTTPS.
+    pub key_repository: SocketAddr,
     pub tcs: SocketAddr,
     pub policy: SocketAddr,
 }
@@ -121,6 +123,7 @@ mod tests {
             trust_bundle_sha256: "00".into(),
             control_plane: ControlPlane {
                 identity: ([127, 0, 0, 1], 1).into(),
+                key_repository: ([127, 0, 0, 1], 4).into(),
                 tcs: ([127, 0, 0, 1], 2).into(),
                 policy: ([127, 0, 0, 1], 3).into(),
             },

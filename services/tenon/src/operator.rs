@@ -226,7 +226,12 @@ mod tests {
         let ca = identity::Ca::create(&data.join("ca"), &domain, None, now).unwrap();
         let svid = ca.issue_operator("ann", std::time::Duration::from_secs(60), now).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let control_plane = crate::mesh_file::ControlPlane { identity: address, tcs: address, policy: address };
+        let control_plane = crate::mesh_file::ControlPlane {
+            identity: address,
+            key_repository: address,
+            tcs: address,
+            policy: address,
+        };
         let file = MeshFile {
             mesh: "demo".into(),
             trust_domain: "demo.example".into(),

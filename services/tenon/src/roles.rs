@@ -1,9 +1,13 @@
 //! `tenon identity serve`, `tenon tcs serve` and `tenon policy serve`: the control plane's processes.
 
-use std::{fs, io, net::SocketAddr, path::Path};
+use std::{
+    fs, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
 use mesh_config::names::TrustDomain;
-use mesh_identity::join::{self, Joined};
+use mesh_identity::join::{self, Attestation, Joined, Membership};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -24,14 +28,18 @@ use crate::{
 /// It cannot start, or had to end.
 pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
     serve(Role::Identity, async move |shutdown| {
+        let key_repository = match args.key_repository {
+            Some(address) => Some(bind_as("--key-repository", address).await?),
+            None => None,
+        };
         let config = identity::Config {
             listener: bind(args.listen).await?,
             ca_dir: args.ca,
             passphrase: passphrase(),
             data_dir: args.role.state_dir,
             trust_domain: trust_domain(&args.role.trust_domain)?,
-            key_repository: None,
-            key_repository_names: Vec::new(),
+            key_repository_names: repository_names(args.key_repository, args.key_repository_name),
+            key_repository,
             policy: None,
         };
         identity::serve(config, shutdown).await.map_err(|error| ended(Role::Identity, &error))
@@ -108,10 +116,27 @@ async fn end_on_signal(shutdown: CancellationToken) {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    bind_as("--listen", address).await
+}
+
+async fn bind_as(flag: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
         Failure::new(format!("cannot listen on {address}: {error}"))
-            .next("end what listens there, or name another address with --listen")
+            .next(format!("end what listens there, or name another address with {flag}"))
     })
+}
+
+/// What the certificate of the key repository says when nobody says otherwise: how this machine reaches it.
+fn repository_names(address: Option<SocketAddr>, named: Vec<String>) -> Vec<String> {
+    let Some(address) = address.filter(|_| named.is_empty()) else { return named };
+    let (ip, localhost) = (address.ip(), "localhost".to_owned());
+    if ip.is_unspecified() {
+        vec![localhost, Ipv4Addr::LOCALHOST.to_string(), Ipv6Addr::LOCALHOST.to_string()]
+    } else if ip.is_loopback() {
+        vec![localhost, ip.to_string()]
+    } else {
+        vec![ip.to_string()]
+    }
 }
 
 fn trust_domain(name: &str) -> Result<TrustDomain, Failure> {
@@ -134,7 +159,11 @@ async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &Cancellatio
     let config = join::Config {
         identity_address: args.identity,
         pin: args.trust_bundle_sha256.clone(),
-        join_token: args.join_token_file.as_deref().map(join_token).transpose()?.flatten(),
+        attestation: Attestation {
+            join_token: None,
+            join_token_file: args.join_token_file.clone(),
+            oidc_token_file: args.oidc_token_file.clone(),
+        },
         service: role.service_name(),
         state_dir: of.state_dir.clone(),
     };
@@ -147,19 +176,9 @@ async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &Cancellatio
         ))
         .next("name the right one with --trust-domain, or the right identity service with --identity"));
     }
-    // Ends with the runtime.
-    drop(join::keep_renewed(&joined, config, shutdown.clone()));
+    // They end with the runtime.
+    drop(Membership::start(&joined, config, shutdown));
     Ok(joined)
-}
-
-/// A token that was used up is no problem while the stored certificate lasts, and neither is a missing file.
-fn join_token(path: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|token| !token.is_empty())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::new(format!("cannot read {}: {error}", path.display()))
-            .next("make it readable for this user, or name another file with --join-token-file")),
-    }
 }
 
 fn ended(role: Role, error: &dyn std::error::Error) -> Failure {

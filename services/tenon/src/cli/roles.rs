@@ -32,17 +32,27 @@ pub struct JoinArgs {
     /// File with a join token; needed until the service has its first certificate.
     #[arg(long, value_name = "PATH", env = "TENON_JOIN_TOKEN_FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// File with a token of the platform (OIDC), read anew each time; used where there is no join token.
+    #[arg(long, value_name = "PATH", env = "TENON_OIDC_TOKEN_FILE")]
+    pub oidc_token_file: Option<PathBuf>,
 }
 
 /// Run the identity service: the mesh's CA and the key repository.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity --listen 127.0.0.1:15010"
+    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity --listen 127.0.0.1:15010 \\\n      --key-repository 0.0.0.0:15011 --key-repository-name keys.demo.example"
 )]
 pub struct IdentityServe {
     /// Address to listen on.
     #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15010")]
     pub listen: SocketAddr,
+    /// Address of the key repository and trust bundle over HTTPS; without it they are not served.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_KEY_REPOSITORY")]
+    pub key_repository: Option<SocketAddr>,
+    /// DNS name or IP address by which clients reach the key repository; once for each. [default: the address itself, and
+    /// localhost where that reaches it]
+    #[arg(long, value_name = "NAME", env = "TENON_KEY_REPOSITORY_NAMES", value_delimiter = ',')]
+    pub key_repository_name: Vec<String>,
     /// Folder of the CA; made there when it is empty. TENON_CA_PASSPHRASE opens an encrypted key.
     #[arg(long, value_name = "DIR", env = "TENON_CA")]
     pub ca: PathBuf,

@@ -95,7 +95,12 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
         mesh: around.mesh.name().to_string(),
         trust_domain: around.mesh.trust_domain().to_string(),
         trust_bundle_sha256: around.pin.to_owned(),
-        control_plane: ControlPlane { identity: addresses.identity, tcs: addresses.tcs, policy: addresses.policy },
+        control_plane: ControlPlane {
+            identity: addresses.identity,
+            key_repository: addresses.key_repository,
+            tcs: addresses.tcs,
+            policy: addresses.policy,
+        },
         sidecars: around
             .local
             .instances
@@ -164,6 +169,7 @@ impl Maker<'_> {
         let mut line = Line::new(&self.binaries.tenon).words(["identity", "serve"]);
         line = line
             .flag("--listen", self.around.local.control_plane.identity)
+            .flag("--key-repository", self.around.local.control_plane.key_repository)
             .path("--ca", &self.around.data.ca())
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .path("--state-dir", &self.around.data.role("identity"));

@@ -23,7 +23,13 @@ pub struct Wanted {
 /// Every address that the mesh is going to listen on.
 pub fn wanted(local: &LocalMesh) -> Vec<Wanted> {
     let plane = &local.control_plane;
-    let mut wanted: Vec<_> = [("identity", plane.identity), ("tcs", plane.tcs), ("policy", plane.policy)]
+    let addresses = [
+        ("identity", plane.identity),
+        ("keyRepository", plane.key_repository),
+        ("tcs", plane.tcs),
+        ("policy", plane.policy),
+    ];
+    let mut wanted: Vec<_> = addresses
         .map(|(name, address)| Wanted { address: Outbound::Tcp(address), field: format!("spec.controlPlane.{name}") })
         .into();
     for (index, instance) in local.instances.iter().enumerate() {

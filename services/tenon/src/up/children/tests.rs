@@ -97,6 +97,7 @@ fn roles_understand_their_command_lines() {
     let plan = planned(None);
     let Command::Identity(Identity::Serve(identity)) = parsed(&plan.identity) else { panic!("another command") };
     assert_eq!((identity.listen.port(), identity.ca.as_path()), (16010, Path::new("/data/ca")));
+    assert_eq!(identity.key_repository, Some(([127, 0, 0, 1], 15011).into()));
     let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy) else { panic!("another command") };
     assert_eq!(
         (policy.folder.as_deref(), policy.store.path()),
