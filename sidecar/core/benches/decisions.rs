@@ -24,6 +24,13 @@ fn inbound(bencher: Bencher<'_, '_>, rules: usize) {
     bencher.bench_local(|| black_box(&mesh).inbound());
 }
 
+/// The same of a client outside of the mesh, whose rule wants a transaction token; that is remembered elsewhere as well.
+#[divan::bench(args = [10, 10_000])]
+fn inbound_with_proof(bencher: Bencher<'_, '_>, rules: usize) {
+    let mesh = Mesh::new(rules, TENANTS);
+    bencher.bench_local(|| black_box(&mesh).inbound_with_proof());
+}
+
 /// A refusal, its message and its nearest rule.
 #[divan::bench(args = [10, 10_000])]
 fn inbound_refused(bencher: Bencher<'_, '_>, rules: usize) {

@@ -1,5 +1,6 @@
 //! What would happen to a call: `tenon policy explain` and `PolicyTest`, offline and online (DESIGN §8). The answer comes
-//! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good.
+//! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good. A caller outside of
+//! the mesh has no outbound side, and one that nobody defines has no credentials.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
@@ -9,7 +10,7 @@ use prost::Message as _;
 use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
 
 use crate::{
-    Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, inbound,
+    Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, Transaction, inbound,
     outbound::{self, Destinations},
     policy::{Nearest, Policy},
     tenancy::{Held, Tenant},
@@ -28,7 +29,7 @@ pub struct Mesh {
 /// A call that might be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// The calling service.
+    /// The calling service, or the name of a client outside of the mesh.
     pub caller: &'a str,
     /// The called service.
     pub service: &'a str,
@@ -38,6 +39,15 @@ pub struct Call<'a> {
     pub tenant: Option<&'a str>,
     /// Where the called instance runs. Absent: the tenant's home region, so that residency is satisfied.
     pub region: Option<&'a str>,
+    /// The transaction token that it carries.
+    pub transaction: Option<TransactionToken<'a>>,
+}
+
+/// A transaction token of the mesh, valid and current.
+#[derive(Clone, Copy, Debug)]
+pub struct TransactionToken<'a> {
+    /// The tenant in it, if any.
+    pub tenant: Option<&'a str>,
 }
 
 /// What would happen, and why.
@@ -101,13 +111,21 @@ impl Mesh {
         let tenants = self.tenants_for(call, &policy, &mut assumed)?;
         let region = instance_region(call, &tenants)?;
 
-        let outcome = self.outbound(call, &tenants, caller, region.as_ref(), &mut assumed).map_err(inbound::Stop::from);
-        let outcome = outcome.and_then(|()| {
+        let outcome = match self.peer(call, &policy) {
+            Some(peer @ Peer::Service(_)) => {
+                self.outbound(call, &tenants, caller, region.as_ref(), &mut assumed).map(|()| peer)
+            }
+            Some(peer @ Peer::Outside(_)) => self.defined(call.service).map(|()| peer),
+            None => Err(self.nobody(call, &policy)),
+        };
+        let outcome = outcome.map_err(inbound::Stop::from).and_then(|peer| {
             let (policy, quarantined) = (Some(Arc::clone(&policy)), self.quarantined.clone());
             let state = inbound::State { me: callee, region, policy, quarantined, policy_position: None };
             let (token, tenant) = (Token::One(""), named(call));
-            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token: Named::None };
-            inbound::decide(&state, &*tenants, &mut Proven::default(), Peer::Service(call.caller), &head, now, true)
+            let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
+            let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
+            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token };
+            inbound::decide(&state, &*tenants, &mut Proven { transaction }, peer, &head, now, true)
         });
         Ok(match outcome {
             Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),
@@ -116,6 +134,42 @@ impl Mesh {
                 refused(&policy, Refusal::new(Reason::TenantStale, format!("revision {position} is not here")), assumed)
             }
         })
+    }
+
+    /// Who calls, as TLS would prove it to the callee; `None` when it would prove nothing.
+    fn peer<'a>(&self, call: &Call<'a>, policy: &Policy) -> Option<Peer<'a>> {
+        if self.is_defined(call.caller) {
+            Some(Peer::Service(call.caller))
+        } else {
+            policy.knows_outside(call.caller).then_some(Peer::Outside(call.caller))
+        }
+    }
+
+    fn is_defined(&self, service: &str) -> bool {
+        self.routes.iter().any(|route| route.service == service)
+    }
+
+    /// What the sidecar of a calling service says by itself; for callers that have none.
+    fn defined(&self, service: &str) -> Result<(), Refusal> {
+        match self.is_defined(service) {
+            true => Ok(()),
+            false => Err(Refusal::new(Reason::ServiceUnknown, format!("nobody defines service {service}"))),
+        }
+    }
+
+    /// Why a caller that TLS proves nothing of is refused. The mesh itself ends its connection without a reason.
+    fn nobody(&self, call: &Call<'_>, policy: &Policy) -> Refusal {
+        if let Err(refusal) = self.defined(call.service) {
+            return refusal;
+        }
+        let Call { caller, service, path, .. } = *call;
+        let message = format!(
+            "{caller} is neither a service of the mesh nor a client outside of it that a rule of {service} names: it \
+             cannot connect"
+        );
+        // No `*` is meant for it.
+        let nearest = policy.nearest(Peer::Outside(caller), path).map(Box::new);
+        Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) }
     }
 
     /// The tenants that the mesh knows, or one made up from the call.

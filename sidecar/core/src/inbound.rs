@@ -154,7 +154,11 @@ fn allowlist(state: &State, peer: Peer<'_>, path: &str) -> Result<Granted, Refus
             let message = format!("no rule of service {} allows {} the path {}", state.me, peer.name(), shown(path));
             let nearest = policy.nearest(peer, path).map(Box::new);
             let refusal = Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) };
-            if policy.audit_allowlist().is_some() { Ok(Granted::by_audit(refusal)) } else { Err(refusal) }
+            // Audit mode is for finding out which services call which; strangers are let in by rules alone.
+            match (policy.audit_allowlist(), peer) {
+                (Some(_), Peer::Service(_)) => Ok(Granted::by_audit(refusal)),
+                (Some(_), Peer::Outside(_)) | (None, _) => Err(refusal),
+            }
         }
     }
 }

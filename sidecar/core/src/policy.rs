@@ -156,6 +156,11 @@ impl Policy {
         &self.rules
     }
 
+    /// Whether a rule names this client outside of the mesh; nobody else's handshake passes.
+    pub fn knows_outside(&self, name: &str) -> bool {
+        self.outside.contains(name)
+    }
+
     /// The rule with this index.
     pub fn rule(&self, index: u32) -> Option<&Rule> {
         self.rules.get(usize::try_from(index).ok()?)

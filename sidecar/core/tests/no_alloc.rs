@@ -25,6 +25,12 @@ fn good_inbound(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench]
+fn good_inbound_with_proof(bencher: Bencher<'_, '_>) {
+    let mesh = Mesh::new(100, 100);
+    bencher.bench_local(|| black_box(&mesh).inbound_with_proof());
+}
+
+#[divan::bench]
 fn good_outbound(bencher: Bencher<'_, '_>) {
     let mesh = Mesh::new(1, 100);
     bencher.bench_local(|| black_box(&mesh).outbound());
@@ -62,6 +68,7 @@ fn the_good_path_allocates_nothing() {
     assert!(output.status.success(), "{report}");
     let expected = [
         ("good_inbound", false),
+        ("good_inbound_with_proof", false),
         ("good_look_up", false),
         ("good_outbound", false),
         ("good_outbound_by_host", false),

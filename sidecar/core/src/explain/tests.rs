@@ -19,7 +19,12 @@ fn service(name: &str) -> proto::ServicePolicy {
     proto::ServicePolicy { service: name.into(), originates: true, ..Default::default() }
 }
 
+fn client(name: &str) -> proto::ExternalClient {
+    proto::ExternalClient { name: name.into(), issuer: name.into(), ..Default::default() }
+}
+
 fn policies() -> Vec<proto::ServicePolicy> {
+    let proof = proto::Proof::Transaction.into();
     let none = proto::TenantRequirement::None.into();
     let media = proto::ServicePolicy {
         product: "media".into(),
@@ -28,10 +33,19 @@ fn policies() -> Vec<proto::ServicePolicy> {
             rule("read", &["issues", "search"], "/media.v1.Media/Get"),
             proto::Rule { tenant: none, ..rule("health", &["*"], "/grpc.health.v1.Health/*") },
             proto::Rule { audit: true, ..rule("trial", &["issues"], "/media.v1.Media/Upload") },
+            rule("partner", &["partner"], "/media.v1.Media/Import"),
+            proto::Rule { proof, ..rule("proof", &["issues"], "/media.v1.Media/Erase") },
+            proto::Rule { proof, tenant: none, ..rule("any-proof", &["issues"], "/media.v1.Media/Count") },
         ],
+        external_clients: vec![client("partner")],
         ..service("media")
     };
-    let wiki = proto::ServicePolicy { audit_allowlist: "wiki-clients".into(), ..service("wiki") };
+    let wiki = proto::ServicePolicy {
+        audit_allowlist: "wiki-clients".into(),
+        rules: vec![rule("feed", &["reader"], "/wiki.v1.Wiki/Feed")],
+        external_clients: vec![client("reader")],
+        ..service("wiki")
+    };
     let search = proto::ServicePolicy { originates: false, ..service("search") };
     vec![media, wiki, search, service("issues")]
 }
@@ -68,7 +82,7 @@ fn mesh(tenants: Option<Vec<TenantContext>>) -> Mesh {
 }
 
 fn call<'a>(caller: &'a str, service: &'a str, path: &'a str, tenant: Option<&'a str>) -> Call<'a> {
-    Call { caller, service, path, tenant, region: None }
+    Call { caller, service, path, tenant, region: None, transaction: None }
 }
 
 fn reason(explanation: &Explanation) -> &'static str {
@@ -171,4 +185,61 @@ fn what_is_no_name_is_an_error_and_no_answer() {
     assert!(mesh.explain(&Call { caller: "*", ..good }, NOW).is_err());
     assert!(mesh.explain(&Call { service: "media.eu-west", ..good }, NOW).is_err());
     assert!(mesh.explain(&Call { region: Some("EU"), ..good }, NOW).is_err());
+}
+
+#[test]
+fn a_client_outside_of_the_mesh_is_asked_nothing_but_what_the_callee_asks() {
+    let mesh = mesh(Some(tenants()));
+    for (caller, service, path, tenant, expected) in [
+        ("partner", "media", "/media.v1.Media/Import", Some("acme"), "ALLOWED"),
+        ("partner", "media", "/media.v1.Media/Import", None, "TENANT_REQUIRED"),
+        ("partner", "media", "/media.v1.Media/Import", Some("globex"), "TENANT_SUSPENDED"),
+        ("partner", "media", "/media.v1.Media/Import", Some("No Id"), "TENANT_UNKNOWN"),
+        ("partner", "media", "/media.v1.Media/Get", Some("acme"), "PATH_NOT_ALLOWED"),
+        // "*" is any service of the mesh.
+        ("partner", "media", "/grpc.health.v1.Health/Check", None, "PATH_NOT_ALLOWED"),
+        ("partner", "nobody", "/x.v1.X/Y", None, "SERVICE_UNKNOWN"),
+        // Known to another service, in whose sidecar alone it has a name.
+        ("partner", "wiki", "/wiki.v1.Wiki/Get", None, "PATH_NOT_ALLOWED"),
+        // Audit mode is for services.
+        ("reader", "wiki", "/wiki.v1.Wiki/Get", None, "PATH_NOT_ALLOWED"),
+        ("reader", "wiki", "/wiki.v1.Wiki/Feed", Some("acme"), "ALLOWED"),
+    ] {
+        let explanation = mesh.explain(&call(caller, service, path, tenant), NOW).unwrap();
+        assert_eq!(reason(&explanation), expected, "{caller} {service} {path} {tenant:?}");
+    }
+}
+
+#[test]
+fn a_caller_that_nobody_defines_is_refused_also_where_a_rule_allows_everybody_or_audit_mode_does() {
+    let mesh = mesh(Some(tenants()));
+    for (service, path, expected) in [
+        ("media", "/grpc.health.v1.Health/Check", "PATH_NOT_ALLOWED"),
+        ("media", "/media.v1.Media/Get", "PATH_NOT_ALLOWED"),
+        ("wiki", "/wiki.v1.Wiki/Get", "PATH_NOT_ALLOWED"),
+        ("nobody", "/x.v1.X/Y", "SERVICE_UNKNOWN"),
+    ] {
+        let explanation = mesh.explain(&call("stranger", service, path, None), NOW).unwrap();
+        assert_eq!((reason(&explanation), explanation.allowed), (expected, false), "{service} {path}");
+        let message = explanation.message.unwrap();
+        assert_eq!(message.contains("stranger is neither a service"), expected == "PATH_NOT_ALLOWED", "{message}");
+    }
+}
+
+#[test]
+fn a_rule_that_wants_a_proof_is_explained_with_the_token_that_the_call_is_said_to_carry() {
+    let mesh = mesh(Some(tenants()));
+    let of = |tenant| Some(TransactionToken { tenant });
+    for (path, transaction, expected) in [
+        ("/media.v1.Media/Erase", None, "TXN_MISSING"),
+        ("/media.v1.Media/Erase", of(Some("acme")), "ALLOWED"),
+        ("/media.v1.Media/Erase", of(Some("globex")), "TXN_TENANT_MISMATCH"),
+        ("/media.v1.Media/Erase", of(None), "TXN_TENANT_MISMATCH"),
+        ("/media.v1.Media/Count", None, "TXN_MISSING"),
+        ("/media.v1.Media/Count", of(Some("globex")), "ALLOWED"),
+        ("/media.v1.Media/Get", of(Some("globex")), "ALLOWED"),
+    ] {
+        let call = Call { transaction, ..call("issues", "media", path, Some("acme")) };
+        assert_eq!(reason(&mesh.explain(&call, NOW).unwrap()), expected, "{path} {transaction:?}");
+    }
 }

@@ -5,7 +5,7 @@ use prost::Message as _;
 use tenon_proto::{policy::v1 as policy, tcs::v1 as tcs};
 
 use super::*;
-use crate::tenancy::Held;
+use crate::{Proven, tenancy::Held};
 
 const NOW: u64 = 1_000;
 const REACHED: Position = Position { epoch: 5, revision: 10 };
@@ -216,12 +216,108 @@ fn several_tenant_ids_are_nobodys_unless_the_rule_ignores_tenants() {
 }
 
 #[test]
-fn a_transaction_token_is_wanted_and_none_is_good_enough_yet() {
+fn a_rule_that_wants_a_proof_refuses_each_token_that_is_none_for_this_call() {
     let state = state(&record());
-    let with_token = Head { txn_token: Named::One("a.b.c"), ..head("/m.M/Proof", Some("acme")) };
-    assert_eq!(reason(&decide_as(&state, "issues", &with_token)), "TXN_INVALID");
-    let unwanted = Head { txn_token: Named::One("a.b.c"), ..head("/m.M/Required", Some("acme")) };
-    assert_eq!(reason(&decide_as(&state, "issues", &unwanted)), "");
+    let table = [
+        (Named::None, Some("acme"), "TXN_MISSING"),
+        (Named::Many, Some("acme"), "TXN_INVALID"),
+        (Named::One(""), Some("acme"), "TXN_INVALID"),
+        (Named::One("TXN_INVALID"), Some("acme"), "TXN_INVALID"),
+        (Named::One("TXN_EXPIRED"), Some("acme"), "TXN_EXPIRED"),
+        (Named::One("txn:european"), Some("acme"), "TXN_TENANT_MISMATCH"),
+        (Named::One("txn:"), Some("acme"), "TXN_TENANT_MISMATCH"),
+        (Named::One("txn:acme"), None, "TXN_TENANT_MISMATCH"),
+        (Named::One("txn:acme"), Some("acme"), ""),
+        // The token stands before the tenant.
+        (Named::One("txn:suspended"), Some("suspended"), "TENANT_SUSPENDED"),
+        (Named::One("txn:acme"), Some("suspended"), "TXN_TENANT_MISMATCH"),
+        (Named::One("txn:"), None, "TENANT_REQUIRED"),
+    ];
+    for (txn_token, tenant, expected) in table {
+        let head = Head { txn_token, ..head("/m.M/Proof", tenant) };
+        let outcome = decide_as(&state, "issues", &head);
+        assert_eq!(reason(&outcome), expected, "{txn_token:?} for {tenant:?}");
+        match outcome {
+            Ok(verdict) => assert_eq!(verdict.transaction, Some(Transaction::SameTenant)),
+            Err(Stop::Refused(refusal)) => {
+                assert_eq!(refusal.rule, Some(3));
+                assert!(!refusal.message.contains("european"), "nothing of another tenant: {refusal}");
+            }
+            Err(Stop::WaitFor(_)) => panic!("nothing to wait for"),
+        }
+    }
+    let several = Head { tenant: Named::Many, txn_token: Named::One("txn:acme"), ..head("/m.M/Proof", None) };
+    assert_eq!(reason(&decide_as(&state, "issues", &several)), "TXN_TENANT_MISMATCH");
+}
+
+#[test]
+fn a_token_that_no_rule_wants_is_not_looked_at() {
+    let state = state(&record());
+    for txn_token in [Named::One("TXN_EXPIRED"), Named::Many, Named::None] {
+        let outcome = decide_as(&state, "issues", &Head { txn_token, ..head("/m.M/Required", Some("acme")) });
+        assert_eq!(outcome.unwrap().transaction, None);
+    }
+}
+
+#[test]
+fn a_rule_that_ignores_tenants_ignores_that_of_the_token_and_an_optional_one_wants_the_calls() {
+    let with = |tenant| {
+        let mut record = record();
+        record.rules[3].tenant = tenant;
+        state(&record)
+    };
+    let none = with(policy::TenantRequirement::None.into());
+    let optional = with(policy::TenantRequirement::Optional.into());
+    for (txn_token, tenant, ignoring, looking) in [
+        ("txn:acme", Some("acme"), "", ""),
+        ("txn:acme", Some("european"), "", "TXN_TENANT_MISMATCH"),
+        ("txn:acme", None, "", "TXN_TENANT_MISMATCH"),
+        ("txn:", Some("acme"), "", "TXN_TENANT_MISMATCH"),
+        ("txn:", None, "", ""),
+        ("TXN_EXPIRED", None, "TXN_EXPIRED", "TXN_EXPIRED"),
+    ] {
+        let head = Head { txn_token: Named::One(txn_token), ..head("/m.M/Proof", tenant) };
+        assert_eq!(reason(&decide_as(&none, "issues", &head)), ignoring, "none: {txn_token} for {tenant:?}");
+        assert_eq!(reason(&decide_as(&optional, "issues", &head)), looking, "optional: {txn_token} for {tenant:?}");
+    }
+}
+
+#[test]
+fn an_open_call_keeps_what_its_token_proved_and_one_that_had_none_ends_when_a_rule_wants_one() {
+    let state = state(&record());
+    for (transaction, expected) in [
+        (Some(Transaction::SameTenant), ""),
+        (Some(Transaction::OtherTenant), "TXN_TENANT_MISMATCH"),
+        (None, "TXN_MISSING"),
+    ] {
+        let head = Head { txn_token: Named::One(""), ..head("/m.M/Proof", Some("acme")) };
+        let issues = Peer::Service("issues");
+        let outcome = decide(&state, &tenants(), &mut Proven { transaction }, issues, &head, NOW, true);
+        assert_eq!(reason(&outcome), expected, "{transaction:?}");
+    }
+}
+
+#[test]
+fn a_client_outside_of_the_mesh_comes_in_by_rules_that_name_it_and_by_nothing_else() {
+    let partner = policy::ExternalClient { name: "partner".into(), ..Default::default() };
+    let mut record =
+        policy::ServicePolicy { external_clients: vec![partner], audit_allowlist: "media".into(), ..record() };
+    let none = policy::TenantRequirement::None.into();
+    record.rules.push(rule("partner", "/m.M/Partner", |rule| rule.callers = vec!["partner".into()]));
+    record.rules.push(rule("all", "/m.M/All", |rule| (rule.callers, rule.tenant) = (vec!["*".into()], none)));
+    let state = state(&record);
+    for (peer, path, expected) in [
+        (Peer::Outside("partner"), "/m.M/Partner", ""),
+        (Peer::Outside("partner"), "/m.M/All", "PATH_NOT_ALLOWED"),
+        (Peer::Outside("partner"), "/m.M/Other", "PATH_NOT_ALLOWED"),
+        (Peer::Service("billing"), "/m.M/All", ""),
+        // Audit mode lets pass what no rule matches, of services.
+        (Peer::Service("billing"), "/m.M/Other", ""),
+        (Peer::Outside("wiki"), "/m.M/Partner", "QUARANTINED"),
+    ] {
+        let outcome = decide(&state, &tenants(), &mut Tokens, peer, &head(path, Some("acme")), NOW, false);
+        assert_eq!(reason(&outcome), expected, "{peer:?} {path}");
+    }
 }
 
 #[test]
@@ -320,7 +416,7 @@ type Audited =
 #[test]
 fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenants() {
     let open = state(&policy::ServicePolicy { audit_allowlist: "media".into(), ..record() });
-    let table: [Audited; 12] = [
+    let table: [Audited; 13] = [
         // The rule's own Allowlist is in audit mode.
         (("/m.M/Audit", Some("acme"), None), (Some("acme"), Some(4), "")),
         (("/m.M/Audit", None, None), (None, Some(4), "TENANT_REQUIRED")),
@@ -331,6 +427,7 @@ fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenant
         // The first failure is the one written down, and the tenant is still looked at.
         (("/m.M/AuditProof", Some("acme"), None), (Some("acme"), Some(5), "TXN_MISSING")),
         (("/m.M/AuditProof", Some("suspended"), None), (None, Some(5), "TXN_MISSING")),
+        (("/m.M/AuditProof", None, None), (None, Some(5), "TXN_MISSING")),
         // No rule matches.
         (("/m.M/Other", None, None), (None, None, "PATH_NOT_ALLOWED")),
         (("/m.M/Other", Some("acme"), None), (Some("acme"), None, "PATH_NOT_ALLOWED")),
@@ -347,6 +444,23 @@ fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenant
             "{path} {tenant:?}"
         );
         assert_eq!(verdict.audited.and_then(|refusal| refusal.rule), rule.filter(|_| !audited.is_empty()));
+    }
+}
+
+#[test]
+fn audit_mode_writes_down_a_token_of_another_tenant_and_attaches_the_calls() {
+    let state = state(&record());
+    for (txn_token, audited, transaction) in [
+        (Named::One("txn:acme"), "", Some(Transaction::SameTenant)),
+        (Named::One("txn:european"), "TXN_TENANT_MISMATCH", Some(Transaction::OtherTenant)),
+        (Named::One("TXN_EXPIRED"), "TXN_EXPIRED", None),
+        (Named::Many, "TXN_INVALID", None),
+    ] {
+        let head = Head { txn_token, ..head("/m.M/AuditProof", Some("acme")) };
+        let verdict = decide_as(&state, "issues", &head).unwrap();
+        let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
+        assert_eq!((found, verdict.transaction), (audited, transaction), "{txn_token:?}");
+        assert_eq!(verdict.tenant.unwrap().id(), "acme");
     }
 }
 

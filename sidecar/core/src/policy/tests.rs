@@ -195,3 +195,46 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_outside_of_the_mesh_and_a_service_never_pass_as_one_another() {
+    let record = proto::ServicePolicy {
+        rules: vec![
+            rule("health", &["*"], &["/grpc.health.v1.Health/*"]),
+            rule("both", &["wiki", "partner"], &["/m.v1.M/Get"]),
+            rule("partner", &["partner"], &["/m.v1.M/*"]),
+        ],
+        external_clients: vec![proto::ExternalClient { name: "partner".into(), ..Default::default() }],
+        ..Default::default()
+    };
+    let policy = Policy::try_from(&record).unwrap();
+    assert!(policy.knows_outside("partner") && !policy.knows_outside("wiki"));
+    let decided = |peer, path| match policy.authorize(peer, path) {
+        Match::Rule(_, rule) => Some(&*rule.name),
+        Match::Nothing => None,
+    };
+    for (peer, path, expected) in [
+        (Peer::Outside("partner"), "/m.v1.M/Get", Some("both")),
+        (Peer::Outside("partner"), "/m.v1.M/Put", Some("partner")),
+        (Peer::Outside("partner"), "/grpc.health.v1.Health/Check", None),
+        (Peer::Outside("wiki"), "/m.v1.M/Get", None),
+        (Peer::Outside("*"), "/grpc.health.v1.Health/Check", None),
+        (Peer::Service("wiki"), "/m.v1.M/Get", Some("both")),
+        (Peer::Service("partner"), "/m.v1.M/Get", None),
+        (Peer::Service("partner"), "/m.v1.M/Put", None),
+        (Peer::Service("partner"), "/grpc.health.v1.Health/Check", Some("health")),
+    ] {
+        assert_eq!(decided(peer, path), expected, "{peer:?} {path}");
+    }
+    for (peer, path, expected) in [
+        (Peer::Outside("partner"), "/grpc.health.v1.Health/Check", Some(("health", Missed::Caller))),
+        (Peer::Outside("partner"), "/n.v1.N/Get", Some(("both", Missed::Service))),
+        (Peer::Service("partner"), "/m.v1.M/Get", Some(("both", Missed::Caller))),
+        (Peer::Outside("wiki"), "/m.v1.M/Get", Some(("both", Missed::Caller))),
+        (Peer::Outside("stranger"), "/n.v1.N/Get", None),
+    ] {
+        let nearest = policy.nearest(peer, path);
+        let found = nearest.as_ref().map(|nearest| (nearest.rule.as_str(), nearest.missed));
+        assert_eq!(found, expected, "{peer:?} {path}");
+    }
+}
