@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use sidecar_core::{Reason, Refusal};
 use tokio::time::Sleep;
 
-use crate::call::Call;
+use crate::{call::Call, forward::revoked_refusal};
 
 /// Why a body ended before its end. Its source names the HTTP/2 error code, so that hyper resets with the same one.
 #[derive(Debug)]
@@ -155,6 +155,9 @@ impl Following {
 
     /// A reset by the other side is passed on as it is; a lost connection becomes UNAVAILABLE in the trailers.
     fn broken(&mut self, error: h2::Error) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(refusal) = revoked_refusal(&self.call) {
+            return self.cut_short(&refusal);
+        }
         self.answer = None;
         self.call.broken(&error);
         if self.call.facts.grpc && (!error.is_reset() || error.reason() == Some(h2::Reason::NO_ERROR)) {

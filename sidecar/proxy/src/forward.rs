@@ -54,6 +54,7 @@ pub async fn attempt(
     request: Request<Incoming>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Failed> {
+    let mut why = String::new();
     for _ in 0..HAND_OVERS {
         let (mut connection, lease) = match worker.pool.open(target) {
             Some(leased) => leased,
@@ -66,14 +67,18 @@ pub async fn attempt(
         match until_over(call, poll_fn(|cx| connection.poll_ready(cx))).await {
             Err(refusal) => return Err(Failed::Final(refusal)),
             // It ended a moment ago, or the other side is about to: nothing was sent.
-            Ok(Err(_)) => worker.pool.discard(target, &lease),
+            Ok(Err(error)) => {
+                why = error.to_string();
+                worker.pool.discard(target, &lease);
+            }
             Ok(Ok(())) => {
                 call.lease = Some(lease);
                 return send(connection, target, request, call).await.map_err(Failed::Final);
             }
         }
     }
-    let refusal = Refusal::new(Reason::UpstreamConnect, "connections close before they take the request");
+    let message = format!("connections close before they take the request: {why}");
+    let refusal = Refusal::new(Reason::UpstreamConnect, message);
     Err(Failed::Unreachable(Box::new(request), refusal))
 }
 
@@ -87,7 +92,7 @@ async fn send(
     let without_body = body.is_end_stream();
     let (answer, stream) = connection
         .send_request(Request::from_parts(head, ()), without_body)
-        .map_err(|error| broken_refusal(target, &error))?;
+        .map_err(|error| broken_refusal(target, &error, call))?;
     if without_body {
         call.line.sent(stream);
     } else {
@@ -99,7 +104,7 @@ async fn send(
     }
     match until_over(call, answer).await? {
         Ok(answer) => Ok(answer),
-        Err(error) => Err(broken_refusal(target, &error)),
+        Err(error) => Err(broken_refusal(target, &error, call)),
     }
 }
 
@@ -139,11 +144,24 @@ fn connect_refusal(target: &Target, error: &ConnectError) -> Refusal {
     }
 }
 
-fn broken_refusal(target: &Target, error: &h2::Error) -> Refusal {
+fn broken_refusal(target: &Target, error: &h2::Error, call: &Call) -> Refusal {
+    if let Some(refusal) = revoked_refusal(call) {
+        return refusal;
+    }
     let who = match target {
         Target::App(_) => "the app".to_owned(),
         Target::Sidecar(_, service) => format!("service {service}"),
     };
     let what = if error.is_reset() { "reset the call" } else { "ended the connection" };
-    Refusal::new(Reason::UpstreamConnect, format!("{who} {what} before it answered"))
+    // In TLS 1.3 a client learns only now that its certificate was refused; the alert says why.
+    let why = error.get_io().map(|error| format!(": {error}")).unwrap_or_default();
+    Refusal::new(Reason::UpstreamConnect, format!("{who} {what} before it answered{why}"))
+}
+
+/// The connection of the call was closed because its other end is revoked.
+pub fn revoked_refusal(call: &Call) -> Option<Refusal> {
+    call.lease.as_ref().filter(|lease| lease.is_revoked()).map(|_| {
+        let message = format!("the identity of service {} is revoked, or that of its instance", call.facts.service);
+        Refusal::new(Reason::UpstreamConnect, message)
+    })
 }

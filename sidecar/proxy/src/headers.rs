@@ -2,6 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, header, uri};
+use mesh_asap::{BearerError, bearer};
 use sidecar_core::{Named, Token};
 
 pub const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
@@ -42,14 +43,11 @@ pub fn token(headers: &HeaderMap) -> (Token<'_>, HeaderName) {
         Named::Many => return (Token::Ambiguous, ASAP_TOKEN),
         Named::None => {}
     }
-    let token = match named(headers, &header::AUTHORIZATION) {
-        Named::None => Token::Missing,
-        Named::Many => Token::Ambiguous,
-        Named::One(value) => match value.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Token::One(token),
-            // Some other scheme is the app's own affair: it is no token, and says nothing about one.
-            _ => Token::Missing,
-        },
+    // Some other scheme is the app's own affair: it is no token, and says nothing about one.
+    let token = match bearer(headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes)) {
+        Ok(token) => Token::One(token),
+        Err(BearerError::Missing) => Token::Missing,
+        Err(BearerError::Malformed) => Token::Ambiguous,
     };
     (token, header::AUTHORIZATION)
 }

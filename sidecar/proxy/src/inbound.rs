@@ -1,20 +1,21 @@
-//! A call from another sidecar to the app: one page, the decisions in the order of `docs/life-of-a-call.md`.
+//! A call from another sidecar, or from outside of the mesh, to the app: one page, the decisions in the order of `docs/life-of-a-call.md`.
 
 use std::sync::Arc;
 
 use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use mesh_identity::{Peer, clock};
+use mesh_identity::clock;
 use sidecar_core::{
-    Reason, Refusal,
+    Reason, Refusal, Token,
     inbound::{self, Head, Stop, Verdict},
 };
 use tokio::time::timeout;
 
 use crate::{
-    body::CallBody,
+    body::{CallBody, deadline_refusal},
     call::{Call, Facts},
+    caller::Caller,
     forward::{self, Failed},
     headers::{self, named},
     in_flight::Serving,
@@ -26,36 +27,12 @@ use crate::{
     worker::Worker,
 };
 
-/// Whoever is at the other end of one accepted connection.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The peer's service; an operator is no service, and no token can be bound to it.
-    pub service: Arc<str>,
-    /// The same as a header value.
-    pub header: HeaderValue,
-}
-
-impl Caller {
-    /// Names the peer of a connection.
-    #[must_use]
-    pub fn new(peer: &Peer) -> Self {
-        let service: Arc<str> = match (peer.id.service_name(), peer.id.operator_name()) {
-            (Some(name), _) => name.as_str().into(),
-            (None, name) => format!("operator/{}", name.unwrap_or_default()).into(),
-        };
-        let header = HeaderValue::from_str(&service).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { service, header }
-    }
-
-    fn peer(&self) -> sidecar_core::Peer<'_> {
-        sidecar_core::Peer::Service(&self.service)
-    }
-}
-
 /// Accounts for the call; cannot fail.
-pub async fn serve(worker: Arc<Worker>, caller: Caller, request: Request<Incoming>) -> Response<CallBody> {
-    let id = headers::foreign_request_id(request.headers()).unwrap_or_else(headers::new_request_id);
-    let mut facts = Facts::of(&request, Arc::clone(&worker.service), Arc::clone(&caller.service), id);
+pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<Incoming>) -> Response<CallBody> {
+    // Ids of the mesh's own calls go on; nobody outside chooses what its operators look for.
+    let id = if caller.is_outside() { None } else { headers::foreign_request_id(request.headers()) };
+    let id = id.unwrap_or_else(headers::new_request_id);
+    let mut facts = Facts::of(&request, Arc::clone(&worker.service), Arc::clone(&caller.name), id);
     facts.tenant = request.headers().get(&headers::TENANT_ID).cloned();
     let mut call = Call::start(Direction::Inbound, &worker.live, facts);
     match handle(&worker, &caller, request, &mut call).await {
@@ -66,20 +43,22 @@ pub async fn serve(worker: Arc<Worker>, caller: Caller, request: Request<Incomin
 
 async fn handle(
     worker: &Arc<Worker>,
-    caller: &Caller,
+    caller: &Arc<Caller>,
     mut request: Request<Incoming>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
     forward::refuse_tunnels(&request)?;
+    caller.check()?;
     let verdict = decide(worker, caller, &request, call).await?;
     if let Some(refusal) = &verdict.audited {
         call.audited(refusal);
     }
     call.deadline = forward::deadline(request.headers());
+    let token = call.token_header.take().and_then(|held_the_token| request.headers_mut().remove(held_the_token));
     call.place = Some(worker.open.enter(OpenCall {
         line: Arc::clone(&call.line),
         deadline: call.deadline,
-        question: question(caller, call, &verdict),
+        question: question(caller, call, &verdict, token),
     }));
     call.serving = serving(worker, &verdict);
     rewrite(request.headers_mut(), caller, &verdict, call);
@@ -102,11 +81,15 @@ async fn decide(
 ) -> Result<Verdict<TenantRef>, Refusal> {
     let (token, held_by) = headers::token(request.headers());
     call.token_header = Some(held_by);
+    if caller.is_outside() {
+        have_key(worker, caller, request.headers(), token).await?;
+    }
     let head = Head {
         path: request.uri().path(),
         token,
         tenant: named(request.headers(), &headers::TENANT_ID),
-        tenant_revision: revision(request.headers()),
+        // Of what another sidecar saw; whoever is outside has no replica, and waits for none.
+        tenant_revision: if caller.is_outside() { None } else { revision(request.headers()) },
         txn_token: named(request.headers(), &headers::TXN_TOKEN),
     };
     match ask(worker, caller, &head, false) {
@@ -126,6 +109,25 @@ async fn decide(
     }
 }
 
+/// A caller from outside whose key is not known waits for its key repository, no longer than its deadline. Whatever comes
+/// of it, the decision follows.
+async fn have_key(worker: &Worker, caller: &Caller, headers: &HeaderMap, token: Token<'_>) -> Result<(), Refusal> {
+    let (Token::One(token), Some(client), now) = (token, worker.live.outside.get(&caller.name), clock::unix_seconds())
+    else {
+        return Ok(());
+    };
+    if worker.credentials().remembers(&caller.name, token, now) {
+        return Ok(());
+    }
+    // Boxed: it is rare, and every call's future would otherwise have room for it.
+    let known = Box::pin(client.wait_for_key(&worker.live.identity, token, now));
+    match forward::deadline(headers) {
+        None => known.await,
+        Some(at) => tokio::time::timeout_at(at, known).await.map_err(|_| deadline_refusal())?,
+    }
+    Ok(())
+}
+
 fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Result<Verdict<TenantRef>, Stop> {
     let state = worker.live.inbound();
     let now = clock::unix_seconds();
@@ -133,10 +135,7 @@ fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Resul
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).
-fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef>, call: &mut Call) {
-    if let Some(held_the_token) = call.token_header.take() {
-        headers.remove(held_the_token);
-    }
+fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef>, call: &Call) {
     headers::strip_reserved(headers);
     // `:authority` is the callee's name; another one in `host` is nobody's.
     headers.remove(http::header::HOST);
@@ -159,12 +158,13 @@ fn serving(worker: &Worker, verdict: &Verdict<TenantRef>) -> Option<Serving> {
     (!originates).then(|| worker.live.in_flight.enter(tenant.id()))
 }
 
-fn question(caller: &Caller, call: &Call, verdict: &Verdict<TenantRef>) -> Question {
+fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<TenantRef>, token: Option<HeaderValue>) -> Question {
     Question::Inbound {
-        caller: Arc::clone(&caller.service),
+        caller: Arc::clone(caller),
         uri: call.facts.uri.clone(),
         tenant: call.facts.tenant.clone(),
         transaction: verdict.transaction,
+        token,
     }
 }
 

@@ -1,22 +1,18 @@
 //! Everything a sidecar decides from, as it is right now: assembled from the replicas, swapped as a whole.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use mesh_identity::{Identity, TrustBundle, grpc};
+use mesh_identity::{Identity, grpc};
 use prost::Message;
-use replica::{Follow, Replica};
+use replica::{Follow, FollowTrust, Replica, Roots, Trust};
 use sidecar_core::{
     Quarantined, inbound,
     outbound::{self, Destinations},
     policy::Policy,
 };
-use tenon_proto::{identity::v1 as identity_proto, kind, policy::v1 as policy_proto};
+use tenon_proto::{kind, policy::v1 as policy_proto};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -27,6 +23,7 @@ use crate::{
     in_flight::InFlight,
     line_budget::LineBudget,
     metrics::{Metrics, ReplicaGauges, Snapshot},
+    outside::{self, Clients},
     tenants::{Hosts, TenantMap, position},
 };
 
@@ -53,6 +50,8 @@ impl<M: Message + Default + 'static> replica::Value for Proto<M> {
 #[derive(Debug)]
 pub struct PolicyRecord {
     policy: Arc<Policy>,
+    /// Callers outside of the mesh that its rules name.
+    external_clients: Vec<policy_proto::ExternalClient>,
     raw: Bytes,
 }
 
@@ -60,7 +59,8 @@ impl replica::Value for PolicyRecord {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
         let message = policy_proto::ServicePolicy::decode(raw.clone()).map_err(|error| error.to_string())?;
         let policy = Arc::new(Policy::try_from(&message)?);
-        Ok(Self { policy, raw })
+        message.external_clients.iter().try_for_each(outside::check)?;
+        Ok(Self { policy, external_clients: message.external_clients, raw })
     }
 
     fn raw(&self) -> Bytes {
@@ -75,8 +75,7 @@ struct Replicas {
     endpoint: Replica<Proto<policy_proto::Endpoint>>,
     quarantine: Replica<Proto<policy_proto::Quarantine>>,
     key: Replica<KeyRecord>,
-    trust_bundle: Replica<Proto<identity_proto::TrustBundle>>,
-    revocation: Replica<Proto<identity_proto::Revocation>>,
+    trust: Trust,
 }
 
 /// What workers read on every call. Readers take no lock; writers swap whole snapshots.
@@ -95,11 +94,11 @@ pub struct Live {
     pub refusal_lines: LineBudget,
     /// Tenants that the app is serving now.
     pub in_flight: Arc<InFlight>,
+    /// Callers outside of the mesh.
+    pub outside: Arc<Clients>,
     inbound: ArcSwap<inbound::State>,
     outbound: ArcSwap<outbound::State>,
     replicas: Replicas,
-    /// Who verifies our tokens needs this key: before it is in the key set, nobody can.
-    own_kid: OnceLock<Box<str>>,
     /// Counts the swaps and the changes of tenants: open calls are decided again when it moves.
     generation: watch::Sender<u64>,
 }
@@ -109,12 +108,13 @@ impl Live {
     pub fn start(
         config: &Arc<Config>,
         identity: &Arc<Identity>,
+        instance: &str,
         metrics: &Arc<Metrics>,
         minting: Minting,
         shutdown: &CancellationToken,
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
         let mut tasks = Vec::new();
-        let sources = Sources::new(config, identity, shutdown);
+        let sources = Sources::new(config, identity, instance, shutdown);
         let hosts = Hosts::default();
         let observer = hosts.clone();
         let (tenants, task) = sources.tcs(kind::TENANT).start(move |event| observer.observe(&event), shutdown.clone());
@@ -125,8 +125,7 @@ impl Live {
             endpoint: sources.policy(kind::ENDPOINT, &mut tasks),
             quarantine: sources.policy(kind::QUARANTINE, &mut tasks),
             key: sources.identity(kind::KEY, &mut tasks),
-            trust_bundle: sources.identity(kind::TRUST_BUNDLE, &mut tasks),
-            revocation: sources.identity(kind::REVOCATION, &mut tasks),
+            trust: sources.trust(identity, &mut tasks),
         };
         let live = Arc::new(Self {
             config: Arc::clone(config),
@@ -136,10 +135,10 @@ impl Live {
             tenants: TenantMap::new(tenants, hosts),
             refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
+            outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
             replicas,
-            own_kid: OnceLock::new(),
             generation: watch::Sender::new(0),
         });
         live.assemble();
@@ -167,11 +166,6 @@ impl Live {
         self.generation.subscribe()
     }
 
-    /// Names the key that our tokens are minted with.
-    pub fn own_key_is(&self, kid: &str) {
-        let _already_named = self.own_kid.set(kid.into());
-    }
-
     /// What is still missing before calls can be served, in words; empty when ready.
     pub fn missing(&self) -> Vec<&'static str> {
         let replicas = &self.replicas;
@@ -182,8 +176,8 @@ impl Live {
             (replicas.quarantine.position().is_some(), "the quarantines have never arrived"),
             (replicas.key.position().is_some(), "the ASAP keys have never arrived"),
             (self.own_key_is_known(), "this sidecar's own ASAP key is not in the key set"),
-            (replicas.trust_bundle.position().is_some(), "the trust bundle has never arrived"),
-            (replicas.revocation.position().is_some(), "the revocations have never arrived"),
+            (replicas.trust.bundle.position().is_some(), "the trust bundle has never arrived"),
+            (replicas.trust.revocation.position().is_some(), "the revocations have never arrived"),
             (self.tenants.replica().position().is_some(), "the tenants have never arrived"),
         ]
         .into_iter()
@@ -191,8 +185,9 @@ impl Live {
         .collect()
     }
 
+    /// Who verifies our tokens needs the key that signs them: before it is in the key set, nobody can.
     fn own_key_is_known(&self) -> bool {
-        self.own_kid.get().is_none_or(|kid| self.replicas.key.get(kid).is_some())
+        self.replicas.key.get(self.minting.key().kid().as_str()).is_some()
     }
 
     /// Revisions in force, `<epoch>.<revision>` or empty: of the allowlist and of the tenants.
@@ -222,11 +217,11 @@ impl Live {
                 gauges(kind::ENDPOINT, replicas.endpoint.status()),
                 gauges(kind::QUARANTINE, replicas.quarantine.status()),
                 gauges(kind::KEY, replicas.key.status()),
-                gauges(kind::TRUST_BUNDLE, replicas.trust_bundle.status()),
-                gauges(kind::REVOCATION, replicas.revocation.status()),
+                gauges(kind::TRUST_BUNDLE, replicas.trust.bundle.status()),
+                gauges(kind::REVOCATION, replicas.trust.revocation.status()),
             ],
-            svid_not_after: Some(self.identity.svid().not_after()),
-            ready: self.missing().is_empty(),
+            // What the replicas do not know is for the admin listener to add.
+            ..Snapshot::default()
         }
     }
 
@@ -235,8 +230,6 @@ impl Live {
         let mut route = self.replicas.route.subscribe();
         let mut endpoint = self.replicas.endpoint.subscribe();
         let mut quarantine = self.replicas.quarantine.subscribe();
-        let mut trust_bundle = self.replicas.trust_bundle.subscribe();
-        let mut revocation = self.replicas.revocation.subscribe();
         let mut tenants = self.tenants.replica().subscribe();
         loop {
             let changed = tokio::select! {
@@ -245,8 +238,6 @@ impl Live {
                 changed = route.changed() => changed,
                 changed = endpoint.changed() => changed,
                 changed = quarantine.changed() => changed,
-                changed = trust_bundle.changed() => changed,
-                changed = revocation.changed() => changed,
                 changed = tenants.changed() => {
                     self.generation.send_modify(|generation| *generation += 1);
                     if changed.is_err() { return }
@@ -295,42 +286,9 @@ impl Live {
             destinations,
             ..empty_outbound(&self.config)
         }));
-        self.take_identity();
+        self.outside.set(own.as_ref().map_or(&[], |own| &own.external_clients));
         self.generation.send_modify(|generation| *generation += 1);
     }
-
-    /// Trust bundle and revocations go straight to TLS.
-    fn take_identity(&self) {
-        let domain = &self.config.trust_domain;
-        if let Some(record) = self.replicas.trust_bundle.get(domain.as_str()) {
-            let taken = TrustBundle::from_proto(&record.message)
-                .map_err(|error| error.to_string())
-                .and_then(|bundle| self.identity.set_bundle(bundle).map_err(|error| error.to_string()));
-            if let Err(error) = taken {
-                warn!(%error, "the replicated trust bundle is unusable; the one in use stays");
-            }
-        }
-        let revocations = self.replicas.revocation.entries();
-        self.identity.set_revoked(revoked(revocations.iter().map(|(_, record)| &record.message)));
-    }
-}
-
-fn revoked<'r>(records: impl Iterator<Item = &'r identity_proto::Revocation>) -> mesh_identity::Revoked {
-    use identity_proto::revocation::What;
-    let mut revoked = mesh_identity::Revoked::default();
-    for record in records {
-        match &record.what {
-            Some(What::Service(name)) => {
-                revoked.services.extend(mesh_config::names::ServiceName::try_from(name.as_str()));
-            }
-            Some(What::Serial(serial)) => {
-                revoked.serials.insert(serial.clone());
-            }
-            // A revoked key leaves the key records.
-            Some(What::Kid(_)) | None => {}
-        }
-    }
-    revoked
 }
 
 fn empty_inbound(config: &Config) -> inbound::State {
@@ -357,6 +315,8 @@ fn empty_outbound(config: &Config) -> outbound::State {
 /// Where each kind comes from.
 struct Sources<'c> {
     config: &'c Config,
+    /// Names this process for all of them.
+    instance: &'c str,
     shutdown: CancellationToken,
     identity: tonic::transport::Channel,
     tcs: tonic::transport::Channel,
@@ -364,7 +324,7 @@ struct Sources<'c> {
 }
 
 impl<'c> Sources<'c> {
-    fn new(config: &'c Config, identity: &Arc<Identity>, shutdown: &CancellationToken) -> Self {
+    fn new(config: &'c Config, identity: &Arc<Identity>, instance: &'c str, shutdown: &CancellationToken) -> Self {
         use mesh_config::names::control_plane::{IDENTITY, POLICY, TCS};
         let channel = |address: SocketAddr, name: &str| {
             let expected = mesh_config::names::ServiceName::try_from(name).expect("a constant of the right form");
@@ -372,6 +332,7 @@ impl<'c> Sources<'c> {
         };
         Self {
             config,
+            instance,
             shutdown: shutdown.clone(),
             identity: channel(config.identity, IDENTITY),
             tcs: channel(config.tcs, TCS),
@@ -380,10 +341,9 @@ impl<'c> Sources<'c> {
     }
 
     fn follow(&self, kind: &'static str, channel: &tonic::transport::Channel) -> Follow {
-        let region = self.config.region.as_ref().map_or("-", |region| region.as_str());
         Follow {
             kind,
-            instance: format!("{}/{region}/{}", self.config.service, self.config.inbound),
+            instance: self.instance.to_owned(),
             channel: channel.clone(),
             state_dir: Some(self.config.state_dir.clone()),
         }
@@ -399,6 +359,18 @@ impl<'c> Sources<'c> {
 
     fn identity<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
         self.start(self.follow(kind, &self.identity), tasks)
+    }
+
+    /// Trust bundle and revocations go straight to TLS.
+    fn trust(&self, identity: &Arc<Identity>, tasks: &mut Vec<JoinHandle<()>>) -> Trust {
+        let Follow { instance, channel, state_dir, .. } = self.follow(kind::TRUST_BUNDLE, &self.identity);
+        let (trust, following) = Trust::follow(
+            FollowTrust { channel, instance, state_dir, roots: Roots::Replicated },
+            identity,
+            &self.shutdown,
+        );
+        tasks.extend(following);
+        trust
     }
 
     fn start<V: replica::Value>(&self, follow: Follow, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {

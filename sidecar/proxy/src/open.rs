@@ -6,7 +6,7 @@ use http::{HeaderValue, Uri};
 use sidecar_core::Transaction;
 use tokio::time::Instant;
 
-use crate::call::Line;
+use crate::{call::Line, caller::Caller};
 
 /// The open calls of one worker. The lock is the worker's own: calls and the task that decides again run on one thread.
 #[derive(Debug, Default)]
@@ -34,14 +34,16 @@ pub struct OpenCall {
 pub enum Question {
     /// May this caller call this path for this tenant?
     Inbound {
-        /// Service of the mTLS peer.
-        caller: Arc<str>,
+        /// The peer of its connection.
+        caller: Arc<Caller>,
         /// Path of the request.
         uri: Uri,
         /// `x-tenant-id`, where a rule looked at it.
         tenant: Option<HeaderValue>,
         /// What its transaction token proved, where a rule looked at it. That the token ends does not end the call.
         transaction: Option<Transaction>,
+        /// What held its ASAP token, as it came: its key may be revoked.
+        token: Option<HeaderValue>,
     },
     /// May this service call that one?
     Outbound {

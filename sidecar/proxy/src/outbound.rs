@@ -60,14 +60,25 @@ async fn handle(
                 call.slot = Some(slot);
                 return Ok(response);
             }
-            Err(Failed::Final(refusal)) => return Err(refusal),
+            Err(Failed::Final(refusal)) => return Err(own_fault(worker, refusal)),
             Err(Failed::Unreachable(unsent, refusal)) => {
                 endpoint.load.connect_failed(now());
                 (request, unreachable) = (*unsent, refusal);
             }
         }
     }
-    Err(unreachable)
+    Err(own_fault(worker, unreachable))
+}
+
+/// Nobody takes calls of a service that is revoked: then that is what its app has to know, and not who refused.
+fn own_fault(worker: &Worker, refusal: Refusal) -> Refusal {
+    let (revoked, svid) = (worker.live.identity.revoked(), worker.live.identity.svid());
+    let own = revoked.services.contains(&*worker.service) || revoked.serials.contains(svid.serial());
+    if own && refusal.reason == Reason::UpstreamConnect {
+        let message = format!("the identity of service {} itself is revoked: nobody takes its calls", worker.service);
+        return Refusal::new(Reason::UpstreamConnect, message);
+    }
+    refusal
 }
 
 fn decide<'s>(

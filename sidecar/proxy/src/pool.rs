@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -17,10 +17,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use h2::{Ping, PingPong, client::SendRequest};
-use mesh_identity::{Identity, tls};
+use mesh_identity::{Identity, Peer, tls};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    task::AbortHandle,
     time::timeout,
 };
 
@@ -72,6 +73,25 @@ pub enum ConnectError {
 pub struct Pool {
     identity: Arc<Identity>,
     upstreams: Mutex<HashMap<Target, Arc<Upstream>>>,
+    /// Every connection to another sidecar, also those that take no new calls.
+    alive: Arc<Alive>,
+}
+
+/// Connections to other sidecars that are open, with what drives them.
+#[derive(Default)]
+struct Alive(Mutex<Vec<(Weak<State>, AbortHandle)>>);
+
+/// What a connection and the calls on it share.
+#[derive(Debug, Default)]
+struct State {
+    /// Calls that have a lease.
+    calls: AtomicUsize,
+    /// The connection has ended.
+    ended: AtomicBool,
+    /// Whom it leads to; none for an app.
+    peer: Option<Peer>,
+    /// It was closed because its peer is revoked.
+    revoked: AtomicBool,
 }
 
 struct Upstream {
@@ -85,40 +105,44 @@ struct Upstream {
 
 struct Connection {
     sender: SendRequest<Bytes>,
-    /// Calls that have a lease.
-    calls: Arc<AtomicUsize>,
-    /// Set when the connection has ended.
-    ended: Arc<AtomicBool>,
+    state: Arc<State>,
 }
 
 /// One call's place on a connection, until it is dropped.
 #[derive(Debug)]
-pub struct Lease(Arc<AtomicUsize>);
+pub struct Lease(Arc<State>);
 
 /// A connection for one call.
 pub type Leased = (SendRequest<Bytes>, Lease);
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.0.calls.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Lease {
+    /// The connection broke because its peer was revoked.
+    pub fn is_revoked(&self) -> bool {
+        self.0.revoked.load(Relaxed)
     }
 }
 
 impl Connection {
     fn lease(&self) -> Leased {
-        self.calls.fetch_add(1, Relaxed);
-        (self.sender.clone(), Lease(Arc::clone(&self.calls)))
+        self.state.calls.fetch_add(1, Relaxed);
+        (self.sender.clone(), Lease(Arc::clone(&self.state)))
     }
 
     fn has_room(&self) -> bool {
-        self.calls.load(Relaxed) < self.sender.current_max_send_streams()
+        self.state.calls.load(Relaxed) < self.sender.current_max_send_streams()
     }
 }
 
 impl Pool {
     /// An empty pool whose TLS connections prove `identity`.
     pub fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, upstreams: Mutex::default() }
+        Self { identity, upstreams: Mutex::default(), alive: Arc::default() }
     }
 
     /// A connection that is open at this moment and takes one more stream, if there is one.
@@ -133,19 +157,33 @@ impl Pool {
     /// # Errors
     /// When none can be opened within two seconds.
     pub fn connect(&self, target: &Target) -> BoxFuture<'static, Result<Leased, ConnectError>> {
-        let (upstream, identity) = (self.upstream(target), Arc::clone(&self.identity));
-        Box::pin(async move { upstream.connect(&identity).await })
+        let (upstream, identity, alive) = (self.upstream(target), Arc::clone(&self.identity), Arc::clone(&self.alive));
+        Box::pin(async move { upstream.connect(&identity, &alive).await })
     }
 
     /// Takes a connection out that has turned out to be of no use: the other side takes no new streams on it.
     pub fn discard(&self, target: &Target, lease: &Lease) {
         let upstream = self.upstream(target);
-        lock(&upstream.connections).retain(|connection| !Arc::ptr_eq(&connection.calls, &lease.0));
+        lock(&upstream.connections).retain(|connection| !Arc::ptr_eq(&connection.state, &lease.0));
     }
 
     /// Drops connections that no call has used for five minutes; calls on them are not cut.
     pub fn prune(&self) {
         lock(&self.upstreams).retain(|_, upstream| lock(&upstream.used).elapsed() < IDLE);
+    }
+
+    /// Closes every connection whose peer is revoked; the calls on it break, and their leases say why.
+    pub fn close_revoked(&self) {
+        lock(&self.alive.0).retain(|(state, driver)| {
+            let Some(state) = state.upgrade() else { return false };
+            let revoked = state.peer.as_ref().is_some_and(|peer| self.identity.is_revoked(peer));
+            if revoked {
+                state.revoked.store(true, Relaxed);
+                state.ended.store(true, Relaxed);
+                driver.abort();
+            }
+            !revoked
+        });
     }
 
     fn upstream(&self, target: &Target) -> Arc<Upstream> {
@@ -168,18 +206,19 @@ impl Pool {
 impl Upstream {
     fn open(&self) -> Option<Leased> {
         let mut connections = lock(&self.connections);
-        connections.retain(|connection| !connection.ended.load(Relaxed));
+        connections.retain(|connection| !connection.state.ended.load(Relaxed));
         let found = connections.iter().find(|connection| connection.has_room());
         // Beyond the limit calls wait for a stream, on the connection with the fewest.
-        let full =
-            || (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.calls.load(Relaxed)));
+        let full = || {
+            (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.state.calls.load(Relaxed)))
+        };
         let leased = found.or_else(|| full().flatten())?.lease();
         drop(connections);
         *lock(&self.used) = Instant::now();
         Some(leased)
     }
 
-    async fn connect(&self, identity: &Arc<Identity>) -> Result<Leased, ConnectError> {
+    async fn connect(&self, identity: &Arc<Identity>, alive: &Alive) -> Result<Leased, ConnectError> {
         let _alone = self.connecting.lock().await;
         if let Some(leased) = self.open() {
             return Ok(leased);
@@ -190,7 +229,7 @@ impl Upstream {
             return Err(error.clone());
         }
         let address = self.target.address();
-        let attempt = timeout(CONNECT, self.handshake(identity)).await;
+        let attempt = timeout(CONNECT, self.handshake(identity, alive)).await;
         match attempt.unwrap_or(Err(ConnectError::TimedOut(address))) {
             Ok(connection) => {
                 let leased = connection.lease();
@@ -206,20 +245,42 @@ impl Upstream {
         }
     }
 
-    async fn handshake(&self, identity: &Arc<Identity>) -> Result<Connection, ConnectError> {
+    async fn handshake(&self, identity: &Arc<Identity>, alive: &Alive) -> Result<Connection, ConnectError> {
         let address = self.target.address();
         let unreachable = |error: std::io::Error| ConnectError::Tcp(address, error.to_string().into());
         let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         match &self.target {
-            Target::App(_) => http2_client(tcp, false).await.map_err(|error| ConnectError::Tcp(address, error)),
+            Target::App(_) => {
+                let (connection, _) =
+                    http2_client(tcp, None).await.map_err(|error| ConnectError::Tcp(address, error))?;
+                Ok(connection)
+            }
             Target::Sidecar(_, service) => {
                 let tls = tls::connect(&tls::client_config(identity, service), tcp)
                     .await
                     .map_err(|error| ConnectError::Tls(address, error.to_string().into()))?;
-                http2_client(tls, true).await.map_err(|error| ConnectError::Tls(address, error))
+                let peer = tls::peer(tls.get_ref().1);
+                let (connection, driver) =
+                    http2_client(tls, peer).await.map_err(|error| ConnectError::Tls(address, error))?;
+                alive.enter(&connection, driver);
+                // Revoked after the handshake had looked, and before this connection stood among the others.
+                if connection.state.peer.as_ref().is_some_and(|peer| identity.is_revoked(peer)) {
+                    return Err(ConnectError::Tls(address, "its certificate is revoked".into()));
+                }
+                Ok(connection)
             }
         }
+    }
+}
+
+impl Alive {
+    fn enter(&self, connection: &Connection, driver: AbortHandle) {
+        let mut alive = lock(&self.0);
+        if alive.len() == alive.capacity() {
+            alive.retain(|(state, driver)| state.strong_count() > 0 && !driver.is_finished());
+        }
+        alive.push((Arc::downgrade(&connection.state), driver));
     }
 }
 
@@ -233,9 +294,9 @@ impl Target {
 
 /// Figures: `docs/adr/0002-hyper-for-the-data-path.md`.
 ///
-/// `pinged`: a host may vanish without a word, so sidecars are asked for signs of life. Apps on this host are not: one that
-/// is stopped in a debugger is not gone.
-async fn http2_client<T>(io: T, pinged: bool) -> Result<Connection, Arc<str>>
+/// A host may vanish without a word, so sidecars, which have a `peer`, are asked for signs of life. Apps on this host are
+/// not: one that is stopped in a debugger is not gone.
+async fn http2_client<T>(io: T, peer: Option<Peer>) -> Result<(Connection, AbortHandle), Arc<str>>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -251,18 +312,18 @@ where
         .handshake::<_, Bytes>(Cork::new(io))
         .await
         .map_err(|error| Arc::from(error.to_string()))?;
-    let (calls, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let pings = connection.ping_pong().filter(|_| pinged);
-    let (at_the_end, busy) = (Arc::clone(&ended), Arc::clone(&calls));
-    tokio::spawn(async move {
+    let pings = connection.ping_pong().filter(|_| peer.is_some());
+    let state = Arc::new(State { peer, ..State::default() });
+    let driven = Arc::clone(&state);
+    let driver = tokio::spawn(async move {
         let why = tokio::select! {
             ended = connection => ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string()),
-            () = silence(pings, &busy) => "no sign of life".to_owned(),
+            () = silence(pings, &driven.calls) => "no sign of life".to_owned(),
         };
-        at_the_end.store(true, Relaxed);
+        driven.ended.store(true, Relaxed);
         tracing::debug!(why, "a connection to an app or sidecar ended");
     });
-    Ok(Connection { sender, calls, ended })
+    Ok((Connection { sender, state }, driver.abort_handle()))
 }
 
 /// Ends when a connection with open calls has not answered a ping in time.

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Duration,
 };
@@ -15,22 +15,22 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_identity::{clock, tls};
 use rustls::ServerConfig;
 use sidecar_core::{
-    Named, Peer, Proven, Token,
+    Named, Proven, Token,
     inbound::{self, Head, Stop},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    time::MissedTickBehavior,
+    time::{MissedTickBehavior, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use crate::{
     body::{CallBody, deadline_refusal},
+    caller::{Caller, check_key},
     cork::Cork,
     credentials::TokenMemory,
-    inbound::Caller,
     live::Live,
     metrics::Direction,
     open::{OpenCall, OpenCalls, Question},
@@ -58,6 +58,8 @@ pub const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// Open calls are looked at this often.
 const AGAIN: Duration = Duration::from_millis(250);
+/// What the open calls on the connection of a revoked peer are given to be told so.
+const FAREWELL: Duration = Duration::from_millis(250);
 /// How often idle connections are looked for.
 const PRUNE: Duration = Duration::from_secs(30);
 
@@ -83,6 +85,8 @@ pub struct Worker {
     /// Calls that can be decided again.
     pub open: Arc<OpenCalls>,
     memory: Mutex<TokenMemory>,
+    /// Of open inbound connections.
+    callers: Mutex<Vec<Weak<Caller>>>,
     tls: Arc<ServerConfig>,
 }
 
@@ -117,7 +121,8 @@ pub fn start(
         pool: Pool::new(Arc::clone(&live.identity)),
         open: Arc::default(),
         memory: Mutex::new(TokenMemory::new(live)),
-        tls: tls::server_config(&live.identity, tls::Clients::Required),
+        tls: tls::inbound_config(&live.identity, Arc::clone(&live.outside.tls)),
+        callers: Mutex::default(),
         live: Arc::clone(live),
     });
     let thread = thread::Builder::new()
@@ -154,7 +159,7 @@ impl Worker {
             }
         }
         connections.close();
-        if tokio::time::timeout(drain, connections.wait()).await.is_err() {
+        if timeout(drain, connections.wait()).await.is_err() {
             warn!(connections = connections.len(), "calls were still open at the end of the drain time and are cut");
         }
         background.abort();
@@ -184,32 +189,50 @@ impl Worker {
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let _connected = self.live.metrics.calls(Direction::Outbound).connected();
-        serve_http2(stream, shutdown, move |request| outbound::serve(Arc::clone(&self), request)).await
+        serve_http2(stream, shutdown, || false, move |request| outbound::serve(Arc::clone(&self), request)).await
     }
 
     async fn inbound(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
         stream.set_nodelay(true)?;
         let stream = tokio::net::TcpStream::from_std(stream)?;
-        let (stream, peer) = tokio::select! {
+        let (live, closing) = (Arc::clone(&self.live), shutdown.child_token());
+        let (stream, client) = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            accepted = tls::accept(&self.tls, stream) => accepted?,
+            accepted = tls::accept_client(&self.tls, &live.identity, &live.outside.tls, stream) => accepted?,
         };
-        let Some(peer) = peer else { return Err("no client certificate".into()) };
-        let _connected = self.live.metrics.calls(Direction::Inbound).connected();
-        let caller = Caller::new(&peer);
-        serve_http2(stream, shutdown, move |request| crate::inbound::serve(Arc::clone(&self), caller.clone(), request))
-            .await
+        let _connected = live.metrics.calls(Direction::Inbound).connected();
+        let caller = self.enter(client, closing.clone());
+        let calling = Arc::clone(&caller);
+        let serve = move |request| crate::inbound::serve(Arc::clone(&self), Arc::clone(&calling), request);
+        serve_http2(stream, closing, || caller.is_expelled(), serve).await
+    }
+
+    /// Remembers the caller of a connection for as long as that is open.
+    fn enter(&self, client: tls::Client, connection: CancellationToken) -> Arc<Caller> {
+        let caller = Arc::new(Caller::new(client, connection));
+        let mut callers = self.callers();
+        if callers.len() == callers.capacity() {
+            callers.retain(|caller| caller.strong_count() > 0);
+        }
+        callers.push(Arc::downgrade(&caller));
+        drop(callers);
+        // What changed since the handshake was over nobody else looks at.
+        caller.look_again(&self.live.identity, &self.live.outside.tls);
+        caller
     }
 
     /// Ends calls whose deadline has passed unnoticed, decides open calls again when something changed, and closes
-    /// connections nobody uses.
+    /// connections nobody uses, or whose peer is revoked.
     async fn look_after(self: Arc<Self>) {
         let mut changes = self.live.changes();
+        let mut trust = self.live.identity.changes();
         let mut prune = tokio::time::interval(PRUNE);
         let mut look = tokio::time::interval(AGAIN);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                // At once, and not with the next look: a revocation is for now.
+                Ok(()) = trust.changed() => self.trust_again(),
                 _ = prune.tick() => self.pool.prune(),
                 _ = look.tick() => {
                     for line in self.open.overdue(tokio::time::Instant::now() - AGAIN) {
@@ -218,10 +241,34 @@ impl Worker {
                     // A burst of changes costs one round.
                     if changes.has_changed().is_ok_and(|changed| changed) {
                         changes.mark_unchanged();
+                        self.credentials().forget_clients();
+                        self.look_at_callers();
                         self.decide_again();
                     }
                 }
             }
+        }
+    }
+
+    /// Ends what was begun on the strength of an identity or a key that is revoked by now, in both directions.
+    fn trust_again(&self) {
+        let revoked = self.live.identity.revoked();
+        self.look_at_callers();
+        self.pool.close_revoked();
+        for call in self.open.snapshot() {
+            if let Question::Inbound { caller, token, .. } = &call.question
+                && let Err(refusal) = caller.check().and_then(|()| check_key(token.as_ref(), &revoked))
+            {
+                call.line.hang_up(refusal);
+            }
+        }
+    }
+
+    /// Closes the connections of those who may not be here any more.
+    fn look_at_callers(&self) {
+        let callers: Vec<_> = self.callers().iter().filter_map(Weak::upgrade).collect();
+        for caller in callers {
+            caller.look_again(&self.live.identity, &self.live.outside.tls);
         }
     }
 
@@ -236,13 +283,16 @@ impl Worker {
     /// Why this open call would not be allowed now. Its credentials were proven when it began.
     fn objection(&self, call: &OpenCall) -> Option<sidecar_core::Refusal> {
         match &call.question {
-            Question::Inbound { caller, uri, tenant, transaction } => {
+            Question::Inbound { caller, uri, tenant, transaction, token: _ } => {
+                if let Err(refusal) = caller.check() {
+                    return Some(refusal);
+                }
                 let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
                 let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
                 let head = Head { path, token, tenant, tenant_revision: None, txn_token };
-                let (caller, mut proven) = (Peer::Service(caller), Proven { transaction: *transaction });
+                let mut proven = Proven { transaction: *transaction };
                 let (state, now) = (self.live.inbound(), clock::unix_seconds());
-                match inbound::decide(&state, &self.live.tenants, &mut proven, caller, &head, now, true) {
+                match inbound::decide(&state, &self.live.tenants, &mut proven, caller.peer(), &head, now, true) {
                     Ok(_) | Err(Stop::WaitFor(_)) => None,
                     Err(Stop::Refused(refusal)) => Some(refusal),
                 }
@@ -250,15 +300,20 @@ impl Worker {
             Question::Outbound { service } => self.live.outbound().quarantined.check(&self.service, service).err(),
         }
     }
+
+    fn callers(&self) -> MutexGuard<'_, Vec<Weak<Caller>>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// Serves one connection until it ends; after `shutdown` it takes no new call and ends with its last open one.
+/// Serves one connection until it ends; after `shutdown` it takes no new call and ends with its last open one. Where
+/// `expelled` says so by then, that is given [`FAREWELL`] and no more.
 ///
 /// Windows and limits: `docs/adr/0002-hyper-for-the-data-path.md`. Limits on resets end the whole connection, which on
 /// a connection between sidecars is everybody's: hence the large ones.
-async fn serve_http2<T, S, F>(io: T, shutdown: CancellationToken, serve: S) -> Served
+async fn serve_http2<T, S, F>(io: T, shutdown: CancellationToken, expelled: impl Fn() -> bool, serve: S) -> Served
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     S: Fn(Request<Incoming>) -> F,
@@ -286,6 +341,10 @@ where
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    if expelled() {
+        // Time for the reason to reach those who read; whoever does not goes without.
+        return Ok(timeout(FAREWELL, connection).await.unwrap_or(Ok(()))?);
     }
     Ok(connection.await?)
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mesh_asap::{Expect, Keys, Lookup, Memory, PublicKey, VerifyError};
+use mesh_identity::Identity;
 use prost::Message as _;
 use replica::{Position, Replica};
 use sidecar_core::{Credentials, Named, Peer, Reason, Refusal, Transaction};
 use tenon_proto::identity::v1::{Key, KeyUse};
+use tokio::sync::watch;
 
-use super::transactions::Transactions;
-use crate::live::Live;
+use super::{from_outside::FromOutside, transactions::Transactions};
+use crate::{live::Live, outside::Clients};
 
 /// What a record says of a key of ASAP tokens.
 const ASAP: KeyUse = KeyUse::Unspecified;
@@ -36,14 +38,21 @@ impl replica::Value for KeyRecord {
     }
 }
 
-/// Replicated keys of one use; a key that is not there does not exist, since the replica is complete.
-struct Replicated<'r>(&'r Replica<KeyRecord>, KeyUse);
+/// Replicated keys of one use; a key that is not there does not exist, since the replica is complete. A revoked key is
+/// none, also while its record is still there.
+struct Replicated<'r> {
+    records: &'r Replica<KeyRecord>,
+    usage: KeyUse,
+    identity: &'r Identity,
+}
 
 impl Keys for Replicated<'_> {
     fn get(&self, kid: &str) -> Lookup {
-        match self.0.get(kid) {
-            Some(record) if record.usage == Some(self.1) => Lookup::Found(Arc::clone(&record.key)),
-            None if self.0.position().is_none() => Lookup::Unavailable,
+        match self.records.get(kid) {
+            Some(record) if record.usage == Some(self.usage) && !self.identity.revoked().kids.contains(kid) => {
+                Lookup::Found(Arc::clone(&record.key))
+            }
+            None if self.records.position().is_none() => Lookup::Unavailable,
             Some(_) | None => Lookup::Unknown,
         }
     }
@@ -51,10 +60,17 @@ impl Keys for Replicated<'_> {
 
 /// The verified tokens of one worker.
 pub struct TokenMemory {
+    /// Of services of the mesh.
     memory: Memory,
     keys: Replica<KeyRecord>,
     /// The key set that `memory` was last compared with.
     compared: Option<Position>,
+    /// Of clients outside of it, each with keys of its own.
+    from_outside: FromOutside,
+    clients: Arc<Clients>,
+    identity: Arc<Identity>,
+    /// Moves with the revocations.
+    changes: watch::Receiver<u64>,
     audience: Box<str>,
     transactions: Transactions,
 }
@@ -67,34 +83,67 @@ impl TokenMemory {
             memory: Memory::default(),
             keys: live.keys().clone(),
             compared: None,
+            from_outside: FromOutside::default(),
+            clients: Arc::clone(&live.outside),
+            identity: Arc::clone(&live.identity),
+            changes: live.identity.changes(),
             audience: live.config.service.as_str().into(),
             transactions: Transactions::new(live.config.trust_domain.clone()),
         }
     }
 
-    /// A token is remembered no longer than its key.
-    fn forget_lost_keys(&mut self) {
+    /// Whether this token of an outside client is verified and good now, so that no key is needed for it.
+    pub fn remembers(&mut self, client: &str, token: &str, now: u64) -> bool {
+        self.forget();
+        let client = self.clients.get(client);
+        client.is_some_and(|client| self.from_outside.remembers(&client, &self.audience, token, now))
+    }
+
+    /// Lets go of clients outside of the mesh that the policy has no more.
+    pub fn forget_clients(&mut self) {
+        self.from_outside.retain(&self.clients, |_, _| true);
+    }
+
+    /// A token is remembered no longer than its key, and not once its issuer or its key is revoked.
+    fn forget(&mut self) {
         let position = self.keys.position();
         if position != self.compared {
-            let keys = Replicated(&self.keys, ASAP);
+            let keys = Replicated { records: &self.keys, usage: ASAP, identity: &self.identity };
             self.memory.retain(|verified| matches!(keys.get(&verified.kid), Lookup::Found(_)));
             self.compared = position;
+        }
+        if self.changes.has_changed().unwrap_or(false) {
+            self.changes.mark_unchanged();
+            let revoked = self.identity.revoked();
+            let gone = |issuer: &str, kid: &str| revoked.services.contains(issuer) || revoked.kids.contains(kid);
+            self.memory.retain(|verified| !gone(&verified.issuer, &verified.kid));
+            self.from_outside.retain(&self.clients, |name, kid| !gone(name, kid));
         }
     }
 }
 
 impl Credentials for TokenMemory {
     fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
-        self.forget_lost_keys();
-        let expect = Expect::new(&self.audience, Some(peer.name()));
-        match self.memory.verify(token, &expect, &Replicated(&self.keys, ASAP), now) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(refusal(&error)),
-        }
+        self.forget();
+        let verified = match peer {
+            Peer::Service(service) => {
+                let expect = Expect::new(&self.audience, Some(service));
+                let keys = Replicated { records: &self.keys, usage: ASAP, identity: &self.identity };
+                self.memory.verify(token, &expect, &keys, now).map(drop)
+            }
+            Peer::Outside(name) => {
+                let Some(client) = self.clients.get(name) else {
+                    let message = format!("the policy has no client {name} outside of the mesh any more");
+                    return Err(Refusal::new(Reason::AsapIssuer, message));
+                };
+                self.from_outside.verify(&client, &self.identity, &self.audience, token, now)
+            }
+        };
+        verified.map_err(|error| refusal(&error))
     }
 
     fn transaction(&mut self, token: &str, tenant: Named<'_>, now: u64) -> Result<Transaction, Refusal> {
-        let keys = Replicated(&self.keys, KeyUse::Transaction);
+        let keys = Replicated { records: &self.keys, usage: KeyUse::Transaction, identity: &self.identity };
         self.transactions.verify(&keys, self.keys.position(), token, tenant, now)
     }
 }
