@@ -135,6 +135,17 @@ impl TrustBundle {
         crate::svid::hex(&self.sha256())
     }
 
+    /// What of these roots a pin stands for: all of them when it is [`Self::pin`], or the one root whose SHA-256 it is. A
+    /// bundle from an unverified source is worth no more than this.
+    pub(crate) fn pinned_by(&self, pin: &str) -> Option<Self> {
+        if self.pin() == pin {
+            return Some(self.clone());
+        }
+        let mut alone =
+            self.roots.iter().filter_map(|root| Self::new(self.trust_domain.clone(), vec![root.clone()]).ok());
+        alone.find(|root| root.pin() == pin)
+    }
+
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }

@@ -1,32 +1,43 @@
 //! How a process gets into the mesh, and stays in it.
 //!
 //! First start: fetch the trust bundle from whoever answers, compare it with the pin that the process was given,
-//! connect again and verified, show the join token, get an SVID. Later starts: the SVID on disk, without the network,
-//! while it is valid. Meanwhile [`keep_renewed`] gets the next one at half life.
+//! connect again and verified, show what attests the process, get an SVID. Later starts: the SVID on disk, without the
+//! network, while it is valid. From then on [`Membership`] renews, confirms and replaces keys.
 
 mod attest;
+mod confirm;
+mod error;
+mod instance;
+mod membership;
+mod proof;
+mod rekey;
+mod remember;
 mod renew;
 mod state;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use mesh_asap::SigningKey;
 use mesh_config::names::ServiceName;
 
-pub use renew::keep_renewed;
+pub use error::JoinError;
+pub use membership::{Attempts, Membership, Standing};
+pub use proof::Attestation;
 
-use crate::{BundleError, Identity, SvidError, clock};
+use crate::{Identity, clock};
 
 /// What a process needs to join.
 #[derive(Clone)]
 pub struct Config {
     /// Where the identity service listens for gRPC.
     pub identity_address: SocketAddr,
-    /// SHA-256 of the trust bundle, hexadecimal: what makes the first, unverified answer trustworthy.
+    /// SHA-256 of the trust bundle, or of one root in it, hexadecimal: what makes the first, unverified answer
+    /// trustworthy.
     pub pin: String,
-    /// Attests the service once. Not needed while there is a valid SVID in `state_dir`.
-    pub join_token: Option<String>,
+    /// What attests the service. Not needed while there is a valid SVID in `state_dir`.
+    pub attestation: Attestation,
     /// Who this process is.
     pub service: ServiceName,
     /// Where SVID, keys and bundle are kept, 0600, below 0700.
@@ -36,97 +47,69 @@ pub struct Config {
 /// A process that is in the mesh.
 #[derive(Clone, Debug)]
 pub struct Joined {
-    /// Live: renewed by [`keep_renewed`].
+    /// Live: renewed by [`Membership`].
     pub identity: Arc<Identity>,
-    /// Its public half is with the identity service under `<service>/<random>`.
-    pub asap_key: Arc<mesh_asap::SigningKey>,
+    /// Its public half is with the identity service under `<service>/<random>`. [`Membership`] replaces it.
+    pub asap_key: Arc<SigningKey>,
+    /// When `asap_key` was made, Unix seconds; 0 when nobody knows any more.
+    pub asap_key_created: u64,
+    /// Names this process among those of its service for as long as its state folder lives: `<service>-<16 hex digits>`.
+    /// The same string is its name as a follower.
+    pub instance: Arc<str>,
     /// Where in the kind `key` the public half stands: a follower at this position can verify our tokens. None when
     /// everything came from disk.
     pub key_position: Option<(u64, u64)>,
 }
 
-/// Why a process cannot join. The text says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// The pin is not the SHA-256 of anything.
-    #[error(
-        "the trust bundle's SHA-256 is given as {0:?}, which is not 64 hexadecimal digits; copy it from `tenon up` or compute it from the mesh's trust bundle"
-    )]
-    Pin(String),
-    /// There is neither a valid SVID on disk nor a join token.
-    #[error("{why} in {}, and no join token was given; make one with `tenon identity join-token --service {service}` and start again with it", dir.display())]
-    NoToken {
-        /// What is wrong with the state.
-        why: String,
-        /// The state folder.
-        dir: PathBuf,
-        /// Who wants to join.
-        service: ServiceName,
-    },
-    /// Somebody else answers, or the mesh has another CA than the one that was pinned.
-    #[error(
-        "the trust bundle of the identity service at {address} is not the pinned one; if the mesh's CA was replaced, give its new SHA-256, else something else answers at that address: do not go on"
-    )]
-    PinMismatch {
-        /// Who answered.
-        address: SocketAddr,
-    },
-    /// The identity service cannot be reached, or refuses.
-    #[error("the identity service at {address} did not answer {call}: {}; check that it runs and that the address is right", root_cause(.status))]
-    Call {
-        /// Who was asked.
-        address: SocketAddr,
-        /// Which RPC.
-        call: &'static str,
-        /// What came back.
-        #[source]
-        status: Box<tonic::Status>,
-    },
-    /// The join token is not valid.
-    #[error(
-        "the identity service refused the join token: {0}; tokens work once and for a short time: make a new one with `tenon identity join-token --service {1}`"
-    )]
-    Refused(String, ServiceName),
-    /// What the identity service answered cannot be used.
-    #[error("the identity service issued something of no use: {0}")]
-    Answer(String),
-    /// State cannot be written.
-    #[error("cannot write {}: {source}; check that the folder is writable and that the disk is not full", path.display())]
-    State {
-        /// Which file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-/// Joins the mesh: from disk while the stored SVID is valid (no network), else by attesting with the join token.
+/// Joins the mesh: from disk while the stored SVID is valid (no network), else by attesting.
+///
+/// Until a process is in the mesh nothing was judged by its clock, so each attempt looks at the system's clock anew: who
+/// was started on a wrong one gets in once it is right.
 ///
 /// # Errors
 /// See [`JoinError`]. A state folder of another mesh, of another service, or damaged counts as empty.
 pub async fn join(config: Config) -> Result<Joined, JoinError> {
+    clock::look_again();
     let pin = checked_pin(&config.pin)?;
     let why = match state::load(&config.state_dir, &config.service, &pin, clock::unix_seconds()) {
-        Ok(joined) => return Ok(joined),
+        Ok(stored) => {
+            state::remember_pin(&config.state_dir, &pin);
+            return Ok(Joined {
+                identity: Identity::new(stored.svid, stored.bundle),
+                asap_key: Arc::new(stored.asap_key.key),
+                asap_key_created: stored.asap_key.created,
+                instance: instance::of(&config.state_dir, &config.service)?,
+                key_position: None,
+            });
+        }
         Err(why) => why,
     };
-    let Some(token) = config.join_token.clone() else {
-        return Err(JoinError::NoToken { why: why.to_string(), dir: config.state_dir, service: config.service });
-    };
-    tracing::info!(service = %config.service, reason = %why, "joining the mesh with a join token");
-    attest::attest(&config, &pin, token).await
+    let proofs = config.attestation.proofs()?;
+    if proofs.is_empty() {
+        return Err(why.without_proof(config));
+    }
+    tracing::info!(service = %config.service, reason = %why, "joining the mesh");
+    attest::join(&config, &pin, &proofs).await
 }
 
-/// What lies at the bottom of a failed call: tonic's own text stops at "transport error".
-fn root_cause(status: &tonic::Status) -> String {
-    let mut cause: &dyn std::error::Error = match std::error::Error::source(status) {
-        Some(source) => source,
-        None => return status.message().to_owned(),
+/// For a process that gets SVID and bundle from elsewhere, as from a SPIFFE Workload API: the ASAP key and the instance's
+/// name of its state folder, made when there are none.
+///
+/// # Errors
+/// The state folder cannot be written, or `identity` is an operator's.
+pub fn with_identity(identity: Arc<Identity>, state_dir: &Path) -> Result<Joined, JoinError> {
+    let service = identity.service().ok_or_else(|| JoinError::Answer(format!("{} is no service", identity.id())))?;
+    let instance = instance::of(state_dir, service)?;
+    let asap_key = match state::load_key(state_dir, service) {
+        Ok(stored) => stored,
+        Err(_) => {
+            let fresh = state::AsapKey::generate(service, clock::unix_seconds())?;
+            state::store_key(state_dir, &fresh)?;
+            fresh
+        }
     };
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+    let (key, created) = (Arc::new(asap_key.key), asap_key.created);
+    Ok(Joined { identity, asap_key: key, asap_key_created: created, instance, key_position: None })
 }
 
 /// Lower hexadecimal, whichever way it was written.
@@ -143,21 +126,10 @@ impl std::fmt::Debug for Config {
         out.debug_struct("Config")
             .field("identity_address", &self.identity_address)
             .field("pin", &self.pin)
+            .field("attestation", &self.attestation)
             .field("service", &self.service)
             .field("state_dir", &self.state_dir)
-            .finish_non_exhaustive()
-    }
-}
-
-impl From<SvidError> for JoinError {
-    fn from(error: SvidError) -> Self {
-        Self::Answer(error.to_string())
-    }
-}
-
-impl From<BundleError> for JoinError {
-    fn from(error: BundleError) -> Self {
-        Self::Answer(error.to_string())
+            .finish()
     }
 }
 

@@ -18,6 +18,8 @@ use crate::{Identity, SpiffeId, Svid, TrustBundle, clock};
 pub struct Ca {
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
+    /// What stands between a leaf and the root.
+    below: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -73,18 +75,39 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, format!("{domain} root"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![uri(&format!("spiffe://{domain}"))];
         let root = params.self_signed(&key).expect("a root");
-        Self { trust_domain: trust_domain(domain), root: root.der().clone(), issuer: Issuer::new(params, key) }
+        let (trust_domain, root) = (trust_domain(domain), root.der().clone());
+        Self { trust_domain, root, below: Vec::new(), issuer: Issuer::new(params, key) }
+    }
+
+    /// A new issuing CA below this one's root, which issues chains of two.
+    pub fn issuing(&self) -> Self {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, format!("{} issuing", self.trust_domain));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params.signed_by(&key, &self.issuer).expect("an issuing CA");
+        let below = vec![certificate.der().clone()];
+        let (trust_domain, root) = (self.trust_domain.clone(), self.root.clone());
+        Self { trust_domain, root, below, issuer: Issuer::new(params, key) }
+    }
+
+    /// SHA-256 of the issuing CA's certificate; none when the root issues.
+    pub fn authority(&self) -> Option<[u8; 32]> {
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.below.first()?);
+        Some(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 
     /// A root that exists already, such as a running mesh's: its certificate (DER) and its key (PKCS#8, PEM).
     pub fn from_parts(domain: &str, root: CertificateDer<'static>, key: &str) -> Self {
         let key = KeyPair::from_pem(key).expect("a PKCS#8 key");
         let issuer = Issuer::from_ca_cert_der(&root, key).expect("a root certificate");
-        Self { trust_domain: trust_domain(domain), root, issuer }
+        Self { trust_domain: trust_domain(domain), root, below: Vec::new(), issuer }
     }
 
     /// Its trust domain.
@@ -143,14 +166,18 @@ impl Ca {
     pub fn certificate(&self, leaf: &Leaf) -> Certificate {
         let key = KeyPair::generate().expect("a P-256 key");
         let certificate = params(leaf).signed_by(&key, &self.issuer).expect("a certificate");
-        (vec![certificate.der().clone()], Zeroizing::new(key.serialize_der()))
+        (self.chain(certificate.der()), Zeroizing::new(key.serialize_der()))
     }
 
     /// A chain for a CSR (PKCS#10, DER): its public key with the names of `leaf`, as an identity service would issue.
     pub fn sign(&self, csr: &[u8], leaf: &Leaf) -> Vec<CertificateDer<'static>> {
         let mut request = rcgen::CertificateSigningRequestParams::from_der(&csr.into()).expect("a CSR");
         request.params = params(leaf);
-        vec![request.signed_by(&self.issuer).expect("a certificate").der().clone()]
+        self.chain(request.signed_by(&self.issuer).expect("a certificate").der())
+    }
+
+    fn chain(&self, leaf: &CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
+        [leaf].into_iter().chain(&self.below).cloned().collect()
     }
 }
 

@@ -7,12 +7,15 @@ use mesh_asap::SigningKey;
 use mesh_config::names::{ServiceName, control_plane};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
 use rustls_pki_types::CertificateDer;
+use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_client::IdentityClient;
-use tenon_proto::identity::v1::{AsapKey, AttestRequest, GetTrustBundleRequest, IssueResponse};
+use tenon_proto::identity::v1::{AttestRequest, GetTrustBundleRequest, IssueResponse};
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
-use super::{Config, JoinError, Joined, state};
+use super::proof::Proof;
+use super::state::{self, AsapKey};
+use super::{Config, JoinError, Joined, instance};
 use crate::{Identity, SpiffeId, Svid, TrustBundle, clock, grpc, tls};
 
 /// What one RPC may take.
@@ -23,52 +26,91 @@ pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(250);
 
-pub(super) async fn attest(config: &Config, pin: &str, join_token: String) -> Result<Joined, JoinError> {
-    let bundle = pinned_bundle(config, pin).await?;
-    let identity_service = identity_service();
-    let tls = tls::anonymous_client_config(bundle.clone(), &identity_service);
-    let mut client = client(grpc::channel_with(config.identity_address, tls, &identity_service));
-
-    let id = SpiffeId::service(bundle.trust_domain().clone(), config.service.clone());
-    let request = Request::new(&id)?;
-    let asap_key =
-        SigningKey::generate(config.service.as_str()).map_err(|error| JoinError::Answer(error.to_string()))?;
-    let attest = AttestRequest {
-        join_token,
-        csr: request.csr.clone().into(),
-        asap_key: Some(public_half(&asap_key)),
-        ..AttestRequest::default()
-    };
-    let answer = deadline(client.attest(attest)).await.map_err(|status| refused(config, status))?;
-
-    let issued = request.accept(answer, &id)?;
+/// The first SVID of a process whose state folder has none that is of use.
+pub(super) async fn join(config: &Config, pin: &str, proofs: &[Proof]) -> Result<Joined, JoinError> {
+    state::prepare(&config.state_dir)?;
+    let instance = instance::of(&config.state_dir, &config.service)?;
+    let known = state::known_bundle(&config.state_dir, pin);
+    let bundle = trusted_bundle(config, pin, known).await?;
+    let asap_key = AsapKey::generate(&config.service, clock::unix_seconds())?;
+    let issued = attest(config, bundle, proofs, &asap_key.key, &instance).await?;
     state::store_all(&config.state_dir, pin, &issued.svid, &issued.bundle, &asap_key)?;
     Ok(Joined {
         identity: Identity::new(issued.svid, issued.bundle),
-        asap_key: Arc::new(asap_key),
+        asap_key: Arc::new(asap_key.key),
+        asap_key_created: asap_key.created,
+        instance,
         key_position: Some(issued.key_position),
     })
 }
 
-/// The bundle of whoever answers, if it is the pinned one. Nothing secret is sent before that.
-async fn pinned_bundle(config: &Config, pin: &str) -> Result<TrustBundle, JoinError> {
+/// Shows each proof until one is taken, to whoever `bundle` proves to be the identity service.
+pub(super) async fn attest(
+    config: &Config,
+    bundle: TrustBundle,
+    proofs: &[Proof],
+    asap_key: &SigningKey,
+    instance: &str,
+) -> Result<Issued, JoinError> {
+    let identity_service = identity_service();
+    let id = SpiffeId::service(bundle.trust_domain().clone(), config.service.clone());
+    let tls = tls::anonymous_client_config(bundle, &identity_service);
+    let mut client = client(grpc::channel_with(config.identity_address, tls, &identity_service));
+
+    let mut refusal = None;
+    for proof in proofs {
+        let request = Request::new(&id)?;
+        let (join_token, oidc_token) = match proof {
+            Proof::JoinToken(token) => (token.to_string(), String::new()),
+            Proof::Oidc { token, .. } => (String::new(), token.to_string()),
+        };
+        let attest = AttestRequest {
+            join_token,
+            csr: request.csr.clone().into(),
+            asap_key: Some(public_half(asap_key)),
+            instance: instance.to_owned(),
+            oidc_token,
+        };
+        match deadline(client.attest(attest)).await {
+            Ok(answer) => return request.accept(answer, &id),
+            Err(status) if is_refusal(&status) => {
+                let refused = refused(config, proof, &status);
+                tracing::debug!(error = %refused, "refused");
+                refusal = Some(refused);
+            }
+            Err(status) => return Err(failed(config, "Attest", status)),
+        }
+    }
+    Err(refusal.unwrap_or_else(|| JoinError::Answer("there was nothing to show".to_owned())))
+}
+
+/// What to trust for the one conversation that attests: of what whoever answers says, as much as the pin covers; else
+/// what this process came to know of the mesh before its roots were rotated. Nothing secret is sent before that.
+pub(super) async fn trusted_bundle(
+    config: &Config,
+    pin: &str,
+    known: Option<TrustBundle>,
+) -> Result<TrustBundle, JoinError> {
+    let answer = unverified_bundle(config).await?;
+    // What is no bundle cannot be the pinned one either.
+    let pinned = TrustBundle::from_proto(&answer).ok().and_then(|bundle| bundle.pinned_by(pin));
+    pinned.or(known).ok_or(JoinError::PinMismatch { address: config.identity_address })
+}
+
+async fn unverified_bundle(config: &Config) -> Result<proto::TrustBundle, JoinError> {
     let channel = grpc::channel_with(config.identity_address, tls::unverified_client_config(), &identity_service());
     let mut client = client(channel);
     let mut attempt = 0;
-    let answer = loop {
+    loop {
         attempt += 1;
         match deadline(client.get_trust_bundle(GetTrustBundleRequest {})).await {
-            Ok(answer) => break answer,
+            Ok(answer) => return Ok(answer),
             Err(status) if status.code() == tonic::Code::Unavailable && attempt < ATTEMPTS => {
                 tokio::time::sleep(PAUSE).await;
             }
             Err(status) => return Err(failed(config, "GetTrustBundle", status)),
         }
-    };
-    let mismatch = JoinError::PinMismatch { address: config.identity_address };
-    // What is no bundle cannot be the pinned one either.
-    let Ok(bundle) = TrustBundle::from_proto(&answer) else { return Err(mismatch) };
-    if bundle.pin() == pin { Ok(bundle) } else { Err(mismatch) }
+    }
 }
 
 /// A key pair whose certificate is being asked for.
@@ -113,8 +155,8 @@ impl Request {
     }
 }
 
-pub(super) fn public_half(key: &SigningKey) -> AsapKey {
-    AsapKey { kid: key.kid().to_string(), spki: key.public_spki().into() }
+pub(super) fn public_half(key: &SigningKey) -> proto::AsapKey {
+    proto::AsapKey { kid: key.kid().to_string(), spki: key.public_spki().into() }
 }
 
 pub(super) fn identity_service() -> ServiceName {
@@ -138,11 +180,16 @@ fn failed(config: &Config, call: &'static str, status: tonic::Status) -> JoinErr
     JoinError::Call { address: config.identity_address, call, status: Box::new(status) }
 }
 
-fn refused(config: &Config, status: tonic::Status) -> JoinError {
+/// Whether it was this proof that was wrong: another one may be right.
+fn is_refusal(status: &tonic::Status) -> bool {
     use tonic::Code;
-    if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::NotFound)
-    {
-        return JoinError::Refused(status.message().to_owned(), config.service.clone());
+    matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::NotFound)
+}
+
+fn refused(config: &Config, proof: &Proof, status: &tonic::Status) -> JoinError {
+    let (message, service) = (status.message().to_owned(), config.service.clone());
+    match proof {
+        Proof::JoinToken(_) => JoinError::Refused(message, service),
+        Proof::Oidc { path, .. } => JoinError::RefusedPlatform { message, path: path.clone(), service },
     }
-    failed(config, "Attest", status)
 }

@@ -4,22 +4,36 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
 
-use mesh_asap::SigningKey;
 use mesh_config::names::ServiceName;
 use zeroize::Zeroizing;
 
-use super::{JoinError, Joined};
-use crate::{Identity, Svid, TrustBundle};
+pub(super) use asap_key::{AsapKey, discard_next, load_key, load_next, promote_next, store_key, store_next};
+
+use super::{Config, JoinError};
+use crate::{Rotation, Svid, TrustBundle};
+
+mod asap_key;
 
 /// Private key and chain in one file, so that no crash leaves a key beside the certificate of another.
 const SVID: &str = "svid.pem";
-/// A data URI (A17): the key with its id.
-const ASAP_KEY: &str = "asap.key";
+/// The roots, below lines that say how far rotations are.
 const BUNDLE: &str = "bundle.pem";
-/// The pin of the mesh that this state is of: the bundle's own hash changes when a root is rotated.
-const PIN: &str = "bundle.pin";
+/// What this mesh was pinned by, one pin a line, the first start's first: the bundle's own hash changes when a root is
+/// rotated, and the arguments of the process need not.
+const PINS: &str = "bundle.pin";
+/// Pins that are kept beside the first.
+const LATEST_PINS: usize = 16;
+/// More than all of these files together.
+const ROOM: usize = 16 * 1024;
+
+/// What a start without the network begins with.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub svid: Svid,
+    pub bundle: TrustBundle,
+    pub asap_key: AsapKey,
+}
 
 /// Why the stored state is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +49,29 @@ pub(super) enum Unusable {
     #[error("the stored certificate has expired")]
     Expired,
     #[error("the stored certificate is not valid yet (is the clock right?)")]
-    NotYetValid,
+    NotYetValid { not_before: u64, now: u64 },
 }
 
-pub(super) fn load(dir: &Path, service: &ServiceName, pin: &str, now: u64) -> Result<Joined, Unusable> {
-    let stored_pin = read(dir, PIN)?;
-    if stored_pin.trim() != pin {
+impl Unusable {
+    /// What is missing when there is nothing to attest the process either.
+    pub(super) fn without_proof(self, config: Config) -> JoinError {
+        let Config { state_dir: dir, service, .. } = config;
+        match self {
+            Self::NotYetValid { not_before, now } => JoinError::NotYetValid { dir, not_before, now },
+            Self::Absent | Self::Damaged(_) | Self::OtherMesh | Self::OtherService(_) | Self::Expired => {
+                JoinError::NoToken { why: self.to_string(), dir, service }
+            }
+        }
+    }
+}
+
+pub(super) fn load(dir: &Path, service: &ServiceName, pin: &str, now: u64) -> Result<Stored, Unusable> {
+    let pins = read(dir, PINS)?;
+    let svid = svid_from_pem(&read(dir, SVID)?).ok_or(Unusable::Damaged("certificate or its key"))?;
+    let bundle = bundle_from_pem(&svid, &read(dir, BUNDLE)?).ok_or(Unusable::Damaged("trust bundle"))?;
+    if !is_right(pin, &pins, &bundle) {
         return Err(Unusable::OtherMesh);
     }
-    let svid = svid_from_pem(&read(dir, SVID)?).ok_or(Unusable::Damaged("certificate or its key"))?;
     if svid.id().service_name() != Some(service) {
         return Err(Unusable::OtherService(svid.id().to_string()));
     }
@@ -51,42 +79,88 @@ pub(super) fn load(dir: &Path, service: &ServiceName, pin: &str, now: u64) -> Re
         return Err(Unusable::Expired);
     }
     if now < svid.not_before() {
-        return Err(Unusable::NotYetValid);
+        return Err(Unusable::NotYetValid { not_before: svid.not_before(), now });
     }
-    let bundle = TrustBundle::from_pem(svid.id().trust_domain().clone(), &read(dir, BUNDLE)?)
-        .map_err(|_| Unusable::Damaged("trust bundle"))?;
-    let asap_key = SigningKey::from_data_uri(read(dir, ASAP_KEY)?.trim()).map_err(|_| Unusable::Damaged("ASAP key"))?;
-    if asap_key.issuer() != service.as_str() {
-        return Err(Unusable::Damaged("ASAP key"));
-    }
-    Ok(Joined { identity: Identity::new(svid, bundle), asap_key: Arc::new(asap_key), key_position: None })
+    Ok(Stored { svid, bundle, asap_key: load_key(dir, service)? })
 }
 
-/// The pin goes last: state without it counts as absent.
+/// The bundle of the last run, if it is of the mesh with this pin: for a process whose SVID has ended while the roots
+/// were rotated.
+pub(super) fn known_bundle(dir: &Path, pin: &str) -> Option<TrustBundle> {
+    let svid = svid_from_pem(&read(dir, SVID).ok()?)?;
+    let bundle = bundle_from_pem(&svid, &read(dir, BUNDLE).ok()?)?;
+    is_right(pin, &read(dir, PINS).ok()?, &bundle).then_some(bundle)
+}
+
+/// A pin is right when this mesh was pinned by it before, or when it is the SHA-256 of the bundle or of a root in it.
+fn is_right(pin: &str, pins: &str, bundle: &TrustBundle) -> bool {
+    pins.lines().any(|known| known.trim() == pin) || bundle.pinned_by(pin).is_some()
+}
+
+/// Makes the folder, and sees that there is room in it: before a join token is spent.
+pub(super) fn prepare(dir: &Path) -> Result<(), JoinError> {
+    create(dir)?;
+    write(dir, "room", &[0; ROOM])?;
+    // Whatever is left of it is overwritten the next time.
+    let _ = fs::remove_file(dir.join("room"));
+    Ok(())
+}
+
+/// The pins go last: state without them counts as absent.
 pub(super) fn store_all(
     dir: &Path,
     pin: &str,
     svid: &Svid,
     bundle: &TrustBundle,
-    asap_key: &SigningKey,
+    asap_key: &AsapKey,
 ) -> Result<(), JoinError> {
-    let mut folder = fs::DirBuilder::new();
-    folder.recursive(true).mode(0o700);
-    folder.create(dir).map_err(|source| JoinError::State { path: dir.to_owned(), source })?;
-    match fs::remove_file(dir.join(PIN)) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(JoinError::State { path: dir.join(PIN), source });
-        }
-        _ => {}
+    create(dir)?;
+    let pins = known_bundle(dir, pin).and_then(|_| read(dir, PINS).ok());
+    remove(dir, PINS)?;
+    discard_next(dir)?;
+    store_key(dir, asap_key)?;
+    write_svid(dir, svid, bundle)?;
+    write(dir, PINS, with_pins(pins.as_deref().map_or("", String::as_str), &[pin, &bundle.pin()]).as_bytes())
+}
+
+/// What was replaced while the process ran. The pins come first, so that a mesh whose roots have changed twice is still
+/// known by each of them.
+pub(super) fn store_svid(dir: &Path, svid: &Svid, bundle: &TrustBundle) -> Result<(), JoinError> {
+    add_pin(dir, &bundle.pin())?;
+    write_svid(dir, svid, bundle)
+}
+
+/// Notes a pin that was found to be right by the stored bundle, which may change.
+pub(super) fn remember_pin(dir: &Path, pin: &str) {
+    if let Err(error) = add_pin(dir, pin) {
+        tracing::warn!(%error, "the pin could not be noted: it is right for as long as the stored trust bundle lasts");
     }
-    write(dir, ASAP_KEY, asap_key.to_data_uri().as_bytes())?;
-    store_svid(dir, svid, bundle)?;
-    write(dir, PIN, pin.as_bytes())
+}
+
+fn add_pin(dir: &Path, pin: &str) -> Result<(), JoinError> {
+    let Ok(pins) = read(dir, PINS) else { return Ok(()) };
+    if pins.lines().any(|known| known.trim() == pin) {
+        return Ok(());
+    }
+    write(dir, PINS, with_pins(&pins, &[pin]).as_bytes())
+}
+
+fn with_pins(pins: &str, more: &[&str]) -> String {
+    let mut all: Vec<&str> = pins.lines().map(str::trim).filter(|pin| !pin.is_empty()).collect();
+    for pin in more {
+        if !all.contains(pin) {
+            all.push(pin);
+        }
+    }
+    if all.len() > LATEST_PINS + 1 {
+        all.drain(1..all.len() - LATEST_PINS);
+    }
+    all.join("\n") + "\n"
 }
 
 /// The bundle first: an SVID of a new root is of no use beside an old bundle, the other way round nothing is lost.
-pub(super) fn store_svid(dir: &Path, svid: &Svid, bundle: &TrustBundle) -> Result<(), JoinError> {
-    write(dir, BUNDLE, bundle.to_pem().as_bytes())?;
+fn write_svid(dir: &Path, svid: &Svid, bundle: &TrustBundle) -> Result<(), JoinError> {
+    write(dir, BUNDLE, bundle_to_pem(bundle).as_bytes())?;
     let both = Zeroizing::new(format!("{}{}", svid.key_pem().as_str(), svid.chain_pem()));
     write(dir, SVID, both.as_bytes())
 }
@@ -97,7 +171,28 @@ fn svid_from_pem(text: &str) -> Option<Svid> {
     Svid::from_pem(chain, key).ok()
 }
 
-fn read(dir: &Path, name: &str) -> Result<Zeroizing<String>, Unusable> {
+/// Explanatory text before the first block (RFC 7468 §5.2).
+fn bundle_to_pem(bundle: &TrustBundle) -> String {
+    let Rotation { sequence, issuing_authority, rekey_created_before } = bundle.rotation();
+    let authority = issuing_authority.map(|hash| crate::svid::hex(&hash)).unwrap_or_default();
+    let roots = bundle.to_pem();
+    format!(
+        "sequence: {sequence}\nissuing-authority: {authority}\nrekey-created-before: {rekey_created_before}\n{roots}"
+    )
+}
+
+fn bundle_from_pem(svid: &Svid, text: &str) -> Option<TrustBundle> {
+    let bundle = TrustBundle::from_pem(svid.id().trust_domain().clone(), text).ok()?;
+    let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let number = |name| line(name).and_then(|value| value.trim().parse().ok()).unwrap_or_default();
+    Some(bundle.with_rotation(Rotation {
+        sequence: number("sequence"),
+        issuing_authority: line("issuing-authority").and_then(|hash| crate::svid::unhex(hash.trim())),
+        rekey_created_before: number("rekey-created-before"),
+    }))
+}
+
+pub(super) fn read(dir: &Path, name: &str) -> Result<Zeroizing<String>, Unusable> {
     match fs::read(dir.join(name)) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Zeroizing::new(text)),
@@ -108,7 +203,13 @@ fn read(dir: &Path, name: &str) -> Result<Zeroizing<String>, Unusable> {
     }
 }
 
-fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), JoinError> {
+pub(super) fn create(dir: &Path) -> Result<(), JoinError> {
+    let mut folder = fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700);
+    folder.create(dir).map_err(|source| JoinError::State { path: dir.to_owned(), source })
+}
+
+pub(super) fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), JoinError> {
     let attempt = || -> std::io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
         file.as_file().set_permissions(fs::Permissions::from_mode(0o600))?;
@@ -118,4 +219,13 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), JoinError> {
         fs::File::open(dir)?.sync_all()
     };
     attempt().map_err(|source| JoinError::State { path: dir.join(name), source })
+}
+
+fn remove(dir: &Path, name: &str) -> Result<(), JoinError> {
+    match fs::remove_file(dir.join(name)) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(JoinError::State { path: dir.join(name), source })
+        }
+        _ => Ok(()),
+    }
 }

@@ -2,15 +2,14 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use mesh_config::names::control_plane;
-use tokio_util::sync::CancellationToken;
 
+use super::state::AsapKey;
 use super::*;
-use crate::fake::{Fake, JOIN_TOKEN, Running, TABLE};
+use crate::fake::{Fake, JOIN_TOKEN, OIDC_TOKEN, Running, SINGLE_USE, TABLE};
 use crate::testing::{Ca, service};
-use crate::{SpiffeId, Workload};
+use crate::{Rotation, SpiffeId, TrustBundle, Workload};
 
 struct Fixture {
     ca: Arc<Ca>,
@@ -33,7 +32,7 @@ impl Fixture {
         Config {
             identity_address: self.running.address,
             pin: self.ca.bundle().pin(),
-            join_token: join_token.map(str::to_owned),
+            attestation: Attestation { join_token: join_token.map(str::to_owned), ..Attestation::default() },
             service: service("media"),
             state_dir: self.dir.path().join("state"),
         }
@@ -41,6 +40,22 @@ impl Fixture {
 
     fn attested(&self) -> u32 {
         self.running.counts.attested.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// As `config`, with these files for tokens.
+    fn with_files(&self, join_token_file: Option<PathBuf>, oidc_token_file: Option<PathBuf>) -> Config {
+        let attestation = Attestation { join_token: None, join_token_file, oidc_token_file };
+        Config { attestation, ..self.config(None) }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
     }
 }
 
@@ -78,7 +93,7 @@ async fn state_is_for_its_owner_alone() {
     let state = fixture.dir.path().join("state");
     assert_eq!(mode(&state), 0o700);
     let files: Vec<_> = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(files.len(), 4, "{files:?}");
+    assert_eq!(files.len(), 5, "{files:?}");
     for file in files {
         assert_eq!(mode(&file), 0o600, "{}", file.display());
     }
@@ -155,7 +170,8 @@ async fn state_that_is_expired_damaged_or_somebody_elses_is_not_used_but_a_token
     let joined = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
     let (good, dir) = (joined.identity.svid(), fixture.dir.path().join("state"));
     let store = |svid: &crate::Svid| {
-        state::store_all(&dir, &config().pin, svid, &fixture.ca.bundle(), &joined.asap_key).unwrap();
+        let asap_key = AsapKey::generate(&service("media"), 7).unwrap();
+        state::store_all(&dir, &config().pin, svid, &fixture.ca.bundle(), &asap_key).unwrap();
     };
     let now = clock::unix_seconds();
     let leaf = crate::testing::Leaf::uri(&fixture.ca.id("media").to_string());
@@ -169,7 +185,10 @@ async fn state_that_is_expired_damaged_or_somebody_elses_is_not_used_but_a_token
         ("is damaged", &|| damage("svid.pem")),
         ("is damaged", &|| damage("asap.key")),
         ("is damaged", &|| damage("bundle.pem")),
-        ("of another mesh", &|| damage("bundle.pin")),
+        ("of another mesh", &|| {
+            damage("bundle.pin");
+            std::fs::write(dir.join("bundle.pem"), Ca::new("demo.example").bundle().to_pem()).unwrap();
+        }),
     ];
     for (what, spoil) in cases {
         store(&good);
@@ -193,66 +212,6 @@ async fn state_that_cannot_be_written_names_the_folder() {
     assert!(error.to_string().contains("file/state"), "{error}");
 }
 
-#[tokio::test]
-async fn renewing_swaps_the_svid_in_place_and_on_disk_and_keeps_the_asap_key() {
-    let fixture = Fixture::new().await;
-    let config = fixture.config(Some(JOIN_TOKEN));
-    let joined = join(config.clone()).await.unwrap();
-    let (identity, before) = (Arc::clone(&joined.identity), joined.identity.svid());
-    let channel = crate::grpc::channel(config.identity_address, &identity, &attest::identity_service());
-    renew::renew(&joined, &config, channel).await.unwrap();
-    let after = identity.svid();
-    assert_ne!(before.serial(), after.serial());
-    let stored = join(fixture.config(None)).await.unwrap();
-    assert_eq!(stored.identity.svid().serial(), after.serial());
-    assert_eq!(stored.asap_key.kid(), joined.asap_key.kid());
-}
-
-/// Until the SVID is another one than `serial`.
-async fn renewed(identity: &Identity, serial: &str) {
-    let changed = async {
-        while identity.svid().serial() == serial {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), changed).await.unwrap();
-}
-
-#[tokio::test]
-async fn an_svid_past_half_of_its_life_is_renewed_until_told_to_stop() {
-    let fixture = Fixture::with(|fake| Fake { backdate: 6000, ..fake }).await;
-    let config = fixture.config(Some(JOIN_TOKEN));
-    let joined = join(config.clone()).await.unwrap();
-    let (before, shutdown) = (joined.identity.svid(), CancellationToken::new());
-    let task = keep_renewed(&joined, config, shutdown.clone());
-    renewed(&joined.identity, before.serial()).await;
-    shutdown.cancel();
-    task.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_dead_identity_service_is_asked_again_until_it_is_back() {
-    let fixture = Fixture::with(|fake| Fake { backdate: 6000, ..fake }).await;
-    let config = fixture.config(Some(JOIN_TOKEN));
-    let joined = join(config.clone()).await.unwrap();
-    let before = joined.identity.svid();
-    let (ca, address) = (Arc::clone(&fixture.ca), fixture.running.address);
-    fixture.running.stop().await;
-    let dead = tokio::net::TcpListener::bind(address).await.unwrap();
-    let shutdown = CancellationToken::new();
-    let task = keep_renewed(&joined, config, shutdown.clone());
-    for _ in 0..3 {
-        drop(dead.accept().await.unwrap());
-    }
-    assert_eq!(joined.identity.svid().serial(), before.serial());
-    drop(dead);
-    let back = Fake::new(&ca).start_at(address).await;
-    renewed(&joined.identity, before.serial()).await;
-    shutdown.cancel();
-    task.await.unwrap();
-    back.stop().await;
-}
-
 #[test]
 fn renewal_is_due_between_half_and_six_tenths_of_the_life() {
     let ca = Ca::new("demo.example");
@@ -267,6 +226,218 @@ fn renewal_is_due_between_half_and_six_tenths_of_the_life() {
     assert!((495..=500).contains(&due(0)), "{}", due(0));
     assert!((595..=600).contains(&due(u16::MAX)), "{}", due(u16::MAX));
     let old = ca.svid_of(&crate::testing::Leaf { not_before: now - 900, not_after: now + 100, ..leaf });
-    assert_eq!(renew::until_half_life(&old, 0), renew::FIRST_PAUSE);
+    assert_eq!(renew::until_half_life(&old, 0), renew::LEAST);
     assert!(matches!(SpiffeId::workload(svid.id()), Workload::Service(_)));
+}
+
+#[tokio::test]
+async fn the_instance_has_a_name_that_outlives_its_identity_but_not_its_state_folder() {
+    let fixture = Fixture::new().await;
+    let first = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let id = first.instance.strip_prefix("media-").unwrap();
+    assert!(id.len() == 16 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    assert_eq!(join(fixture.config(None)).await.unwrap().instance, first.instance);
+    std::fs::remove_file(fixture.state().join("svid.pem")).unwrap();
+    assert_eq!(join(fixture.config(Some(JOIN_TOKEN))).await.unwrap().instance, first.instance);
+    assert_eq!(fixture.running.behave().instances, [&*first.instance, &*first.instance]);
+
+    std::fs::write(fixture.state().join("instance.id"), "issues-0123456789abcdef").unwrap();
+    assert_ne!(join(fixture.config(None)).await.unwrap().instance, first.instance, "not with another's name");
+    std::fs::remove_dir_all(fixture.state()).unwrap();
+    assert_ne!(join(fixture.config(Some(JOIN_TOKEN))).await.unwrap().instance, first.instance);
+}
+
+#[tokio::test]
+async fn a_mesh_whose_roots_were_rotated_is_known_by_each_pin_that_it_ever_had() {
+    let fixture = Fixture::new().await;
+    let first = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let (old, new) = (fixture.ca.root().clone(), Ca::new("demo.example"));
+    let bundle = |roots: &[&rustls_pki_types::CertificateDer<'static>]| {
+        TrustBundle::new(fixture.ca.trust_domain().clone(), roots.iter().map(|root| (*root).clone()).collect()).unwrap()
+    };
+    let (both, last) = (bundle(&[&old, new.root()]), bundle(&[new.root()]));
+    let with_pin = |pin: String| join(Config { pin, ..fixture.config(None) });
+
+    state::store_svid(&fixture.state(), &first.identity.svid(), &both).unwrap();
+    for pin in [fixture.config(None).pin, both.pin(), last.pin()] {
+        assert_eq!(*with_pin(pin).await.unwrap().identity.bundle(), both, "all of the bundle, or one of its roots");
+    }
+    state::store_svid(&fixture.state(), &new.svid("media"), &last).unwrap();
+    for pin in [fixture.config(None).pin, both.pin(), last.pin()] {
+        assert_eq!(*with_pin(pin).await.unwrap().identity.bundle(), last);
+    }
+    let error = with_pin(Ca::new("demo.example").bundle().pin()).await.unwrap_err().to_string();
+    assert!(error.contains("of another mesh"), "{error}");
+}
+
+#[tokio::test]
+async fn the_first_pin_and_the_latest_are_kept_however_often_roots_are_rotated() {
+    let fixture = Fixture::new().await;
+    let joined = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let bundles: Vec<_> = (0..20).map(|_| Ca::new("demo.example").bundle()).collect();
+    for bundle in &bundles {
+        state::store_svid(&fixture.state(), &joined.identity.svid(), bundle).unwrap();
+    }
+    let pins = std::fs::read_to_string(fixture.state().join("bundle.pin")).unwrap();
+    let kept: Vec<_> = pins.lines().map(str::to_owned).collect();
+    let expected: Vec<_> =
+        [fixture.config(None).pin].into_iter().chain(bundles[4..].iter().map(TrustBundle::pin)).collect();
+    assert_eq!(kept, expected);
+}
+
+#[tokio::test]
+async fn a_pin_of_one_root_covers_this_root_alone_until_its_holder_has_answered() {
+    let (ca, other) = (Arc::new(Ca::new("demo.example")), Ca::new("demo.example"));
+    let both = vec![ca.root().clone(), other.root().clone()];
+    let both = TrustBundle::new(ca.trust_domain().clone(), both).unwrap();
+    let fixture = Fixture::with(|_| Fake { bundle: both.clone(), ..Fake::new(&ca) }).await;
+    let config = |pin| Config { pin, ..fixture.config(Some(JOIN_TOKEN)) };
+    // The identity service shows a certificate of the first root.
+    assert!(matches!(join(config(other.bundle().pin())).await, Err(JoinError::Call { call: "Attest", .. })));
+    assert_eq!(fixture.attested(), 0);
+    assert!(join(config(ca.bundle().pin())).await.is_ok());
+    std::fs::remove_dir_all(fixture.state()).unwrap();
+    assert!(join(config(both.pin())).await.is_ok());
+}
+
+#[tokio::test]
+async fn who_was_away_until_its_svid_ended_and_the_roots_were_rotated_gets_in_with_its_old_pin() {
+    let fixture = Fixture::new().await;
+    let first_pin = fixture.config(None).pin;
+    join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let new = Arc::new(Ca::new("demo.example"));
+    let now = clock::unix_seconds();
+    let leaf = crate::testing::Leaf::uri(&fixture.ca.id("media").to_string());
+    let ended = new.svid_of(&crate::testing::Leaf { not_before: now - 7200, not_after: now - 3600, ..leaf });
+    state::store_svid(&fixture.state(), &ended, &new.bundle()).unwrap();
+
+    let running = Fake::new(&new).start().await;
+    let config = Config { identity_address: running.address, ..fixture.config(Some(JOIN_TOKEN)) };
+    assert_eq!(config.pin, first_pin);
+    let joined = join(config.clone()).await.unwrap();
+    assert_eq!(*joined.identity.bundle(), new.bundle());
+    // Somebody who was never there does not.
+    let stranger = Config { state_dir: fixture.dir.path().join("stranger"), ..config };
+    assert!(matches!(join(stranger).await, Err(JoinError::PinMismatch { .. })));
+}
+
+#[tokio::test]
+async fn how_far_rotations_are_is_known_after_a_restart() {
+    let fixture = Fixture::new().await;
+    let rotation = Rotation { sequence: 9, issuing_authority: Some([0xab; 32]), rekey_created_before: 1_800_000_000 };
+    fixture.running.behave().rotation = rotation.clone();
+    join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    assert_eq!(*join(fixture.config(None)).await.unwrap().identity.bundle().rotation(), rotation);
+    // What an earlier version wrote says nothing of it.
+    std::fs::write(fixture.state().join("bundle.pem"), fixture.ca.bundle().to_pem()).unwrap();
+    assert_eq!(*join(fixture.config(None)).await.unwrap().identity.bundle().rotation(), Rotation::default());
+}
+
+#[tokio::test]
+async fn a_token_of_the_platform_attests_where_there_is_no_join_token() {
+    let fixture = Fixture::new().await;
+    let oidc = fixture.file("platform-token", &format!("{OIDC_TOKEN}\n"));
+    for join_token in [None, Some(fixture.dir.path().join("absent")), Some(fixture.file("empty", " \n"))] {
+        let config = fixture.with_files(join_token, Some(oidc.clone()));
+        assert!(join(config).await.is_ok());
+        std::fs::remove_dir_all(fixture.state()).unwrap();
+    }
+    // A join token that was used up is in nobody's way.
+    let used = fixture.file("used", "used");
+    assert!(join(fixture.with_files(Some(used), Some(oidc))).await.is_ok());
+    std::fs::remove_dir_all(fixture.state()).unwrap();
+    let good = fixture.file("good", JOIN_TOKEN);
+    assert!(join(fixture.with_files(Some(good), Some(fixture.dir.path().join("absent")))).await.is_ok());
+}
+
+#[tokio::test]
+async fn tokens_are_read_anew_for_each_attempt() {
+    let fixture = Fixture::new().await;
+    let path = fixture.file("platform-token", "not yet");
+    let config = fixture.with_files(None, Some(path));
+    let error = join(config.clone()).await.unwrap_err();
+    assert!(matches!(error, JoinError::RefusedPlatform { .. }), "{error}");
+    assert!(error.to_string().contains("platform-token: attests nobody; an Attestor document"), "{error}");
+    fixture.file("platform-token", OIDC_TOKEN);
+    assert!(join(config).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_read_names_its_file_and_a_platform_token_of_another_service_is_refused() {
+    let fixture = Fixture::new().await;
+    let absent = fixture.dir.path().join("absent");
+    let error = join(fixture.with_files(None, Some(absent))).await.unwrap_err();
+    assert!(matches!(error, JoinError::TokenFile { .. }) && !error.is_final(), "{error}");
+    assert!(error.to_string().contains("absent: there is no token"), "{error}");
+    let folder = fixture.dir.path().to_owned();
+    assert!(matches!(join(fixture.with_files(Some(folder), None)).await, Err(JoinError::TokenFile { .. })));
+    let oidc = fixture.file("platform-token", OIDC_TOKEN);
+    let config = Config { service: service("issues"), ..fixture.with_files(None, Some(oidc)) };
+    assert!(matches!(join(config).await, Err(JoinError::RefusedPlatform { .. })));
+}
+
+#[tokio::test]
+async fn of_two_processes_with_one_token_at_once_exactly_one_gets_in() {
+    let fixture = Fixture::new().await;
+    let config = |name: &str| Config { state_dir: fixture.dir.path().join(name), ..fixture.config(Some(SINGLE_USE)) };
+    let (one, other) = tokio::join!(join(config("one")), join(config("other")));
+    assert!(one.is_ok() != other.is_ok());
+    let refused = one.err().or(other.err()).unwrap();
+    assert!(matches!(refused, JoinError::Refused(..)), "{refused}");
+
+    let with_own = |name: &str| Config { attestation: Attestation::join_token(JOIN_TOKEN), ..config(name) };
+    let (one, other) = tokio::join!(join(with_own("third")), join(with_own("fourth")));
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_ne!(one.instance, other.instance);
+    assert_ne!(one.asap_key.kid(), other.asap_key.kid());
+    assert_ne!(one.identity.svid().serial(), other.identity.svid().serial());
+}
+
+#[tokio::test]
+async fn an_identity_service_that_dies_between_attesting_and_answering_leaves_nothing_half_done() {
+    let fixture = Fixture::with(|fake| Fake { dies: 1.into(), ..fake }).await;
+    let oidc = fixture.file("platform-token", OIDC_TOKEN);
+    let error = join(fixture.with_files(None, Some(oidc.clone()))).await.unwrap_err();
+    assert!(matches!(error, JoinError::Call { call: "Attest", .. }) && !error.is_final(), "{error}");
+    assert!(matches!(join(fixture.config(None)).await, Err(JoinError::NoToken { .. })), "nothing was stored");
+    assert!(join(fixture.with_files(None, Some(oidc))).await.is_ok(), "and the next attempt works");
+}
+
+#[tokio::test]
+async fn a_folder_without_room_ends_the_join_before_the_token_is_shown() {
+    let fixture = Fixture::new().await;
+    // Somebody else's file where the first one is to be written: whoever runs the tests, it cannot be replaced.
+    std::fs::create_dir_all(fixture.state().join("room")).unwrap();
+    let error = join(fixture.config(Some(SINGLE_USE))).await.unwrap_err();
+    assert!(matches!(error, JoinError::State { .. }), "{error}");
+    assert_eq!(fixture.attested(), 0);
+    std::fs::remove_dir(fixture.state().join("room")).unwrap();
+    assert!(join(fixture.config(Some(SINGLE_USE))).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_clock_that_is_behind_is_named_and_the_attempt_may_be_repeated() {
+    let fixture = Fixture::new().await;
+    join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let now = clock::unix_seconds();
+    let leaf = crate::testing::Leaf::uri(&fixture.ca.id("media").to_string());
+    let early = fixture.ca.svid_of(&crate::testing::Leaf { not_before: now + 600, not_after: now + 4200, ..leaf });
+    state::store_svid(&fixture.state(), &early, &fixture.ca.bundle()).unwrap();
+    let error = join(fixture.config(None)).await.unwrap_err();
+    assert!(matches!(error, JoinError::NotYetValid { .. }) && !error.is_final(), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("is not valid yet") && text.contains(&format!("begins at {}", now + 600)), "{text}");
+    assert!(text.contains("timedatectl"), "{text}");
+}
+
+#[tokio::test]
+async fn who_has_an_identity_from_elsewhere_keeps_key_and_name_in_its_state_folder() {
+    let (ca, dir) = (Ca::new("demo.example"), tempfile::tempdir().unwrap());
+    let state_dir = dir.path().join("state");
+    let first = with_identity(ca.identity("media"), &state_dir).unwrap();
+    assert_eq!(first.asap_key.issuer(), "media");
+    let second = with_identity(ca.identity("media"), &state_dir).unwrap();
+    assert_eq!((first.asap_key.kid(), &first.instance), (second.asap_key.kid(), &second.instance));
+    assert_eq!(first.asap_key_created, second.asap_key_created);
+    assert!(with_identity(ca.operator_identity("alice"), &state_dir).is_err());
 }

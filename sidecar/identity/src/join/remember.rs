@@ -1,0 +1,49 @@
+//! SVID and trust bundle on disk, whoever replaced them in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::membership::Membership;
+use super::state;
+use crate::{Svid, TrustBundle};
+
+/// Until a full disk is tried again.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Writes what differs from what is on disk, at once: a restart must know the roots that this run has acknowledged. Once
+/// more at the end.
+pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
+    let mut changes = member.identity.changes();
+    // What joining has left there.
+    let mut stored = Some((member.identity.svid(), member.identity.bundle()));
+    loop {
+        let failed = !write(&member, &mut stored);
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(PAUSE), if failed => {}
+        }
+    }
+    write(&member, &mut stored);
+}
+
+fn write(member: &Membership, stored: &mut Option<(Arc<Svid>, Arc<TrustBundle>)>) -> bool {
+    let (svid, bundle) = (member.identity.svid(), member.identity.bundle());
+    if stored.as_ref().is_some_and(|(on_disk, roots)| on_disk.serial() == svid.serial() && **roots == *bundle) {
+        return true;
+    }
+    let outcome = state::store_svid(&member.state_dir, &svid, &bundle);
+    member.saved(outcome.as_ref().map(|()| ()));
+    match outcome {
+        Ok(()) => *stored = Some((svid, bundle)),
+        Err(error) => {
+            tracing::warn!(%error, "SVID and trust bundle are in use but not on disk");
+            // Half of it may be there.
+            *stored = None;
+            return false;
+        }
+    }
+    true
+}
