@@ -47,7 +47,7 @@ async fn joined(mesh: &Mesh, name: &str) -> Joined {
     join::join(join::Config {
         identity_address: text(&file["controlPlane"]["identity"]).parse().expect("an address"),
         pin: text(&file["trustBundleSha256"]),
-        join_token: Some(token.trim().to_owned()),
+        attestation: join::Attestation::join_token(token.trim()),
         service: service(name),
         state_dir: mesh.scratch().join(format!("joined-{name}-{}", clock::since_epoch().as_nanos())),
     })

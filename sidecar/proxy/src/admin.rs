@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use mesh_identity::join::Membership;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -27,17 +28,19 @@ pub struct Admin {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     live: Arc<ArcSwapOption<Live>>,
+    membership: Arc<ArcSwapOption<Membership>>,
     stopping: CancellationToken,
 }
 
 impl Admin {
     /// `live` is set once the sidecar has joined; `stopping` makes it unready before its listeners close.
     pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, stopping: CancellationToken) -> Self {
-        Self { config, metrics, live: Arc::default(), stopping }
+        Self { config, metrics, live: Arc::default(), membership: Arc::default(), stopping }
     }
 
     /// The sidecar has joined the mesh.
-    pub fn joined(&self, live: &Arc<Live>) {
+    pub fn joined(&self, live: &Arc<Live>, membership: &Arc<Membership>) {
+        self.membership.store(Some(Arc::clone(membership)));
         self.live.store(Some(Arc::clone(live)));
     }
 
@@ -93,12 +96,21 @@ impl Admin {
         if self.stopping.is_cancelled() {
             return vec!["the sidecar is stopping"];
         }
-        self.live.load().as_ref().map_or_else(|| vec!["the sidecar has not joined the mesh"], |live| live.missing())
+        let (live, membership) = (self.live.load(), self.membership.load());
+        let (Some(live), Some(membership)) = (live.as_ref(), membership.as_ref()) else {
+            return vec!["the sidecar has not joined the mesh"];
+        };
+        let mut missing = live.missing();
+        if membership.standing().svid_seconds_left < 0 {
+            missing.push("this sidecar's certificate has ended");
+        }
+        missing
     }
 
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.live.load().as_ref().map(|live| live.snapshot()).unwrap_or_default();
         snapshot.ready = self.missing().is_empty();
+        snapshot.standing = self.membership.load().as_ref().map(|membership| membership.standing());
         snapshot
     }
 }
@@ -139,6 +151,18 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
             "notAfter": svid.not_after(),
         })
     });
+    let membership = admin.membership.load().as_ref().map(|membership| {
+        let standing = membership.standing();
+        json!({
+            "instance": &**membership.instance(),
+            "asapKey": membership.asap_key().borrow().kid().as_str(),
+            "asapKeyCreated": standing.asap_key_created,
+            "renewalError": standing.renewals.error,
+            "confirmationError": standing.confirmations.error,
+            "rekeyingError": standing.rekeyings.error,
+            "stateError": standing.state_error,
+        })
+    });
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "service": config.service.as_str(),
@@ -158,6 +182,7 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "drainSeconds": config.drain.as_secs(),
         "accessLog": config.access_log,
         "svid": svid,
+        "membership": membership,
         "missing": admin.missing(),
         "replicas": admin.snapshot().replicas,
     }))

@@ -3,10 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use mesh_identity::{
-    clock,
-    join::{self, JoinError, Joined},
-};
+use mesh_identity::join::{self, Attestation, Joined, Membership};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,7 +11,7 @@ use tracing::{info, warn};
 use crate::{
     admin::Admin,
     config::{Config, OutboundAddress},
-    credentials::Minting,
+    credentials::{self, Minting},
     listen::{self, Outbound},
     live::Live,
     metrics::{Direction, Metrics},
@@ -132,11 +129,12 @@ impl Run {
     async fn serve(&self, outbound: Outbound, inbound: TcpListener, end: &CancellationToken) -> anyhow::Result<()> {
         let Some(joined) = self.join().await? else { return Ok(()) };
         let minting = Minting::new(Arc::clone(&joined.asap_key));
-        let (live, mut tasks) = Live::start(&self.config, &joined.identity, &self.metrics, minting, end);
-        live.own_key_is(joined.asap_key.kid().as_str());
-        self.admin.joined(&live);
-        tasks.push(join::keep_renewed(&joined, self.join_config(), end.clone()));
-        tasks.push(tokio::spawn(mint_ahead(Arc::clone(&live), end.clone())));
+        let (live, mut tasks) =
+            Live::start(&self.config, &joined.identity, &joined.instance, &self.metrics, minting, end);
+        let (membership, staying) = Membership::start(&joined, self.join_config(), end);
+        tasks.extend(staying);
+        self.admin.joined(&live, &membership);
+        tasks.push(tokio::spawn(credentials::keep_minting(Arc::clone(&live), membership, end.clone())));
         let stopping = Shutdown::default();
         let mut handles = Vec::new();
         let mut threads = Vec::new();
@@ -194,7 +192,7 @@ impl Run {
                     Err(error) => error,
                 },
             };
-            if is_final(&error) {
+            if error.is_final() {
                 return Err(error.into());
             }
             warn!(%error, "cannot join the mesh yet");
@@ -205,40 +203,17 @@ impl Run {
         }
     }
 
-    /// Reads the join token anew each time: whoever starts sidecars may have put a fresh one there.
     fn join_config(&self) -> join::Config {
-        let token = self.config.join_token_file.as_ref().and_then(|path| match std::fs::read_to_string(path) {
-            Ok(token) => Some(token.trim().to_owned()).filter(|token| !token.is_empty()),
-            Err(error) => {
-                warn!(path = %path.display(), %error, "cannot read the join token");
-                None
-            }
-        });
         join::Config {
             identity_address: self.config.identity,
             pin: self.config.pin.clone(),
-            join_token: token,
+            attestation: Attestation {
+                join_token: None,
+                join_token_file: self.config.join_token_file.clone(),
+                oidc_token_file: self.config.oidc_token_file.clone(),
+            },
             service: self.config.service.clone(),
             state_dir: self.config.state_dir.clone(),
-        }
-    }
-}
-
-/// Whether waiting cannot help: somebody must change something first.
-fn is_final(error: &JoinError) -> bool {
-    match error {
-        JoinError::Pin(_) | JoinError::PinMismatch { .. } | JoinError::State { .. } => true,
-        JoinError::NoToken { .. } | JoinError::Call { .. } | JoinError::Refused(..) | JoinError::Answer(_) => false,
-    }
-}
-
-/// Tokens are renewed before a call needs them.
-async fn mint_ahead(live: Arc<Live>, end: CancellationToken) {
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            () = end.cancelled() => return,
-            _ = tick.tick() => live.minting.renew_due(clock::unix_seconds()),
         }
     }
 }

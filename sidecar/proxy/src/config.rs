@@ -21,7 +21,10 @@ use serde::{Deserialize, Serialize};
     after_help = "Example:\n  tenon-sidecar --service media --trust-domain demo.example --region us-east --app 127.0.0.1:9002 \\\n    \
                   --identity 127.0.0.1:15010 --tcs 127.0.0.1:15020 --policy 127.0.0.1:15030 \\\n    \
                   --trust-bundle-sha256 \"$PIN\" --join-token-file join-token --state-dir state\n\n\
-                  `tenon identity join-token --service media` prints a join token; the pin is\n                  trustBundleSha256 in mesh.json in the data folder of the mesh.\n\
+                  `tenon identity join-token --service media` prints a join token; the pin is\n\
+                  trustBundleSha256 in mesh.json in the data folder of the mesh. Where the platform attests its\n\
+                  processes, its token does instead, once an Attestor document accepts it:\n  \
+                  --oidc-token-file /var/run/secrets/tokens/tenon\n\n\
                   A flag wins over its TENON_* variable, and a variable over the file."
 )]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -69,6 +72,9 @@ pub struct Flags {
     /// File with a one-time join token; needed once, until the state folder holds an SVID
     #[arg(long, env = "TENON_JOIN_TOKEN_FILE", value_name = "PATH")]
     pub join_token_file: Option<PathBuf>,
+    /// File with a token of the platform (OIDC), read anew each time; used where there is no join token
+    #[arg(long, env = "TENON_OIDC_TOKEN_FILE", value_name = "PATH")]
+    pub oidc_token_file: Option<PathBuf>,
     /// Folder for what must outlive a restart: SVID, keys, replicated state
     #[arg(long, env = "TENON_STATE_DIR", value_name = "PATH")]
     pub state_dir: Option<PathBuf>,
@@ -137,6 +143,8 @@ pub struct Config {
     pub pin: String,
     /// Read at each attempt to join, since whoever starts the sidecar may renew it.
     pub join_token_file: Option<PathBuf>,
+    /// A token of the platform, read at each attempt too.
+    pub oidc_token_file: Option<PathBuf>,
     /// What must outlive a restart.
     pub state_dir: PathBuf,
     /// Forwarding threads.
@@ -181,6 +189,7 @@ impl Flags {
             policy: self.policy.or(file.policy),
             trust_bundle_sha256: self.trust_bundle_sha256.or(file.trust_bundle_sha256),
             join_token_file: self.join_token_file.or(file.join_token_file),
+            oidc_token_file: self.oidc_token_file.or(file.oidc_token_file),
             state_dir: self.state_dir.or(file.state_dir),
             workers: self.workers.or(file.workers),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
@@ -235,6 +244,7 @@ impl Flags {
                 policy,
                 pin,
                 join_token_file: self.join_token_file,
+                oidc_token_file: self.oidc_token_file,
                 state_dir,
                 workers,
                 drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),

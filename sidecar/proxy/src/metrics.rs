@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_identity::join::Standing;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
@@ -16,6 +17,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use sidecar_core::Reason;
+
+mod membership;
 
 /// Which listener a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,8 +178,9 @@ pub struct ReplicaGauges {
 pub struct Snapshot {
     /// One entry a kind.
     pub replicas: Vec<ReplicaGauges>,
-    /// When the SVID ends, in Unix seconds; absent before the sidecar has joined.
-    pub svid_not_after: Option<u64>,
+    /// How the sidecar stands with the identity service; absent before it has joined.
+    #[serde(skip)]
+    pub standing: Option<Standing>,
     /// Whether `/ready` says yes.
     pub ready: bool,
 }
@@ -261,14 +265,8 @@ impl Collector for Scrape {
         let mut ready =
             encoder.encode_descriptor("tenon_ready", "1 when /ready answers 200", None, MetricType::Gauge)?;
         ConstGauge::new(u64::from(self.gauges.ready)).encode(ready.encode_family(&NO_LABELS)?)?;
-        if let Some(not_after) = self.gauges.svid_not_after {
-            let mut svid = encoder.encode_descriptor(
-                "tenon_svid_expiry_timestamp_seconds",
-                "When the SVID in use ends, in Unix seconds",
-                None,
-                MetricType::Gauge,
-            )?;
-            ConstGauge::new(not_after).encode(svid.encode_family(&NO_LABELS)?)?;
+        if let Some(standing) = &self.gauges.standing {
+            membership::encode(&mut encoder, standing)?;
         }
         Ok(())
     }
@@ -392,7 +390,7 @@ mod tests {
                 position: None,
                 error: None,
             }],
-            svid_not_after: Some(1),
+            standing: Some(membership::everything()),
             ready: true,
         };
         let text = metrics.text(gauges);

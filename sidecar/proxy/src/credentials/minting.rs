@@ -31,6 +31,11 @@ impl Minting {
         self.0.set_key(key, now);
     }
 
+    /// The key that signs now.
+    pub fn key(&self) -> Arc<SigningKey> {
+        self.0.key()
+    }
+
     /// Mints what is due, so that no call has to.
     pub fn renew_due(&self, now: u64) {
         self.0.renew_due(now);
