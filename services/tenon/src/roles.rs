@@ -8,6 +8,7 @@ use std::{
 
 use mesh_config::names::TrustDomain;
 use mesh_identity::join::{self, Attestation, Joined, Membership};
+use replica::{FollowTrust, Trust};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -40,7 +41,7 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
             trust_domain: trust_domain(&args.role.trust_domain)?,
             key_repository_names: repository_names(args.key_repository, args.key_repository_name),
             key_repository,
-            policy: None,
+            policy: args.policy,
         };
         identity::serve(config, shutdown).await.map_err(|error| ended(Role::Identity, &error))
     })
@@ -177,6 +178,8 @@ async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &Cancellatio
         .next("name the right one with --trust-domain, or the right identity service with --identity"));
     }
     // They end with the runtime.
+    let from = FollowTrust::new(args.identity, &joined.identity, &joined.instance, of.state_dir.clone());
+    drop(Trust::follow(from, &joined.identity, shutdown));
     drop(Membership::start(&joined, config, shutdown));
     Ok(joined)
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     path::PathBuf,
     sync::{
         Arc,
@@ -13,8 +14,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_config::names::ServiceName;
-use mesh_identity::{Identity, Revoked, Rotation, TrustBundle};
+use mesh_config::names::{ServiceName, control_plane};
+use mesh_identity::{Identity, Revoked, Rotation, TrustBundle, grpc};
 use prost::Message as _;
 use tenon_proto::{identity::v1 as proto, kind};
 use tokio::task::JoinHandle;
@@ -89,6 +90,19 @@ pub struct FollowTrust<P = Channel> {
     pub state_dir: Option<PathBuf>,
     /// Where the roots come from.
     pub roots: Roots,
+}
+
+impl FollowTrust {
+    /// Follows the identity service at `address`, with what is kept in `state_dir` and roots that are replicated.
+    pub fn new(address: impl Display, identity: &Arc<Identity>, instance: &str, state_dir: PathBuf) -> Self {
+        let expected = ServiceName::try_from(control_plane::IDENTITY).expect("a constant that is a service name");
+        Self {
+            channel: grpc::channel(address, identity, &expected),
+            instance: instance.to_owned(),
+            state_dir: Some(state_dir),
+            roots: Roots::Replicated,
+        }
+    }
 }
 
 /// Where the roots of an [`Identity`] come from.
