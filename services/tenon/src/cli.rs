@@ -1,12 +1,18 @@
 //! What can be typed: every command, flag and help text. Nothing here does any work.
 
+mod asap;
+mod identity;
 mod roles;
+mod txn_token;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::asap::{Asap, Inspect, Mint, Verify};
+pub use self::identity::{IssueSvid, Revoke};
 pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
+pub use self::txn_token::TxnToken;
 use crate::store::Store;
 
 /// The `tenon` command line.
@@ -39,6 +45,9 @@ pub enum Command {
     /// The tenant context service.
     #[command(subcommand)]
     Tcs(Tcs),
+    /// Make, check and look into ASAP tokens; no mesh is needed.
+    #[command(subcommand)]
+    Asap(Asap),
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),
@@ -226,8 +235,8 @@ pub struct Explain {
     /// Read the policy from this folder instead of the running mesh.
     #[arg(short = 'f', long = "folder", value_name = "DIR")]
     pub folder: Option<PathBuf>,
-    /// The calling service.
-    #[arg(long, value_name = "SERVICE")]
+    /// The calling service, or a client outside of the mesh by the name of its ExternalClient.
+    #[arg(long, value_name = "NAME")]
     pub caller: String,
     /// The called service.
     #[arg(long, value_name = "SERVICE")]
@@ -241,6 +250,9 @@ pub struct Explain {
     /// Region of the called instance; without it, the tenant's home.
     #[arg(long, value_name = "REGION")]
     pub region: Option<String>,
+    /// The call carries a valid transaction token, of this tenant or of none.
+    #[arg(long, value_name = "TENANT", num_args = 0..=1)]
+    pub transaction: Option<Option<String>>,
     /// File of tenants (JSON Lines) to look the tenant up in; needs -f.
     #[arg(long, value_name = "FILE", requires = "folder")]
     pub tenants: Option<PathBuf>,
@@ -268,6 +280,9 @@ pub struct PolicyTest {
 pub enum Identity {
     JoinToken(JoinToken),
     Keys(Keys),
+    Revoke(Revoke),
+    Svid(IssueSvid),
+    TxnToken(TxnToken),
     CaInit(CaInit),
     Serve(IdentityServe),
 }

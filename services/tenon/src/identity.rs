@@ -1,8 +1,14 @@
 //! `tenon identity`: join tokens, keys, and making a CA.
 
+pub mod revoke;
+pub mod svid;
+pub mod txn_token;
+
 use identity::Ca;
 use mesh_config::names::TrustDomain;
-use tenon_proto::identity::v1::{CreateJoinTokenRequest, ListKeysRequest, identity_client::IdentityClient};
+use tenon_proto::identity::v1::{
+    CreateJoinTokenRequest, Key, KeyUse, ListKeysRequest, identity_client::IdentityClient,
+};
 
 use crate::{
     cli::{CaInit, JoinToken, Keys},
@@ -63,6 +69,7 @@ pub async fn keys(args: Keys) -> Result<Answer, Failure> {
                 serde_json::json!({
                     "kid": key.kid,
                     "issuer": key.issuer,
+                    "use": used_for(key),
                     "created": rfc3339(key.created_unix_seconds),
                     "confirmed": rfc3339(key.confirmed_unix_seconds),
                 })
@@ -73,13 +80,23 @@ pub async fn keys(args: Keys) -> Result<Answer, Failure> {
         let rows: Vec<_> = keys
             .into_iter()
             .map(|key| {
-                vec![key.kid, key.issuer, rfc3339(key.created_unix_seconds), rfc3339(key.confirmed_unix_seconds)]
+                let used = used_for(&key).to_owned();
+                let (created, confirmed) = (rfc3339(key.created_unix_seconds), rfc3339(key.confirmed_unix_seconds));
+                vec![key.kid, key.issuer, used, created, confirmed]
             })
             .collect();
-        out.table(&["kid", "issuer", "created", "confirmed"], &rows)?;
+        out.table(&["kid", "issuer", "use", "created", "confirmed"], &rows)?;
     }
     out.flush()?;
     Ok(Answer::Yes)
+}
+
+/// What a key verifies.
+fn used_for(key: &Key) -> &'static str {
+    match key.r#use() {
+        KeyUse::Unspecified => "asap",
+        KeyUse::Transaction => "transaction",
+    }
 }
 
 /// `tenon identity ca-init`.

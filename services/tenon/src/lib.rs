@@ -3,6 +3,7 @@
 //! Commands of the operator never decide anything themselves: they ask the running mesh, or run the same code that the
 //! sidecars run. Standard output has the result and nothing else; standard error has what went wrong and what to do.
 
+mod asap;
 mod check;
 pub mod cli;
 mod config_file;
@@ -80,9 +81,13 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Policy(cli::Policy::Serve(args)) => roles::policy(args),
         Command::Identity(cli::Identity::JoinToken(args)) => block_on(identity::join_token(args)),
         Command::Identity(cli::Identity::Keys(args)) => block_on(identity::keys(args)),
+        Command::Identity(cli::Identity::Revoke(args)) => block_on(identity::revoke::run(args)),
+        Command::Identity(cli::Identity::Svid(args)) => block_on(identity::svid::run(args)),
+        Command::Identity(cli::Identity::TxnToken(args)) => block_on(identity::txn_token::run(args)),
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
         Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),
         Command::Tcs(cli::Tcs::Serve(args)) => roles::tcs(args),
+        Command::Asap(command) => block_on(asap::run(command)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),

@@ -53,6 +53,10 @@ pub struct IdentityServe {
     /// localhost where that reaches it]
     #[arg(long, value_name = "NAME", env = "TENON_KEY_REPOSITORY_NAMES", value_delimiter = ',')]
     pub key_repository_name: Vec<String>,
+    /// Address of the policy service: says whose tokens attest services, and which services may ask for transaction
+    /// tokens. Without it nobody's do, and none may.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY")]
+    pub policy: Option<SocketAddr>,
     /// Folder of the CA; made there when it is empty. TENON_CA_PASSPHRASE opens an encrypted key.
     #[arg(long, value_name = "DIR", env = "TENON_CA")]
     pub ca: PathBuf,

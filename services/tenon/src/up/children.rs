@@ -170,6 +170,7 @@ impl Maker<'_> {
         line = line
             .flag("--listen", self.around.local.control_plane.identity)
             .flag("--key-repository", self.around.local.control_plane.key_repository)
+            .flag("--policy", self.around.local.control_plane.policy)
             .path("--ca", &self.around.data.ca())
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .path("--state-dir", &self.around.data.role("identity"));
