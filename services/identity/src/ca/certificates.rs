@@ -63,12 +63,16 @@ fn authority(
     Ok(params)
 }
 
-/// An SVID: client and server.
+/// An SVID: client and server. That of a service has a DNS name too, `<service>.svc.<trust domain>`: clients outside of the
+/// mesh know nothing of SPIFFE and hold a server to the name that they expect. Nothing in the mesh reads it.
 pub(super) fn svid(id: &SpiffeId, now: u64, not_after: u64) -> Result<CertificateParams, rcgen::Error> {
     // The SPIFFE id is the identity. The name only helps people who read a certificate.
     let name = id.service_name().map_or_else(|| id.operator_name().unwrap_or_default(), |name| name.as_str());
     let mut params = base(name, now, not_after);
     params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
+    if let Some(service) = id.service_name() {
+        params.subject_alt_names.push(SanType::DnsName(format!("{service}.svc.{}", id.trust_domain()).try_into()?));
+    }
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     leaf(params)
 }
@@ -109,7 +113,7 @@ pub(super) fn serial(params: &CertificateParams) -> String {
 }
 
 /// SHA-256 of a certificate.
-pub(super) fn sha256(der: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(der: &[u8]) -> [u8; 32] {
     digest::digest(&digest::SHA256, der).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 

@@ -89,7 +89,8 @@ fn an_svid_has_one_uri_name_both_usages_an_hour_and_a_serial_of_its_own() {
     assert!(leaf.verify_signature(Some(issuing.public_key())).is_ok());
     assert!(!leaf.is_ca());
     let names = &leaf.subject_alternative_name().unwrap().unwrap().value.general_names;
-    assert_eq!(names[..], [GeneralName::URI("spiffe://demo.example/svc/media")]);
+    let (uri, dns) = ("spiffe://demo.example/svc/media", "media.svc.demo.example");
+    assert_eq!(names[..], [GeneralName::URI(uri), GeneralName::DNSName(dns)]);
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.client_auth && usage.server_auth && !usage.any && usage.other.is_empty());
     assert_eq!(leaf.key_usage().unwrap().unwrap().value.flags, 1, "digitalSignature alone");
@@ -375,7 +376,11 @@ fn an_issuing_ca_that_is_lost_or_damaged_is_replaced() {
     let pin = ca.bundle().pin();
     for sequence in 1..3 {
         let key = dir.path().join(format!("issuing-{sequence}.key"));
-        if sequence == 1 { fs::remove_file(key).unwrap() } else { fs::write(key, "damaged").unwrap() }
+        if sequence == 1 {
+            fs::remove_file(key).unwrap()
+        } else {
+            fs::write(key, "damaged").unwrap()
+        }
         let ca = Ca::open(dir.path(), &domain(), None, NOW).unwrap();
         assert_eq!((ca.bundle().pin(), ca.bundle().rotation().sequence), (pin.clone(), sequence + 1));
         signing_root(&ca, NOW);
