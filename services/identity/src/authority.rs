@@ -4,20 +4,22 @@
 
 use std::sync::Arc;
 
-use journal::{Journal, OpenError, Position};
+use bytes::Bytes;
+use journal::{Journal, OpenError, Position, Publisher, ReadError};
 use mesh_config::names::ServiceName;
-use mesh_identity::{Identity, SpiffeId};
+use mesh_identity::{Identity, Peer, SpiffeId, TrustBundle};
 use tenon_proto::identity::v1::{AsapKey, Key};
 use tenon_proto::kind;
 use tonic::Status;
 use zeroize::Zeroizing;
 
 use crate::audit::{Audit, AuditError, Event};
-use crate::ca::SVID_LIFETIME;
+use crate::ca::{self, OPERATOR_LIFETIME, SVID_LIFETIME};
 use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
 use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
+use crate::registry::{self, BadName, Holding, Registry};
 use crate::revocations::{RevocationStoreError, Revocations};
 use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
 use crate::transaction::Transactions;
@@ -35,8 +37,13 @@ pub(crate) struct Authority {
     pub audit: Audit,
     /// Asked before each certificate, once it is proved for whom.
     pub limits: Limits,
+    /// Who lives, and what each of them holds.
+    pub registry: Registry,
+    /// Journal of the kind "trust_bundle".
+    pub bundles: Arc<dyn Journal>,
+    /// Held by the one step of a rotation that is being done.
+    pub rotating: tokio::sync::Mutex<()>,
     pub attestors: Attestors,
-    #[expect(dead_code, reason = "no transaction token is made yet")]
     pub transactions: Transactions,
 }
 
@@ -48,12 +55,50 @@ pub(crate) enum Proof<'a> {
     Oidc(&'a str),
 }
 
+/// What a process asks for, as it sent it.
+pub(crate) struct Asked {
+    /// PKCS#10, DER.
+    pub csr: Bytes,
+    pub asap_key: Option<AsapKey>,
+    /// Names the instance; empty for one that has no name.
+    pub instance: String,
+}
+
+/// What a process asks for that has proved to be `service`, checked.
+struct Admitting {
+    service: ServiceName,
+    csr: Csr,
+    key: ServiceKey,
+    instance: Option<String>,
+}
+
+impl Admitting {
+    fn parse(asked: Asked, service: &ServiceName) -> Result<Self, AdmitError> {
+        let (csr, key) = (Csr::parse(&asked.csr)?, ServiceKey::parse(asked.asap_key, service)?);
+        Ok(Self { service: service.clone(), csr, key, instance: Registry::name(asked.instance)? })
+    }
+}
+
 /// A service's new certificate, and where its key stands.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     pub issued: Issued,
+    /// What goes with it: it has the root of the certificate.
+    pub bundle: TrustBundle,
     /// Followers of the kind "key" at this position have the service's ASAP key.
     pub key: Position,
+}
+
+impl Admitted {
+    /// What the one who gets it will hold.
+    fn holding(&self) -> Holding {
+        let issuing = self.issued.chain.get(1).map(|issuing| ca::sha256(issuing));
+        Holding {
+            issuing_authority: issuing.map(|hash| Bytes::copy_from_slice(&hash)).unwrap_or_default(),
+            svid_not_after: self.issued.not_after,
+            sequence: self.bundle.rotation().sequence,
+        }
+    }
 }
 
 /// Why there is no certificate. Its text may be told to the caller.
@@ -70,6 +115,8 @@ pub(crate) enum AdmitError {
     #[error(transparent)]
     Issue(#[from] IssueError),
     #[error(transparent)]
+    Instance(#[from] BadName),
+    #[error(transparent)]
     Limited(#[from] Limited),
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -85,6 +132,8 @@ pub(crate) enum AuthorityError {
     Journal(#[from] OpenError),
     #[error(transparent)]
     Revocations(#[from] RevocationStoreError),
+    #[error("the instances that live cannot be read from the store")]
+    Registry(#[from] ReadError),
 }
 
 /// Why there is no join token.
@@ -106,6 +155,7 @@ impl Authority {
         ca: Arc<Ca>,
         identity: Arc<Identity>,
         audit: Audit,
+        publishers: Vec<Publisher>,
         journal: impl Fn(&'static str) -> Result<Arc<dyn Journal>, OpenError>,
     ) -> Result<Self, AuthorityError> {
         let live = Arc::clone(&identity);
@@ -119,6 +169,9 @@ impl Authority {
             revocations,
             audit,
             limits: Limits::new(Settings::default()),
+            registry: Registry::open(journal(registry::KIND)?, publishers).await?,
+            bundles: journal(kind::TRUST_BUNDLE)?,
+            rotating: tokio::sync::Mutex::default(),
             attestors: Attestors::default(),
             transactions: Transactions::default(),
         })
@@ -130,70 +183,93 @@ impl Authority {
     /// granted; the token is consumed before the key is recorded, so that of two holders of one token only the first
     /// gets a key into the repository; and nothing is answered before both are durable. When the key cannot be
     /// recorded, the token is given back.
-    pub(crate) async fn attest(
-        &self,
-        proof: Proof<'_>,
-        csr: &[u8],
-        asap_key: Option<AsapKey>,
-        now: u64,
-    ) -> Result<Admitted, AdmitError> {
+    pub(crate) async fn attest(&self, proof: Proof<'_>, asked: Asked, now: u64) -> Result<Admitted, AdmitError> {
         let join_token = match proof {
             Proof::JoinToken(token) => token,
-            Proof::Oidc(token) => return self.attest_platform(token, csr, asap_key, now).await,
+            Proof::Oidc(token) => return self.attest_platform(token, asked, now).await,
         };
         let token = self.tokens.look_up(join_token, now).await?;
-        let service = token.service.clone();
-        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
-        self.keys.check(&key).await?;
-        let issued = self.issue(&csr, &service, now)?;
+        let admitting = Admitting::parse(asked, &token.service)?;
+        self.keys.check(&admitting.key).await?;
+        let (issued, bundle) = self.issue(&admitting, now)?;
 
         let consumed = self.tokens.consume(token, now).await?;
-        match self.keys.confirm(&key, now).await {
-            Ok(position) => match self.record("attest", "join-token", &service, &issued, &key) {
-                Ok(()) => Ok(Admitted { issued, key: position }),
-                Err(error) => {
-                    self.give_back(consumed, &service).await;
-                    Err(error.into())
-                }
-            },
+        let recorded = async {
+            let position = self.keys.confirm(&admitting.key, now).await?;
+            self.record("attest", "join-token", &admitting, &issued)?;
+            Ok(position)
+        };
+        match recorded.await {
+            Ok(key) => Ok(self.attested(admitting, Admitted { issued, bundle, key }, now).await),
             Err(error) => {
-                self.give_back(consumed, &service).await;
-                Err(error.into())
+                self.give_back(consumed, &admitting.service).await;
+                Err(error)
             }
         }
     }
 
     /// The same for a token of the platform, which is not spent by it.
-    async fn attest_platform(
-        &self,
-        oidc_token: &str,
-        csr: &[u8],
-        asap_key: Option<AsapKey>,
-        now: u64,
-    ) -> Result<Admitted, AdmitError> {
-        let asked = asap_key.as_ref().and_then(|key| key.kid.split_once('/')).map_or("", |(issuer, _)| issuer);
+    async fn attest_platform(&self, oidc_token: &str, asked: Asked, now: u64) -> Result<Admitted, AdmitError> {
+        let whom = asked.asap_key.as_ref().and_then(|key| key.kid.split_once('/')).map_or("", |(issuer, _)| issuer);
         let Attested { service, attestor } =
-            self.attestors.attest(oidc_token, asked, now).await.map_err(Status::from)?;
-        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, &service)?);
-        let issued = self.issue(&csr, &service, now)?;
-        let position = self.keys.confirm(&key, now).await?;
-        self.record("attest", &attestor, &service, &issued, &key)?;
-        Ok(Admitted { issued, key: position })
+            self.attestors.attest(oidc_token, whom, now).await.map_err(Status::from)?;
+        let admitting = Admitting::parse(asked, &service)?;
+        let (issued, bundle) = self.issue(&admitting, now)?;
+        let key = self.keys.confirm(&admitting.key, now).await?;
+        self.record("attest", &attestor, &admitting, &issued)?;
+        Ok(self.attested(admitting, Admitted { issued, bundle, key }, now).await)
     }
 
-    /// The next certificate of a service that has proved with its present one who it is.
+    async fn attested(&self, admitting: Admitting, admitted: Admitted, now: u64) -> Admitted {
+        let Admitting { service, instance, key, .. } = admitting;
+        let name = instance.unwrap_or_else(|| Registry::unnamed(&admitted.issued.serial));
+        self.registry.attested(&service, &name, admitted.holding(), key.kid().as_str(), now).await;
+        admitted
+    }
+
+    /// The next certificate of a service that has proved with its present one, `peer`'s, who it is.
     pub(crate) async fn renew(
         &self,
         service: &ServiceName,
-        csr: &[u8],
-        asap_key: Option<AsapKey>,
+        peer: &Peer,
+        asked: Asked,
         now: u64,
     ) -> Result<Admitted, AdmitError> {
-        let (csr, key) = (Csr::parse(csr)?, ServiceKey::parse(asap_key, service)?);
-        let issued = self.issue(&csr, service, now)?;
-        let position = self.keys.confirm(&key, now).await?;
-        self.record("renew", "svid", service, &issued, &key)?;
-        Ok(Admitted { issued, key: position })
+        let admitting = Admitting::parse(asked, service)?;
+        let (issued, bundle) = self.issue(&admitting, now)?;
+        let key = self.keys.confirm(&admitting.key, now).await?;
+        self.record("renew", "svid", &admitting, &issued)?;
+        let admitted = Admitted { issued, bundle, key };
+        let (given, kid) = (admitted.holding(), admitting.key.kid().as_str());
+        match &admitting.instance {
+            Some(name) => self.registry.renewed(service, name, None, given, kid, now).await,
+            None => {
+                let name = Registry::unnamed(&admitted.issued.serial);
+                let before = Registry::unnamed(&peer.serial);
+                self.registry.renewed(service, &name, Some(&before), given, kid, now).await;
+            }
+        }
+        Ok(admitted)
+    }
+
+    /// The next certificate of an operator. Operators are people: no instance, no ASAP key.
+    pub(crate) async fn renew_operator(&self, id: &SpiffeId, csr: &[u8], now: u64) -> Result<Admitted, AdmitError> {
+        let csr = Csr::parse(csr)?;
+        let whose = format!("operator/{}", id.operator_name().unwrap_or_default());
+        self.limits.take(&whose, now)?;
+        let issued = self.ca.issue(&csr, id, OPERATOR_LIFETIME, now)?;
+        let (serial, not_after) = (issued.serial.as_str(), issued.not_after);
+        let attested_by = Some("svid");
+        self.audit.record(Event::Issue {
+            method: "renew",
+            service: &whose,
+            serial,
+            not_after,
+            kid: None,
+            attested_by,
+        })?;
+        tracing::info!(method = "renew", operator = %id, serial, not_after, "certificate issued");
+        Ok(Admitted { issued, bundle: self.ca.bundle(), key: Position::ZERO })
     }
 
     /// A token for `service` and its end, Unix seconds. `ttl` of 0 is the usual life. `by` is the operator.
@@ -220,10 +296,13 @@ impl Authority {
         self.keys.list().await
     }
 
-    fn issue(&self, csr: &Csr, service: &ServiceName, now: u64) -> Result<Issued, AdmitError> {
+    /// A certificate, and the bundle that it belongs to: at least what was trusted when it was signed.
+    fn issue(&self, admitting: &Admitting, now: u64) -> Result<(Issued, TrustBundle), AdmitError> {
+        let Admitting { service, csr, .. } = admitting;
         self.limits.take(service.as_str(), now)?;
         let id = SpiffeId::service(self.ca.trust_domain().clone(), service.clone());
-        Ok(self.ca.issue(csr, &id, SVID_LIFETIME, now)?)
+        let issued = self.ca.issue(csr, &id, SVID_LIFETIME, now)?;
+        Ok((issued, self.ca.bundle()))
     }
 
     /// One line in the log and one in the audit log for each certificate, before anybody has it.
@@ -231,14 +310,14 @@ impl Authority {
         &self,
         method: &'static str,
         attested_by: &str,
-        service: &ServiceName,
+        admitting: &Admitting,
         issued: &Issued,
-        key: &ServiceKey,
     ) -> Result<(), AuditError> {
-        let (serial, not_after, kid) = (issued.serial.as_str(), issued.not_after, key.kid().as_str());
-        let (service, attested_by) = (service.as_str(), Some(attested_by));
+        let (serial, not_after, kid) = (issued.serial.as_str(), issued.not_after, admitting.key.kid().as_str());
+        let (service, attested_by) = (admitting.service.as_str(), Some(attested_by));
         self.audit.record(Event::Issue { method, service, serial, not_after, kid: Some(kid), attested_by })?;
-        tracing::info!(method, service, serial, not_after, kid, "certificate issued");
+        let instance = admitting.instance.as_deref();
+        tracing::info!(method, service, instance, serial, not_after, kid, "certificate issued");
         Ok(())
     }
 

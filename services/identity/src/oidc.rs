@@ -8,6 +8,8 @@
 mod attestor;
 mod fetch;
 mod keys;
+#[cfg(test)]
+mod testing;
 mod token;
 
 use std::sync::{Arc, OnceLock};
@@ -70,9 +72,9 @@ impl Attestors {
     }
 }
 
-async fn attest<F: Fetch>(
-    attestors: &[Arc<Attestor>],
-    https: impl Fn(&Attestor) -> &F,
+async fn attest<'a, F: Fetch + 'a>(
+    attestors: &'a [Arc<Attestor>],
+    https: impl Fn(&'a Attestor) -> &'a F,
     oidc_token: &str,
     asked: &str,
     now: u64,

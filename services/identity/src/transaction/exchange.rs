@@ -64,7 +64,9 @@ impl Exchange {
             return Err(OAuthError::invalid_target(format!("audience must be the trust domain, {trust_domain}")));
         }
         if form.take("actor_token").or(form.take("actor_token_type")).is_some() {
-            return Err(OAuthError::invalid_request("actor tokens are not taken: the client certificate names who asks"));
+            return Err(OAuthError::invalid_request(
+                "actor tokens are not taken: the client certificate names who asks",
+            ));
         }
         let scope = form.take("scope").ok_or_else(|| OAuthError::invalid_scope("scope is missing"))?;
         let scope = Scope::parse(&scope).ok_or_else(Scope::malformed)?;

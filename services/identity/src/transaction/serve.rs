@@ -38,7 +38,8 @@ pub(crate) async fn start(
     let keys = authority.keys.clone();
     let open = move || KeyRing::open(dir, passphrase, keys, clock::unix_seconds());
     // A passphrase takes a while to become a key.
-    let ring = tokio::task::spawn_blocking(open).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let ring =
+        tokio::task::spawn_blocking(open).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     let mut ring = ring?;
     let pause = settle(&mut ring, &authority).await;
     Ok(tokio::spawn(run(ring, authority, pause, shutdown)))
