@@ -28,6 +28,7 @@ use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::Csr;
+pub(crate) use certificates::sha256;
 pub use encrypted::Passphrase;
 pub(crate) use encrypted::TAG as ENCRYPTED_TAG;
 pub use error::{CaError, IssueError, RotateError};
@@ -38,6 +39,8 @@ use state::State;
 
 /// How long a service's SVID lives (DESIGN §4).
 pub const SVID_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long an operator's SVID lives.
+pub const OPERATOR_LIFETIME: Duration = Duration::from_secs(86_400);
 
 /// The CA of a mesh, ready to sign.
 pub struct Ca {

@@ -8,32 +8,33 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use bytes::Bytes;
 use journal::{
-    AppendError, Embedded, Everything, Expected, Journal, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError,
-    ReplicationService, Write,
+    Embedded, Everything, Journal, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService,
+    ViewName, Views,
 };
-use mesh_config::names::{ServiceName, TrustDomain, control_plane};
+use mesh_config::names::TrustDomain;
 use mesh_identity::grpc::{Rpc, Server};
 use mesh_identity::tls::Clients;
-use mesh_identity::{Identity, Svid, TrustBundle, clock};
-use prost::Message as _;
+use mesh_identity::{Identity, Peer, clock};
 use tenon_proto::identity::v1::identity_server::IdentityServer;
 use tenon_proto::kind;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::service::Routes;
 
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
-use crate::ca::SVID_LIFETIME;
 use crate::keys;
 use crate::policy_follower::PolicyFollower;
 use crate::repository::{self, RepositoryError};
 use crate::revocations::RevocationStoreError;
-use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
+use crate::rotation::{self, OwnError, PublishError};
+use crate::service::{IDENTITY_AUTHORIZATION, IdentityService, with_source};
 use crate::transaction::{self, KeyFileError};
-use crate::{Ca, CaError, IssueError, Passphrase};
+use crate::{Ca, CaError, Passphrase, RotateError};
 
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
@@ -45,8 +46,10 @@ const STORE_FILE: &str = "store.redb";
 const TRANSACTION_KEYS: &str = "transaction-keys";
 /// Folder of what is known of the mesh policy, within the data folder.
 const POLICY_STATE: &str = "policy";
-/// Between two attempts to make the own certificate.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+/// Between two looks at what is to be done from time to time.
+const MAINTENANCE: Duration = Duration::from_secs(30);
+/// How long instances have to confirm their keys when the store was lost: they do it once a minute.
+const RECOVERY: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 90 });
 
 /// What the identity service is started with.
 #[derive(Debug)]
@@ -77,7 +80,7 @@ pub enum ServeError {
     Ca(#[from] CaError),
     /// The CA does not sign the service's own certificate.
     #[error("the identity service has no certificate of its own")]
-    Issue(#[from] IssueError),
+    Own(#[from] OwnError),
     /// The data folder cannot be made.
     #[error("cannot create {}: check that its parent is a folder that this user may write to", path.display())]
     DataDir {
@@ -89,12 +92,15 @@ pub enum ServeError {
     /// The store cannot be opened.
     #[error("the store of the identity service cannot be used")]
     Open(#[from] OpenError),
-    /// The trust bundle cannot be read from the store.
-    #[error("the trust bundle cannot be published")]
+    /// The CA's folder cannot be written.
+    #[error("the CA cannot be used")]
+    Note(#[from] RotateError),
+    /// The store cannot be read.
+    #[error("the store of the identity service cannot be used")]
     Read(#[from] ReadError),
     /// The trust bundle cannot be written to the store.
     #[error("the trust bundle cannot be published")]
-    Write(#[from] AppendError),
+    Publish(#[from] PublishError),
     /// The revocations cannot be read: nobody revoked may come back for that.
     #[error("the revocations cannot be read")]
     Revocations(#[from] RevocationStoreError),
@@ -117,6 +123,7 @@ impl From<AuthorityError> for ServeError {
         match error {
             AuthorityError::Journal(error) => error.into(),
             AuthorityError::Revocations(error) => error.into(),
+            AuthorityError::Registry(error) => error.into(),
         }
     }
 }
@@ -126,24 +133,33 @@ impl From<AuthorityError> for ServeError {
 /// # Errors
 /// When the CA or the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, ca_dir, passphrase, data_dir, trust_domain, key_repository, key_repository_names, policy } = config;
+    let Config { listener, ca_dir, passphrase, data_dir, trust_domain, key_repository, key_repository_names, policy } =
+        config;
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();
     // First the store, which one process alone may open: so no two of them make a CA.
     let store = open_store(&data_dir)?;
     let ca = Arc::new(open_ca(&ca_dir, &trust_domain, passphrase.as_ref())?);
-    publish_bundle(&*store.kind(kind::TRUST_BUNDLE)?, &ca.bundle()).await?;
-
-    let identity = Identity::new(own_svid(&ca)?, ca.bundle().clone());
-    let renewing = tokio::spawn(keep_renewed(Arc::clone(&ca), Arc::clone(&identity), shutdown.clone()));
-
-    let publish = |kind| -> Result<Publisher, OpenError> {
-        Ok(Publisher::start(kind, store.kind(kind)?, Arc::new(Everything), shutdown.clone()))
-    };
-    let publishers = vec![publish(kind::KEY)?, publish(kind::TRUST_BUNDLE)?, publish(kind::REVOCATION)?];
+    note_lost_store(&ca, &*store.kind(kind::TRUST_BUNDLE)?).await?;
     let audit = Audit::open(&data_dir.join(audit::FILE))?;
-    let authority = Arc::new(Authority::open(ca, Arc::clone(&identity), audit, |kind| store.kind(kind)).await?);
+    let own = rotation::own_svid(&ca, &audit, clock::unix_seconds())?;
+    let identity = Identity::new(own, ca.bundle());
+
+    let publish = |kind, views| -> Result<Publisher, OpenError> {
+        Ok(Publisher::start(kind, store.kind(kind)?, views, shutdown.clone()))
+    };
+    let publishers = vec![
+        publish(kind::KEY, Arc::new(WholeKeySet(Arc::clone(&ca))))?,
+        publish(kind::TRUST_BUNDLE, Arc::new(Everything))?,
+        publish(kind::REVOCATION, Arc::new(Everything))?,
+    ];
+    let journal = |kind| store.kind(kind);
+    let authority = Authority::open(ca, Arc::clone(&identity), audit, publishers.clone(), journal).await?;
+    let authority = Arc::new(authority);
+    rotation::settle(&authority, clock::unix_seconds()).await?;
+    end_recovery(Arc::clone(&authority.ca), shutdown.clone());
+    tokio::spawn(maintain(Arc::clone(&authority), shutdown.clone()));
     let following = policy.map(|policy| follow_policy(&authority, policy, &data_dir, &shutdown)).transpose()?;
     let key_files = data_dir.join(TRANSACTION_KEYS);
     let signing = transaction::start(&authority, key_files, passphrase, shutdown.clone()).await?;
@@ -158,7 +174,6 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let routes = Routes::from(routes.into_axum_router().merge(transaction::route(authority)));
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;
-    renewing.abort();
     signing.abort();
     // What it knows of the policy goes to disk.
     drop(ending);
@@ -205,43 +220,68 @@ fn open_ca(dir: &Path, trust_domain: &TrustDomain, passphrase: Option<&Passphras
     Ok(ca)
 }
 
-/// Makes the replicated record what the CA has. A revision is spent only when it differs.
-async fn publish_bundle(journal: &dyn Journal, bundle: &TrustBundle) -> Result<(), ServeError> {
-    let key = bundle.trust_domain().as_str();
-    let value = bundle.to_proto().encode_to_vec();
-    let present = journal.get(key).await?;
-    if present.as_ref().is_some_and(|record| *record.value == *value) {
-        return Ok(());
+/// Whether the store that belongs to the CA was lost, so that the one that is there is a new one: notes it in the CA's
+/// folder, before anything in the store says otherwise.
+async fn note_lost_store(ca: &Ca, bundles: &dyn Journal) -> Result<(), ServeError> {
+    let (served, recovering) = ca.store_noted();
+    let fresh = bundles.get(ca.trust_domain().as_str()).await?.is_none();
+    if served && (fresh || recovering) {
+        ca.note_store(true, clock::unix_seconds())?;
     }
-    let expected = present.map_or(Expected::Absent, |record| Expected::Revision(record.revision));
-    journal.append(vec![Write::put(key, value).expecting(expected)]).await?;
     Ok(())
 }
 
-fn own_svid(ca: &Ca) -> Result<Svid, IssueError> {
-    let service = ServiceName::try_from(control_plane::IDENTITY).expect("a constant that is a service name");
-    let svid = ca.issue_service(&service, SVID_LIFETIME, clock::unix_seconds())?;
-    tracing::info!(method = "own", %service, serial = svid.serial(), not_after = svid.not_after(), "certificate issued");
-    Ok(svid)
-}
-
-/// A new certificate for this process at half life of the present one.
-async fn keep_renewed(ca: Arc<Ca>, identity: Arc<Identity>, shutdown: CancellationToken) {
-    let mut wait = SVID_LIFETIME / 2;
-    loop {
+/// Notes that this CA serves with this store. After a lost one: once every instance has had the time to say that it
+/// lives and which key it has. Until then nobody may follow the keys, since most of them are missing.
+fn end_recovery(ca: Arc<Ca>, shutdown: CancellationToken) {
+    let (_, recovering) = ca.store_noted();
+    let wait = if recovering { RECOVERY } else { Duration::ZERO };
+    if recovering {
+        tracing::warn!(
+            seconds = wait.as_secs(),
+            "the store was lost: no keys are published until instances confirm theirs"
+        );
+    }
+    tokio::spawn(async move {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        let renewed = own_svid(&ca).map_err(|error| error.to_string());
-        let renewed = renewed.and_then(|svid| identity.set_svid(svid).map_err(|error| error.to_string()));
-        wait = match renewed {
-            Ok(()) => SVID_LIFETIME / 2,
-            Err(error) => {
-                tracing::error!(error, "the identity service cannot renew its own certificate");
-                RENEWAL_PAUSE
-            }
-        };
+        let noted = tokio::task::spawn_blocking(move || ca.note_store(false, clock::unix_seconds())).await;
+        match noted {
+            Ok(Ok(())) if recovering => tracing::info!("the keys are published again"),
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(error = with_source(&error), "the CA's folder cannot be written"),
+            Err(error) => tracing::error!(%error, "the CA's folder cannot be written"),
+        }
+    });
+}
+
+/// The keys, for everyone; for nobody while most of them may be missing.
+struct WholeKeySet(Arc<Ca>);
+
+impl Views for WholeKeySet {
+    fn view(&self, peer: &Peer) -> Result<ViewName, Status> {
+        let (_, recovering) = self.0.store_noted();
+        if recovering {
+            return Err(Status::unavailable("the keys are being collected anew: keep those that you have"));
+        }
+        Everything.view(peer)
+    }
+
+    fn project(&self, view: &ViewName, key: &str, value: &Bytes) -> Option<Bytes> {
+        Everything.project(view, key, value)
+    }
+}
+
+/// Does what is to be done from time to time, until the shutdown.
+async fn maintain(authority: Arc<Authority>, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(MAINTENANCE) => {}
+        }
+        rotation::maintain(&authority, clock::unix_seconds()).await;
     }
 }
 

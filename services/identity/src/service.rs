@@ -17,7 +17,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use zeroize::Zeroizing;
 
 use crate::audit::AuditError;
-use crate::authority::{AdmitError, Admitted, Authority, CreateTokenError, Proof};
+use crate::authority::{AdmitError, Admitted, Asked, Authority, CreateTokenError, Proof};
 use crate::keys::{KeyStoreError, UnfitKey};
 use crate::limits::Limited;
 use crate::tokens::TokenError;
@@ -28,7 +28,7 @@ pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.identity.v1.Identity/GetTrustBundle", who: Who::Anyone },
     // The join token is the proof.
     Rpc { path: "/tenon.identity.v1.Identity/Attest", who: Who::Anyone },
-    Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::Services },
+    Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::ServicesAndOperators },
     Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators },
     Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators },
     Rpc { path: "/tenon.identity.v1.Identity/Confirm", who: Who::Services },
@@ -55,10 +55,10 @@ impl IdentityService {
         self.authority.ca.bundle().to_proto()
     }
 
-    fn issued(&self, admitted: Admitted) -> Response<IssueResponse> {
+    fn issued(admitted: &Admitted) -> Response<IssueResponse> {
         Response::new(IssueResponse {
             chain: admitted.issued.chain.iter().map(|der| der.to_vec().into()).collect(),
-            trust_bundle: Some(self.bundle()),
+            trust_bundle: Some(admitted.bundle.to_proto()),
             key_epoch: admitted.key.epoch,
             key_revision: admitted.key.revision,
         })
@@ -70,7 +70,7 @@ impl IdentityService {
         F: Future<Output = Result<Admitted, AdmitError>> + Send + 'static,
     {
         match tokio::spawn(work).await {
-            Ok(Ok(admitted)) => Ok(self.issued(admitted)),
+            Ok(Ok(admitted)) => Ok(Self::issued(&admitted)),
             Ok(Err(error)) => {
                 let status = Status::from(error);
                 let by = by.map(ToString::to_string);
@@ -92,7 +92,7 @@ impl Identity for IdentityService {
     }
 
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<IssueResponse>, Status> {
-        let AttestRequest { join_token, oidc_token, csr, asap_key, .. } = request.into_inner();
+        let AttestRequest { join_token, oidc_token, csr, asap_key, instance } = request.into_inner();
         let (join_token, oidc_token) = (Zeroizing::new(join_token), Zeroizing::new(oidc_token));
         if !join_token.is_empty() && !oidc_token.is_empty() {
             return Err(refused(Status::invalid_argument("a join token and a platform's token at once: send one")));
@@ -101,18 +101,22 @@ impl Identity for IdentityService {
         self.admit("Attest", None, async move {
             let platform = !oidc_token.is_empty();
             let proof = if platform { Proof::Oidc(&oidc_token) } else { Proof::JoinToken(&join_token) };
-            authority.attest(proof, &csr, asap_key, clock::unix_seconds()).await
+            authority.attest(proof, Asked { csr, asap_key, instance }, clock::unix_seconds()).await
         })
         .await
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IssueResponse>, Status> {
-        let id = peer(&request)?.id.clone();
-        let service = id.service_name().cloned().ok_or_else(|| Status::permission_denied("only services renew"))?;
-        let RenewRequest { csr, asap_key, .. } = request.into_inner();
-        let authority = Arc::clone(&self.authority);
-        let work = async move { authority.renew(&service, &csr, asap_key, clock::unix_seconds()).await };
-        self.admit("Renew", Some(&id), work).await
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        let RenewRequest { csr, asap_key, instance } = request;
+        let (authority, by, now) = (Arc::clone(&self.authority), peer.id.clone(), clock::unix_seconds());
+        let work = async move {
+            match peer.id.service_name() {
+                Some(service) => authority.renew(service, &peer, Asked { csr, asap_key, instance }, now).await,
+                None => authority.renew_operator(&peer.id, &csr, now).await,
+            }
+        };
+        self.admit("Renew", Some(&by), work).await
     }
 
     async fn create_join_token(
@@ -194,6 +198,7 @@ impl From<AdmitError> for Status {
             AdmitError::UnfitKey(error @ UnfitKey::Issuer(_)) => refused(Self::permission_denied(error.to_string())),
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
             AdmitError::Csr(error) => error.into(),
+            AdmitError::Instance(error) => refused(error.into()),
             AdmitError::Issue(error) => error.into(),
             AdmitError::Limited(error) => error.into(),
             AdmitError::Audit(error) => error.into(),

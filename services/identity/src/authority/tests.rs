@@ -26,7 +26,7 @@ async fn fixture() -> Fixture {
     let own = ca.issue_service(&"tenon-identity".parse().unwrap(), SVID_LIFETIME, NOW).unwrap();
     let identity = Identity::new(own, ca.bundle().clone());
     let audit = Audit::open(&dir.path().join("audit.jsonl")).unwrap();
-    let authority = Authority::open(Arc::new(ca), identity, audit, |kind| {
+    let authority = Authority::open(Arc::new(ca), identity, audit, Vec::new(), |kind| {
         Ok(match kind {
             tokens::KIND => Arc::clone(&disks[0]) as Arc<dyn Journal>,
             kind::KEY => Arc::clone(&disks[1]) as Arc<dyn Journal>,
@@ -103,19 +103,29 @@ fn key(service: &str) -> Option<AsapKey> {
     Some(AsapKey { kid: key.kid().to_string(), spki: key.public_spki().into() })
 }
 
+fn asked(csr: &[u8], asap_key: Option<AsapKey>) -> Asked {
+    Asked { csr: Bytes::copy_from_slice(csr), asap_key, instance: String::new() }
+}
+
+fn peer() -> Peer {
+    let id = "spiffe://demo.example/svc/media".parse().unwrap();
+    Peer { id, serial: "01".to_owned(), not_after: NOW + 3600 }
+}
+
 #[tokio::test]
 async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer() {
     let fixture = fixture().await;
     let token = fixture.token("media").await;
     let asap = key("media");
-    let admitted = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), asap.clone(), NOW).await.unwrap();
+    let admitted =
+        fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), asap.clone()), NOW).await.unwrap();
     let (_, leaf) = X509Certificate::from_der(&admitted.issued.chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap().value.general_names.clone();
-    assert_eq!(names, [x509_parser::extensions::GeneralName::URI("spiffe://demo.example/svc/media")]);
+    assert_eq!(names[0], x509_parser::extensions::GeneralName::URI("spiffe://demo.example/svc/media"));
     assert_eq!(fixture.kids().await, [asap.unwrap().kid]);
     assert_eq!(admitted.key, fixture.disks[1].head().await.unwrap());
 
-    let again = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await;
+    let again = fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await;
     assert!(matches!(again, Err(AdmitError::Token(TokenError::Used))));
     assert_eq!(fixture.kids().await.len(), 1);
 }
@@ -128,7 +138,7 @@ async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() 
     for _ in 0..16 {
         let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
         attempts.spawn(async move {
-            authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.is_ok()
+            authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.is_ok()
         });
     }
     assert_eq!(attempts.join_all().await.into_iter().filter(|granted| *granted).count(), 1);
@@ -141,7 +151,7 @@ async fn what_cannot_be_granted_spends_no_token() {
     let token = fixture.token("media").await;
     let attest = |csr: Vec<u8>, key| {
         let (authority, token) = (Arc::clone(&fixture.authority), token.clone());
-        async move { authority.attest(Proof::JoinToken(&token), &csr, key, NOW).await.unwrap_err() }
+        async move { authority.attest(Proof::JoinToken(&token), asked(&csr, key), NOW).await.unwrap_err() }
     };
     let other = csr(Some("spiffe://demo.example/svc/issues"));
     assert!(matches!(attest(other, key("media")).await, AdmitError::Issue(IssueError::Csr(CsrError::Name { .. }))));
@@ -149,7 +159,7 @@ async fn what_cannot_be_granted_spends_no_token() {
     assert!(matches!(attest(csr(None), key("issues")).await, AdmitError::UnfitKey(UnfitKey::Issuer(_))));
     assert!(matches!(attest(csr(None), None).await, AdmitError::UnfitKey(UnfitKey::Missing)));
     let own = csr(Some("spiffe://demo.example/svc/media"));
-    assert!(fixture.authority.attest(Proof::JoinToken(&token), &own, key("media"), NOW).await.is_ok());
+    assert!(fixture.authority.attest(Proof::JoinToken(&token), asked(&own, key("media")), NOW).await.is_ok());
 }
 
 #[tokio::test]
@@ -157,16 +167,18 @@ async fn a_key_id_is_never_given_to_another_key() {
     let fixture = fixture().await;
     let first = key("media").unwrap();
     let token = fixture.token("media").await;
-    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(first.clone()), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), Some(first.clone())), NOW).await.unwrap();
 
     let stolen = AsapKey { kid: first.kid.clone(), spki: key("media").unwrap().spki };
     let token = fixture.token("media").await;
-    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(stolen.clone()), NOW).await;
+    let refused =
+        fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), Some(stolen.clone())), NOW).await;
     assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
-    let refused = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(stolen), NOW).await;
+    let refused =
+        fixture.authority.renew(&"media".parse().unwrap(), &peer(), asked(&csr(None), Some(stolen)), NOW).await;
     assert!(matches!(refused, Err(AdmitError::Keys(KeyStoreError::Taken(_)))));
     // The token was not spent, and the same key may come again.
-    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(first.clone()), NOW + 1).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), Some(first.clone())), NOW + 1).await.unwrap();
     assert_eq!(fixture.kids().await, [first.kid]);
 }
 
@@ -175,15 +187,17 @@ async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
     let fixture = fixture().await;
     let service: ServiceName = "media".parse().unwrap();
     let asap = key("media");
-    fixture.authority.renew(&service, &csr(None), asap.clone(), NOW).await.unwrap();
-    fixture.authority.renew(&service, &csr(None), asap, NOW + 1800).await.unwrap();
+    fixture.authority.renew(&service, &peer(), asked(&csr(None), asap.clone()), NOW).await.unwrap();
+    fixture.authority.renew(&service, &peer(), asked(&csr(None), asap), NOW + 1800).await.unwrap();
     let [listed] = &fixture.authority.list_keys().await.unwrap()[..] else { panic!("one key") };
     assert_eq!((listed.created_unix_seconds, listed.confirmed_unix_seconds), (NOW, NOW + 1800));
 
-    let other =
-        fixture.authority.renew(&service, &csr(Some("spiffe://demo.example/svc/issues")), key("media"), NOW).await;
+    let other = fixture
+        .authority
+        .renew(&service, &peer(), asked(&csr(Some("spiffe://demo.example/svc/issues")), key("media")), NOW)
+        .await;
     assert!(matches!(other, Err(AdmitError::Issue(IssueError::Csr(CsrError::Name { .. })))));
-    let other = fixture.authority.renew(&service, &csr(None), key("issues"), NOW).await;
+    let other = fixture.authority.renew(&service, &peer(), asked(&csr(None), key("issues")), NOW).await;
     assert!(matches!(other, Err(AdmitError::UnfitKey(UnfitKey::Issuer(_)))));
 }
 
@@ -195,17 +209,19 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
 
     of_tokens.full_after(0);
     of_keys.full_after(0);
-    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap_err();
+    let refused =
+        fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap_err();
     assert!(matches!(refused, AdmitError::Token(TokenError::Write(AppendError::Full(_)))));
 
     // The disk fills up between the two writes: the token is given back.
     of_tokens.full_after(usize::MAX);
-    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap_err();
+    let refused =
+        fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap_err();
     assert!(matches!(refused, AdmitError::Keys(KeyStoreError::Write(AppendError::Full(_)))));
     assert!(fixture.kids().await.is_empty());
 
     of_keys.full_after(usize::MAX);
-    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("media"), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap();
     assert_eq!(fixture.kids().await.len(), 1);
 }
 
@@ -213,9 +229,9 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
 async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
     let fixture = fixture().await;
     let token = fixture.token("tenon-tcs").await;
-    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("tenon-tcs"), NOW).await.unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("tenon-tcs")), NOW).await.unwrap();
     let token = fixture.token("media").await;
-    let refused = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), key("tenon-tcs"), NOW).await;
+    let refused = fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("tenon-tcs")), NOW).await;
     assert!(matches!(refused, Err(AdmitError::UnfitKey(UnfitKey::Issuer(_)))));
 }
 
@@ -257,15 +273,20 @@ async fn every_certificate_leaves_a_line_that_names_it_and_tells_no_secret() {
 
     let fixture = fixture().await;
     let (token, asap) = (fixture.token("media").await, key("media").unwrap());
-    let first = fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(asap.clone()), NOW).await.unwrap();
-    let second = fixture.authority.renew(&"media".parse().unwrap(), &csr(None), Some(asap.clone()), NOW).await.unwrap();
-    fixture.authority.attest(Proof::JoinToken(&token), &csr(None), Some(asap), NOW).await.unwrap_err();
+    let first =
+        fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), Some(asap.clone())), NOW).await.unwrap();
+    let second = fixture
+        .authority
+        .renew(&"media".parse().unwrap(), &peer(), asked(&csr(None), Some(asap.clone())), NOW)
+        .await
+        .unwrap();
+    fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), Some(asap)), NOW).await.unwrap_err();
 
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     for (method, admitted) in [("attest", first), ("renew", second)] {
         let lines: Vec<_> = text.lines().filter(|line| line.contains(&admitted.issued.serial)).collect();
         let [line] = lines[..] else { panic!("one line for each certificate: {text}") };
-        assert!(line.contains(&format!("method=\"{method}\"")) && line.contains("service=media"), "{line}");
+        assert!(line.contains(&format!("method=\"{method}\"")) && line.contains("service=\"media\""), "{line}");
     }
     assert!(!text.contains(&token), "{text}");
 }

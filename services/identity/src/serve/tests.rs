@@ -1,10 +1,11 @@
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use hyper_util::rt::TokioIo;
+use mesh_config::names::control_plane;
 use mesh_identity::grpc::{self, uncovered};
 use mesh_identity::join::{self, Joined};
 use mesh_identity::{testing, tls};
+use prost::Message as _;
 use replica::{Follow, Replica, Value};
 use tenon_proto::identity::v1::identity_client::IdentityClient;
 use tenon_proto::identity::v1::{
@@ -16,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::*;
+use crate::SVID_LIFETIME;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -86,7 +88,7 @@ impl Service {
         join::Config {
             identity_address: self.address,
             pin: self.ca.bundle().pin(),
-            join_token,
+            attestation: join::Attestation { join_token, ..join::Attestation::default() },
             service: testing::service(service),
             state_dir: self.dir.path().join("sidecars").join(service),
         }
@@ -295,20 +297,4 @@ async fn a_ca_of_another_trust_domain_a_store_in_use_and_a_folder_that_cannot_be
     let dir = service.stop().await;
     let foreign = message(Config { trust_domain: "other.example".parse().unwrap(), ..config(dir.path()).await }).await;
     assert!(foreign.contains("of trust domain demo.example, not of other.example"), "{foreign}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_own_certificate_is_renewed_at_half_life_and_until_the_shutdown() {
-    let dir = tempfile::tempdir().unwrap();
-    let ca = Arc::new(Ca::create(dir.path(), &demo(), None, clock::unix_seconds()).unwrap());
-    let identity = Identity::new(own_svid(&ca).unwrap(), ca.bundle().clone());
-    let first = identity.svid().serial().to_owned();
-    let shutdown = CancellationToken::new();
-    let task = tokio::spawn(keep_renewed(ca, Arc::clone(&identity), shutdown.clone()));
-    tokio::time::sleep(SVID_LIFETIME / 2 - Duration::from_secs(1)).await;
-    assert_eq!(identity.svid().serial(), first);
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_ne!(identity.svid().serial(), first);
-    shutdown.cancel();
-    task.await.unwrap();
 }
