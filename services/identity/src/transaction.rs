@@ -37,10 +37,8 @@ pub use keys::KeyFileError;
 pub(crate) use serve::start;
 
 /// A gateway asks once a request from outside; what it may not do is fill the audit log of all others.
-const LIMITS: Settings = Settings {
-    service: Rate { burst: 10_000, per_second: 2_000 },
-    all: Rate { burst: 40_000, per_second: 8_000 },
-};
+const LIMITS: Settings =
+    Settings { service: Rate { burst: 10_000, per_second: 2_000 }, all: Rate { burst: 40_000, per_second: 8_000 } };
 
 /// What transaction tokens are made with.
 pub(crate) struct Transactions {
@@ -139,7 +137,7 @@ async fn exchange(authority: &Authority, peer: &Peer, form: &[u8], now: u64) -> 
     let outcome = exchange_unaudited(authority, peer, &requester, form, now).await;
     if let Err(refused) = &outcome {
         tracing::info!(requester, error = refused.code, why = refused.description, "no transaction token");
-authority.audit.refused("token", Some(&requester), &refused.description);
+        authority.audit.refused("token", Some(&requester), &refused.description);
     }
     outcome
 }

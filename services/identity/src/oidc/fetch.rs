@@ -49,12 +49,14 @@ pub(super) trait Fetch: Send + Sync {
     fn get(&self, url: &str) -> impl Future<Output = Result<Document, FetchError>> + Send;
 }
 
+type HyperClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
 /// A client that trusts the authorities of one Attestor.
 pub(super) struct Https {
     /// DER; empty: those that the system trusts.
     ca: Vec<Bytes>,
     /// Made at the first use: reading the system's authorities takes milliseconds and may fail.
-    client: OnceLock<Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, FetchError>>,
+    client: OnceLock<Result<HyperClient, FetchError>>,
 }
 
 impl Https {
@@ -62,7 +64,7 @@ impl Https {
         Self { ca, client: OnceLock::new() }
     }
 
-    fn client(&self) -> Result<&Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, FetchError> {
+    fn client(&self) -> Result<&HyperClient, FetchError> {
         self.client.get_or_init(|| client(&self.ca)).as_ref().map_err(Clone::clone)
     }
 }
@@ -94,7 +96,7 @@ impl Fetch for Https {
     }
 }
 
-fn client(ca: &[Bytes]) -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, FetchError> {
+fn client(ca: &[Bytes]) -> Result<HyperClient, FetchError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])

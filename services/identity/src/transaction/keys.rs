@@ -38,7 +38,7 @@ pub(crate) enum RingError {
 /// What the ring must know of the rest of the service.
 pub(crate) trait Surroundings {
     /// Whether every live instance has acknowledged this position of the kind "key".
-    fn everyone_has(&self, position: Position, now: u64) -> impl Future<Output = bool> + Send;
+    fn everyone_has(&self, position: Position, now: u64) -> bool;
     /// Whether an operator has revoked the key.
     fn is_revoked(&self, kid: &Kid) -> bool;
     /// Keys created before this, Unix seconds, are to be replaced.
@@ -103,7 +103,7 @@ impl KeyRing {
                 self.prepare(now)?;
             }
             self.publish().await?;
-            if !(self.is_due(around, now) && self.promote(around, now).await?) {
+            if !(self.is_due(around, now) && self.promote(around, now)?) {
                 return Ok(());
             }
             // And now the key after this one.
@@ -132,12 +132,12 @@ impl KeyRing {
     }
 
     /// Puts the oldest prepared key to use that everybody has and that need not be replaced itself.
-    async fn promote(&mut self, around: &impl Surroundings, now: u64) -> Result<bool, RingError> {
+    fn promote(&mut self, around: &impl Surroundings, now: u64) -> Result<bool, RingError> {
         for index in 0..self.held.len() {
             let held = &self.held[index];
             let Some(position) = held.published.filter(|_| held.file.stage == Stage::Prepared) else { continue };
             let old = now >= held.file.created.saturating_add(HELD_BY_ALL);
-            if held.file.created < around.replace_older_than() || !(old || around.everyone_has(position, now).await) {
+            if held.file.created < around.replace_older_than() || !(old || around.everyone_has(position, now)) {
                 continue;
             }
             let signing = held.file.clone().signing_since(now);

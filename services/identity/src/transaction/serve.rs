@@ -7,6 +7,7 @@ use std::time::Duration;
 use journal::Position;
 use mesh_asap::Kid;
 use mesh_identity::clock;
+use tenon_proto::kind;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,7 @@ use super::KeyFileError;
 use super::keys::{KeyRing, Surroundings};
 use crate::Passphrase;
 use crate::authority::Authority;
+use crate::registry::Instance;
 use crate::service::with_source;
 
 /// How often to look whether everybody has the key that is to sign.
@@ -76,8 +78,11 @@ async fn settle(ring: &mut KeyRing, authority: &Arc<Authority>) -> Duration {
 struct Around<'a>(&'a Arc<Authority>);
 
 impl Surroundings for Around<'_> {
-    async fn everyone_has(&self, _position: Position, _now: u64) -> bool {
-        true
+    fn everyone_has(&self, position: Position, now: u64) -> bool {
+        let Authority { registry, ca, .. } = &**self.0;
+        // The services of the control plane verify no transaction tokens.
+        let live: Vec<_> = registry.live(now).into_iter().filter(Instance::is_of_the_mesh).collect();
+        registry.behind(&live, ca.trust_domain(), kind::KEY, position).is_empty()
     }
 
     fn is_revoked(&self, kid: &Kid) -> bool {

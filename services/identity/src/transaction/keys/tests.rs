@@ -26,7 +26,7 @@ impl Default for World {
 }
 
 impl Surroundings for World {
-    async fn everyone_has(&self, _: Position, _: u64) -> bool {
+    fn everyone_has(&self, _: Position, _: u64) -> bool {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
