@@ -65,6 +65,3 @@ pub(crate) async fn start(
     tokio::spawn(connections::serve(listener, certificate::tls(certificate), published, shutdown.clone()));
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -100,8 +100,8 @@ impl Published {
         let kid: Kid = kid.parse().ok()?;
         let found = self.keys.pin().get(kid.as_str()).cloned()?;
         let issuer = kid.issuer().and_then(|issuer| ServiceName::try_from(issuer).ok());
-        let revoked = self.revocations.names_kid(&kid)
-            || issuer.is_some_and(|issuer| self.revocations.names_service(&issuer));
+        let revoked =
+            self.revocations.names_kid(&kid) || issuer.is_some_and(|issuer| self.revocations.names_service(&issuer));
         (!revoked).then_some(found)
     }
 

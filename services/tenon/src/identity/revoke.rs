@@ -1,0 +1,121 @@
+//! `tenon identity revoke`.
+
+use std::io::Write as _;
+
+use tenon_proto::identity::v1::{
+    LiftRevocationRequest, ListRevocationsRequest, Revocation, RevokeRequest, RevokeResponse,
+    identity_client::IdentityClient, lift_revocation_request, revocation, revoke_request,
+};
+
+use crate::{
+    cli::Revoke,
+    failure::{Answer, Failure},
+    operator::{Mesh, Role},
+    output::{Output, rfc3339},
+};
+
+/// A list of revocations: two hundred bytes each.
+const LARGEST_LIST: usize = 64 * 1024 * 1024;
+
+/// Revokes, lifts or lists.
+///
+/// # Errors
+/// No mesh, or the identity service refused.
+pub async fn run(args: Revoke) -> Result<Answer, Failure> {
+    let mesh = Mesh::find(&args.mesh.data)?;
+    let client = IdentityClient::new(mesh.channel(Role::Identity)).max_decoding_message_size(LARGEST_LIST);
+    if args.list {
+        return list(&mesh, client, args).await;
+    }
+    let (kind, name) = selected(&args)?;
+    let (what, RevokeResponse { epoch, revision, warning }) = if args.lift {
+        let what = match kind {
+            "service" => lift_revocation_request::What::Service(name.clone()),
+            "kid" => lift_revocation_request::What::Kid(name.clone()),
+            _ => lift_revocation_request::What::Serial(name.clone()),
+        };
+        let answer = client.clone().lift_revocation(LiftRevocationRequest { what: Some(what) }).await;
+        let failed = |status| mesh.failure(Role::Identity, &format!("the revocation of {kind} {name} stays"), &status);
+        ("no longer revoked", answer.map_err(failed)?.into_inner())
+    } else {
+        let what = match kind {
+            "service" => revoke_request::What::Service(name.clone()),
+            "kid" => revoke_request::What::Kid(name.clone()),
+            _ => revoke_request::What::Serial(name.clone()),
+        };
+        let request = RevokeRequest { what: Some(what), reason: args.reason.unwrap_or_default() };
+        let failed = |status| mesh.failure(Role::Identity, &format!("{kind} {name} is not revoked"), &status);
+        ("revoked", client.clone().revoke(request).await.map_err(failed)?.into_inner())
+    };
+    if !warning.is_empty() {
+        // Also with JSON, and where a pipe takes the output.
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        let warning = Some(warning).filter(|text| !text.is_empty());
+        out.json(&serde_json::json!({
+            kind: name, "revoked": !args.lift, "epoch": epoch, "revision": revision, "warning": warning,
+        }))?;
+    } else {
+        out.line(&format!("{kind} {name} is {what}, revision {epoch}.{revision}"))?;
+    }
+    out.flush()?;
+    Ok(Answer::Yes)
+}
+
+/// What the flags name; clap lets exactly one through.
+fn selected(args: &Revoke) -> Result<(&'static str, String), Failure> {
+    let flags = [("service", &args.service), ("kid", &args.kid), ("serial", &args.serial)];
+    let named = flags.into_iter().find_map(|(kind, name)| Some((kind, name.clone()?)));
+    named.ok_or_else(|| Failure::usage("nothing is named").next("name a --service, a --kid or a --serial"))
+}
+
+async fn list(
+    mesh: &Mesh,
+    mut client: IdentityClient<tonic::transport::Channel>,
+    args: Revoke,
+) -> Result<Answer, Failure> {
+    let answer = client.list_revocations(ListRevocationsRequest {}).await;
+    let revocations = answer
+        .map_err(|status| mesh.failure(Role::Identity, "cannot list revocations", &status))?
+        .into_inner()
+        .revocations;
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        let revocations: Vec<_> = revocations
+            .iter()
+            .map(|revocation| {
+                let (kind, name) = shown(revocation);
+                serde_json::json!({
+                    kind: name,
+                    "revoked": rfc3339(revocation.revoked_unix_seconds),
+                    "by": revocation.by,
+                    "reason": revocation.reason,
+                })
+            })
+            .collect();
+        out.json(&revocations)?;
+    } else {
+        let rows: Vec<_> = revocations
+            .iter()
+            .map(|revocation| {
+                let (kind, name) = shown(revocation);
+                let revoked = rfc3339(revocation.revoked_unix_seconds);
+                vec![kind.to_owned(), name.to_owned(), revoked, revocation.by.clone(), revocation.reason.clone()]
+            })
+            .collect();
+        out.table(&["what", "name", "revoked", "by", "reason"], &rows)?;
+    }
+    out.flush()?;
+    Ok(Answer::Yes)
+}
+
+fn shown(revocation: &Revocation) -> (&'static str, &str) {
+    match &revocation.what {
+        Some(revocation::What::Service(service)) => ("service", service),
+        Some(revocation::What::Kid(kid)) => ("kid", kid),
+        Some(revocation::What::Serial(serial)) => ("serial", serial),
+        None => ("unknown", ""),
+    }
+}
