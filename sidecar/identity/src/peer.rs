@@ -134,6 +134,12 @@ impl Leaf {
     }
 }
 
+/// Whether a certificate names extended key usages. What is no certificate does not.
+pub(crate) fn names_usages(der: &[u8]) -> bool {
+    let parsed = X509Certificate::from_der(der);
+    parsed.is_ok_and(|(_, certificate)| certificate.extended_key_usage().is_ok_and(|usages| usages.is_some()))
+}
+
 fn serial(raw: &[u8]) -> String {
     let first = raw.iter().position(|byte| *byte != 0).unwrap_or(raw.len());
     crate::svid::hex(&raw[first..])

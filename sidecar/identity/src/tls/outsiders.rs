@@ -9,7 +9,7 @@ use rustls::{CertificateError, Error};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::EndEntityCert;
 
-use super::verify::{CLIENT_AUTH, certificate_error, refused};
+use super::verify::{CLIENT_AUTH, certificate_error, must_name_usages, refused};
 use crate::peer::{Names, OutsidePeer};
 use crate::{Revoked, clock};
 
@@ -157,6 +157,7 @@ impl Outsiders {
     ) -> Result<(Arc<str>, Names), Error> {
         let certificate = EndEntityCert::try_from(der).map_err(certificate_error)?;
         let names = Names::parse(der).map_err(refused)?;
+        must_name_usages(der)?;
         let clients = self.0.load();
         let mut found: Option<&Outsider> = None;
         let mut last = None;

@@ -15,13 +15,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::{Clients, H2, Outsiders, provider};
-use crate::peer::{Leaf, Names};
+use crate::peer::{Leaf, Names, names_usages};
 use crate::{Identity, Revoked, Svid, TrustBundle, clock};
 
-/// id-kp-serverAuth and id-kp-clientAuth (RFC 5280 §4.2.1.12). Required: webpki's own constants let a certificate
-/// pass that has no EKU at all.
-const SERVER_AUTH: KeyUsage = KeyUsage::required(&[0x2b, 6, 1, 5, 5, 7, 3, 1]);
-pub(super) const CLIENT_AUTH: KeyUsage = KeyUsage::required(&[0x2b, 6, 1, 5, 5, 7, 3, 2]);
+/// id-kp-serverAuth and id-kp-clientAuth (RFC 5280 §4.2.1.12), for every certificate of the chain that names usages at
+/// all: issuing CAs need not. That the leaf does is for [`must_name_usages`] to see.
+const SERVER_AUTH: KeyUsage = KeyUsage::server_auth();
+pub(super) const CLIENT_AUTH: KeyUsage = KeyUsage::client_auth();
 
 /// Shows the own SVID, whichever it is now.
 #[derive(Debug)]
@@ -255,6 +255,7 @@ impl Check<'_> {
         certificate
             .verify_for_usage(self.algorithms.all, self.bundle.anchors(), intermediates, now, self.usage, None, None)
             .map_err(certificate_error)?;
+        must_name_usages(der)?;
         let leaf = Leaf::parse(der).map_err(refused)?;
         if leaf.id.trust_domain() != self.bundle.trust_domain() {
             return Err(refused(OtherTrustDomain(leaf.id.trust_domain().clone())));
@@ -264,6 +265,11 @@ impl Check<'_> {
         }
         Ok(leaf)
     }
+}
+
+/// Refuses a leaf without extended key usages, which webpki takes to be good for everything.
+pub(super) fn must_name_usages(der: &CertificateDer<'_>) -> Result<(), Error> {
+    if names_usages(der) { Ok(()) } else { Err(Error::InvalidCertificate(CertificateError::InvalidPurpose)) }
 }
 
 pub(super) fn check_own(svid: &Svid, bundle: &TrustBundle) -> Result<(), Error> {
