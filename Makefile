@@ -7,10 +7,10 @@ VENV := target/python
 REQUIREMENTS := integration/tests/python/requirements.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint bench doc ci deps
+.PHONY: help demo up test test-long lint bench doc ci deps
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: ## Build, run the sample mesh end to end, print what was allowed and refused, stop it
 	$(CARGO) build --release --workspace --bins
@@ -24,12 +24,16 @@ test: deps ## Run all tests; installs what they need first
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
 
+test-long: ## A million malformed tokens, minutes long
+	TENON_MALFORMED_TOKENS=1000000 $(CARGO) test -p mesh-asap --test garbage
+
 lint: ## Formatting and lints; warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-bench: ## Time a decision, a look-up, a token
-	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica --bench decisions --bench token --bench lookup
+bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap
+	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica -p mesh-identity --bench decisions --bench token --bench lookup --bench repository
+	$(CARGO) run --release --manifest-path integration/peers/asap-bench/Cargo.toml --target-dir target/peers
 
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
