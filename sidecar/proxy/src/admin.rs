@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
+    config::{Config, SvidFrom},
     live::Live,
     metrics::{Metrics, Snapshot},
 };
@@ -163,6 +163,10 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
             "stateError": standing.state_error,
         })
     });
+    let (pin, workload_api) = match &config.svid_from {
+        SvidFrom::IdentityService { pin, .. } => (Some(pin), None),
+        SvidFrom::WorkloadApi(socket) => (None, Some(socket.to_string())),
+    };
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "service": config.service.as_str(),
@@ -176,7 +180,8 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "identity": config.identity.to_string(),
         "tcs": config.tcs.to_string(),
         "policy": config.policy.to_string(),
-        "trustBundleSha256": config.pin,
+        "trustBundleSha256": pin,
+        "workloadApi": workload_api,
         "stateDir": config.state_dir.display().to_string(),
         "workers": config.workers,
         "drainSeconds": config.drain.as_secs(),

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use mesh_identity::join::{self, Attestation, Joined, Membership};
+use mesh_identity::workload;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,14 +12,12 @@ use crate::{
     admin::Admin,
     config::{Config, OutboundAddress},
     credentials::{self, Minting},
+    joining,
     listen::{self, Outbound},
     live::Live,
     metrics::{Direction, Metrics},
     worker::{self, Shutdown},
 };
-
-/// Between two attempts to join: doubled from the first to the second.
-const JOIN_RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// How often it is looked whether the last inbound call has ended.
 const QUIET_LOOK: Duration = Duration::from_millis(10);
@@ -43,6 +41,10 @@ impl Sidecar {
         let outbound = Outbound::bind(&config.outbound).await.with_context(|| taken("--outbound", &config.outbound))?;
         let inbound = listen::tcp(config.inbound).await.with_context(|| taken("--inbound", config.inbound))?;
         let admin_listener = listen::tcp(config.admin).await.with_context(|| taken("--admin", config.admin))?;
+        let workload_api = match &config.serve_workload_api {
+            Some(path) => Some(workload::bind(path).await.context("--serve-workload-api")?),
+            None => None,
+        };
         config.outbound = outbound.address()?;
         config.inbound = inbound.local_addr()?;
         config.admin = admin_listener.local_addr()?;
@@ -61,7 +63,7 @@ impl Sidecar {
             admin: config.admin,
             metrics,
             shutdown,
-            task: tokio::spawn(run.run(outbound, inbound, admin_listener)),
+            task: tokio::spawn(run.run(Listeners { outbound, inbound, workload_api }, admin_listener)),
         })
     }
 
@@ -108,6 +110,13 @@ fn taken(option: &str, address: impl std::fmt::Display) -> String {
     format!("cannot listen on {address}: choose another address with {option}, or stop the process that has it")
 }
 
+/// What is bound before the sidecar joins, but admin, which is served at once.
+struct Listeners {
+    outbound: Outbound,
+    inbound: TcpListener,
+    workload_api: Option<workload::Bound>,
+}
+
 struct Run {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
@@ -116,25 +125,34 @@ struct Run {
 }
 
 impl Run {
-    async fn run(self, outbound: Outbound, inbound: TcpListener, admin: TcpListener) -> anyhow::Result<()> {
+    async fn run(self, listeners: Listeners, admin: TcpListener) -> anyhow::Result<()> {
         // Admin outlives the calls, so that the drain can be watched.
         let end = CancellationToken::new();
         let admin_server = tokio::spawn(self.admin.clone().serve(admin, end.clone()));
-        let served = self.serve(outbound, inbound, &end).await;
+        let served = self.serve(listeners, &end).await;
         end.cancel();
         let _stopped = admin_server.await;
         served
     }
 
-    async fn serve(&self, outbound: Outbound, inbound: TcpListener, end: &CancellationToken) -> anyhow::Result<()> {
-        let Some(joined) = self.join().await? else { return Ok(()) };
+    async fn serve(&self, listeners: Listeners, end: &CancellationToken) -> anyhow::Result<()> {
+        let Listeners { outbound, inbound, workload_api } = listeners;
+        let Some(joined) = joining::join(&self.config, &self.shutdown).await? else { return Ok(()) };
         let minting = Minting::new(Arc::clone(&joined.asap_key));
         let (live, mut tasks) =
             Live::start(&self.config, &joined.identity, &joined.instance, &self.metrics, minting, end);
-        let (membership, staying) = Membership::start(&joined, self.join_config(), end);
+        let (membership, staying) = joining::stay(&self.config, &joined, end);
         tasks.extend(staying);
         self.admin.joined(&live, &membership);
         tasks.push(tokio::spawn(credentials::keep_minting(Arc::clone(&live), membership, end.clone())));
+        if let Some(bound) = workload_api {
+            let served = workload::serve(bound, Arc::clone(&joined.identity), end.clone());
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    warn!(%error, "the Workload API of the app has ended");
+                }
+            }));
+        }
         let stopping = Shutdown::default();
         let mut handles = Vec::new();
         let mut threads = Vec::new();
@@ -178,42 +196,6 @@ impl Run {
         };
         if tokio::time::timeout(self.config.drain, quiet).await.is_err() {
             warn!(calls = calls.in_flight(), "inbound calls are still open at the end of the drain time");
-        }
-    }
-
-    /// Joins, however long the identity service takes to come. `None` when asked to end first.
-    async fn join(&self) -> anyhow::Result<Option<Joined>> {
-        let (mut wait, longest) = JOIN_RETRY;
-        loop {
-            let error = tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(None),
-                joined = join::join(self.join_config()) => match joined {
-                    Ok(joined) => return Ok(Some(joined)),
-                    Err(error) => error,
-                },
-            };
-            if error.is_final() {
-                return Err(error.into());
-            }
-            warn!(%error, "cannot join the mesh yet");
-            tokio::select! {
-                () = self.shutdown.cancelled() => return Ok(None),
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(longest),
-            }
-        }
-    }
-
-    fn join_config(&self) -> join::Config {
-        join::Config {
-            identity_address: self.config.identity,
-            pin: self.config.pin.clone(),
-            attestation: Attestation {
-                join_token: None,
-                join_token_file: self.config.join_token_file.clone(),
-                oidc_token_file: self.config.oidc_token_file.clone(),
-            },
-            service: self.config.service.clone(),
-            state_dir: self.config.state_dir.clone(),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use clap::Parser;
 use mesh_config::names::{RegionName, ServiceName, TrustDomain, ZoneName};
+use mesh_identity::{join::Attestation, workload::Socket};
 use serde::{Deserialize, Serialize};
 
 /// The command line of `tenon-sidecar`. Every flag is also a key of `--config FILE` and a `TENON_*` variable.
@@ -75,6 +76,12 @@ pub struct Flags {
     /// File with a token of the platform (OIDC), read anew each time; used where there is no join token
     #[arg(long, env = "TENON_OIDC_TOKEN_FILE", value_name = "PATH")]
     pub oidc_token_file: Option<PathBuf>,
+    /// Take SVID and trust bundle from this SPIFFE Workload API instead of the identity service: unix:///PATH
+    #[arg(long, env = "TENON_WORKLOAD_API", value_name = "SOCKET")]
+    pub workload_api: Option<String>,
+    /// Serve the SPIFFE Workload API to the app on this Unix socket: whoever may open it gets the SVID's key
+    #[arg(long, env = "TENON_SERVE_WORKLOAD_API", value_name = "PATH")]
+    pub serve_workload_api: Option<PathBuf>,
     /// Folder for what must outlive a restart: SVID, keys, replicated state
     #[arg(long, env = "TENON_STATE_DIR", value_name = "PATH")]
     pub state_dir: Option<PathBuf>,
@@ -114,6 +121,20 @@ impl From<OutboundAddress> for String {
     }
 }
 
+/// Where SVID and trust bundle come from.
+#[derive(Debug, Clone)]
+pub enum SvidFrom {
+    /// The identity service of the mesh.
+    IdentityService {
+        /// Lower-case hexadecimal SHA-256 of the trust bundle.
+        pin: String,
+        /// Files, read at each attempt to join, since whoever starts the sidecar may renew them.
+        attestation: Attestation,
+    },
+    /// A SPIFFE Workload API, such as that of SPIRE's agent.
+    WorkloadApi(Socket),
+}
+
 /// A configuration that is complete and consistent.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -139,12 +160,10 @@ pub struct Config {
     pub tcs: SocketAddr,
     /// Policy service.
     pub policy: SocketAddr,
-    /// Lower-case hexadecimal SHA-256 of the trust bundle.
-    pub pin: String,
-    /// Read at each attempt to join, since whoever starts the sidecar may renew it.
-    pub join_token_file: Option<PathBuf>,
-    /// A token of the platform, read at each attempt too.
-    pub oidc_token_file: Option<PathBuf>,
+    /// Who says which certificate is this sidecar's.
+    pub svid_from: SvidFrom,
+    /// The app's own Workload API.
+    pub serve_workload_api: Option<PathBuf>,
     /// What must outlive a restart.
     pub state_dir: PathBuf,
     /// Forwarding threads.
@@ -190,6 +209,8 @@ impl Flags {
             trust_bundle_sha256: self.trust_bundle_sha256.or(file.trust_bundle_sha256),
             join_token_file: self.join_token_file.or(file.join_token_file),
             oidc_token_file: self.oidc_token_file.or(file.oidc_token_file),
+            workload_api: self.workload_api.or(file.workload_api),
+            serve_workload_api: self.serve_workload_api.or(file.serve_workload_api),
             state_dir: self.state_dir.or(file.state_dir),
             workers: self.workers.or(file.workers),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
@@ -210,7 +231,12 @@ impl Flags {
         let identity = problems.optional("identity", Some(self.identity.as_deref().unwrap_or("127.0.0.1:15010")));
         let tcs = problems.optional("tcs", Some(self.tcs.as_deref().unwrap_or("127.0.0.1:15020")));
         let policy = problems.optional("policy", Some(self.policy.as_deref().unwrap_or("127.0.0.1:15030")));
-        let pin = problems.pin(self.trust_bundle_sha256);
+        let attestation = Attestation {
+            join_token: None,
+            join_token_file: self.join_token_file,
+            oidc_token_file: self.oidc_token_file,
+        };
+        let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, attestation);
         if self.state_dir.is_none() {
             problems.0.push("--state-dir is missing: name a folder that outlives restarts".into());
         }
@@ -218,7 +244,7 @@ impl Flags {
         if workers == 0 || workers > 256 {
             problems.0.push(format!("--workers {workers}: expected 1 to 256"));
         }
-        match (service, trust_domain, outbound, inbound, admin, identity, tcs, policy, pin, self.state_dir) {
+        match (service, trust_domain, outbound, inbound, admin, identity, tcs, policy, svid_from, self.state_dir) {
             (
                 Some(service),
                 Some(trust_domain),
@@ -228,7 +254,7 @@ impl Flags {
                 Some(identity),
                 Some(tcs),
                 Some(policy),
-                Some(pin),
+                Some(svid_from),
                 Some(state_dir),
             ) if problems.0.is_empty() => Ok(Config {
                 service,
@@ -242,9 +268,8 @@ impl Flags {
                 identity,
                 tcs,
                 policy,
-                pin,
-                join_token_file: self.join_token_file,
-                oidc_token_file: self.oidc_token_file,
+                svid_from,
+                serve_workload_api: self.serve_workload_api,
                 state_dir,
                 workers,
                 drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),
@@ -327,6 +352,29 @@ impl Problems {
         Some(OutboundAddress::Tcp(address))
     }
 
+    /// One of the two, and nothing that only the other would look at.
+    fn svid_from(
+        &mut self,
+        workload_api: Option<String>,
+        pin: Option<String>,
+        attestation: Attestation,
+    ) -> Option<SvidFrom> {
+        let Some(socket) = workload_api else {
+            return self.pin(pin).map(|pin| SvidFrom::IdentityService { pin, attestation });
+        };
+        let beside = [
+            ("--trust-bundle-sha256", pin.is_some()),
+            ("--join-token-file", attestation.join_token_file.is_some()),
+            ("--oidc-token-file", attestation.oidc_token_file.is_some()),
+        ];
+        for (option, given) in beside {
+            if given {
+                self.0.push(format!("{option} has no use beside --workload-api, which gives SVID and trust bundle"));
+            }
+        }
+        self.optional("workload-api", Some(&socket)).map(SvidFrom::WorkloadApi)
+    }
+
     fn pin(&mut self, value: Option<String>) -> Option<String> {
         let Some(value) = value else {
             self.0.push(
@@ -364,7 +412,8 @@ mod tests {
         assert_eq!(config.outbound.to_string(), "127.0.0.1:15001");
         assert_eq!(config.inbound.to_string(), "0.0.0.0:15006");
         assert_eq!(config.admin.to_string(), "127.0.0.1:15000");
-        assert_eq!(config.pin, "ab".repeat(32));
+        let SvidFrom::IdentityService { pin, .. } = config.svid_from else { panic!("of the identity service") };
+        assert_eq!(pin, "ab".repeat(32));
     }
 
     #[test]
@@ -373,6 +422,25 @@ mod tests {
         let ConfigError(problems) = flags.into_config().expect_err("incomplete");
         for option in ["--service", "--trust-domain", "--outbound", "--inbound", "--trust-bundle-sha256", "--state-dir"]
         {
+            assert!(problems.iter().any(|problem| problem.starts_with(option)), "{option} in {problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_workload_api_stands_instead_of_pin_and_proofs_and_not_beside_them() {
+        let alone = Flags {
+            workload_api: Some("unix:///run/spire/agent.sock".into()),
+            trust_bundle_sha256: None,
+            ..complete()
+        };
+        assert!(matches!(alone.into_config().expect("complete").svid_from, SvidFrom::WorkloadApi(_)));
+        let both = Flags {
+            workload_api: Some("/run/spire/agent.sock".into()),
+            join_token_file: Some("token".into()),
+            ..complete()
+        };
+        let ConfigError(problems) = both.into_config().expect_err("contradictory");
+        for option in ["--trust-bundle-sha256", "--join-token-file", "--workload-api"] {
             assert!(problems.iter().any(|problem| problem.starts_with(option)), "{option} in {problems:?}");
         }
     }

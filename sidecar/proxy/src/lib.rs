@@ -19,6 +19,7 @@ mod forward;
 mod headers;
 mod in_flight;
 mod inbound;
+mod joining;
 mod line_budget;
 mod listen;
 mod live;

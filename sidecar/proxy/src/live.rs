@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    config::Config,
+    config::{Config, SvidFrom},
     credentials::{KeyRecord, Minting},
     in_flight::InFlight,
     line_budget::LineBudget,
@@ -363,12 +363,13 @@ impl<'c> Sources<'c> {
 
     /// Trust bundle and revocations go straight to TLS.
     fn trust(&self, identity: &Arc<Identity>, tasks: &mut Vec<JoinHandle<()>>) -> Trust {
+        let roots = match self.config.svid_from {
+            SvidFrom::IdentityService { .. } => Roots::Replicated,
+            SvidFrom::WorkloadApi(_) => Roots::Elsewhere,
+        };
         let Follow { instance, channel, state_dir, .. } = self.follow(kind::TRUST_BUNDLE, &self.identity);
-        let (trust, following) = Trust::follow(
-            FollowTrust { channel, instance, state_dir, roots: Roots::Replicated },
-            identity,
-            &self.shutdown,
-        );
+        let (trust, following) =
+            Trust::follow(FollowTrust { channel, instance, state_dir, roots }, identity, &self.shutdown);
         tasks.extend(following);
         trust
     }
