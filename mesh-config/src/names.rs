@@ -158,7 +158,7 @@ name! {
 name! {
     /// Who signs ASAP tokens (A4, A5): what stands before the last part of a key id, so one or more segments with `/`
     /// between them.
-    Issuer, "issuer", is_issuer,
+    Issuer, "well-formed issuer", is_issuer,
     "segments of A-Z, a-z, 0-9 and \"_.-+\" with \"/\" between them, none of them \".\" or \"..\", at most 254 bytes"
 }
 

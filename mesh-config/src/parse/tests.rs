@@ -1,12 +1,13 @@
 //! What is refused, with the exact words; what is taken, and what becomes of it.
 
-use std::path::Path;
+use std::{path::Path, sync::Mutex};
 
 use proptest::prelude::*;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 
 use super::*;
 use crate::problem::MAX_PROBLEMS;
-use crate::{Residency, compile, load};
+use crate::{Residency, TestTransaction, compile, load};
 
 mod malformed;
 
@@ -41,6 +42,150 @@ fn allowlist(name: &str, rule: &str) -> String {
         "apiVersion: tenon.dev/v1\nkind: Allowlist\nmetadata: {{name: {name}}}\nspec:\n  service: media\n  rules:\n    - \
          name: {rule}\n      callers: [wiki]\n      paths: [/media.v1.Media/Get]\n"
     )
+}
+
+/// A CA certificate as PEM, always the same for one name.
+fn ca(name: &'static str) -> String {
+    static MADE: Mutex<BTreeMap<&'static str, String>> = Mutex::new(BTreeMap::new());
+    MADE.lock()
+        .unwrap()
+        .entry(name)
+        .or_insert_with(|| certificate(name, IsCa::Ca(BasicConstraints::Unconstrained)))
+        .clone()
+}
+
+/// The certificate of nobody's CA.
+fn leaf() -> String {
+    certificate("leaf", IsCa::NoCa)
+}
+
+fn certificate(name: &str, is_ca: IsCa) -> String {
+    let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
+    parameters.is_ca = is_ca;
+    parameters.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+/// PEM as it stands on one line of YAML.
+fn pem_of(pem: &str) -> String {
+    format!("{pem:?}")
+}
+
+#[test]
+fn a_client_outside_of_the_mesh_becomes_part_of_the_records_of_those_who_name_it() {
+    let text = format!(
+        "\
+apiVersion: tenon.dev/v1
+kind: ExternalClient
+metadata: {{name: partner}}
+spec:
+  issuer: micros/partner
+  ca: {one}
+  certificateNames: [dns:billing.partner.example, 'uri:spiffe://partner.example/billing']
+  keyRepositories: ['https://keys.partner.example/', 'https://keys-2.partner.example:8443/a/']
+  keyRepositoryCa: {both}
+  subjects: [batch]
+---
+apiVersion: tenon.dev/v1
+kind: ExternalClient
+metadata: {{name: stranger}}
+spec: {{ca: {one}, certificateNames: [dns:stranger.example], keyRepositories: ['https://keys.example/']}}
+---
+apiVersion: tenon.dev/v1
+kind: Quarantine
+metadata: {{name: q}}
+spec: {{services: [stranger]}}
+---
+{allowlist}",
+        one = pem_of(&ca("one")),
+        both = pem_of(&format!("a comment\n{}\nanother\n{}", ca("one"), ca("two"))),
+        allowlist = allowlist("m", "r").replace("[wiki]", "[wiki, partner]"),
+    );
+    let mesh = with_base(&text).unwrap();
+    let stranger = &mesh.external_clients()["stranger"];
+    assert_eq!((stranger.issuer.as_str(), stranger.key_repository_ca.len()), ("stranger", 0));
+    let records = compile(&mesh);
+    assert_eq!(records.quarantines.keys().collect::<Vec<_>>(), ["stranger"]);
+    assert!(records.allowlists["wiki"].external_clients.is_empty());
+    let [partner] = &records.allowlists["media"].external_clients[..] else { panic!("media names one client") };
+    let der = |name| pem::parse(ca(name)).unwrap().into_contents();
+    assert_eq!((partner.name.as_str(), partner.issuer.as_str()), ("partner", "micros/partner"));
+    assert_eq!(partner.ca, [der("one")]);
+    assert_eq!(partner.key_repository_ca, [der("one"), der("two")]);
+    assert_eq!(partner.certificate_names, ["dns:billing.partner.example", "uri:spiffe://partner.example/billing"]);
+    assert_eq!(partner.key_repositories, ["https://keys.partner.example/", "https://keys-2.partner.example:8443/a/"]);
+    assert_eq!(partner.subjects, ["batch"]);
+}
+
+#[test]
+fn a_block_of_pem_keeps_its_lines_in_a_file() {
+    let pem: String = ca("one").lines().map(|line| format!("    {line}\n")).collect();
+    let text = format!(
+        "apiVersion: tenon.dev/v1\nkind: ExternalClient\nmetadata: {{name: partner}}\nspec:\n  ca: |\n{pem}  \
+         certificateNames: [dns:a.example]\n  keyRepositories: ['https://keys.example/']\n"
+    );
+    assert_eq!(with_base(&text).unwrap().external_clients()["partner"].ca.len(), 1);
+}
+
+#[test]
+fn an_attestor_becomes_its_record() {
+    let text = format!(
+        "\
+apiVersion: tenon.dev/v1
+kind: Attestor
+metadata: {{name: kubernetes}}
+spec:
+  issuer: https://kubernetes.default.svc
+  audience: tenon
+  ca: {}
+  rules:
+    - claims: {{/kubernetes.io/namespace: prod, /kubernetes.io/serviceaccount/name: media}}
+      service: media
+    - claims: {{sub: 'system:serviceaccount:prod:wiki'}}
+      service: wiki
+---
+apiVersion: tenon.dev/v1
+kind: Attestor
+metadata: {{name: cloud}}
+spec: {{issuer: cloud, audience: tenon, jwksUri: 'https://cloud.example/keys?v=1', rules: [{{claims: {{sub: a}}, service: wiki}}]}}
+",
+        pem_of(&ca("one"))
+    );
+    let records = compile(&with_base(&text).unwrap());
+    assert_eq!(records.attestors.keys().collect::<Vec<_>>(), ["cloud", "kubernetes"]);
+    assert_eq!(records.attestors["cloud"].jwks_uri, "https://cloud.example/keys?v=1");
+    let kubernetes = &records.attestors["kubernetes"];
+    assert_eq!((kubernetes.issuer.as_str(), kubernetes.jwks_uri.as_str()), ("https://kubernetes.default.svc", ""));
+    assert_eq!(kubernetes.ca.len(), 1);
+    let rules: Vec<_> = kubernetes.rules.iter().map(|rule| (rule.service.as_str(), rule.claims.len())).collect();
+    assert_eq!(rules, [("media", 2), ("wiki", 1)]);
+    assert_eq!(kubernetes.rules[0].claims["/kubernetes.io/namespace"], "prod");
+}
+
+#[test]
+fn a_service_says_that_it_asks_for_transaction_tokens() {
+    let text =
+        "apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {name: edge}\nspec: {requestsTransactionTokens: true}\n";
+    let records = compile(&with_base(text).unwrap());
+    let asks: Vec<_> = records.routes.values().map(|route| route.requests_transaction_tokens).collect();
+    assert_eq!(asks, [true, false, false], "edge, media, wiki");
+}
+
+#[test]
+fn a_call_of_a_test_may_carry_a_transaction_token() {
+    let text = "\
+apiVersion: tenon.dev/v1
+kind: PolicyTest
+metadata: {name: t}
+spec:
+  calls:
+    - {caller: wiki, service: media, path: /a.B/C, expect: TXN_MISSING}
+    - {caller: wiki, service: media, path: /a.B/C, transaction: {}, expect: TXN_TENANT_MISMATCH}
+    - {caller: wiki, service: media, path: /a.B/C, transaction: {tenant: acme}, expect: ALLOWED}
+";
+    let mesh = with_base(text).unwrap();
+    let tokens: Vec<_> = mesh.tests()[0].calls.iter().map(|call| call.transaction.clone()).collect();
+    let of = |tenant: Option<&str>| Some(TestTransaction { tenant: tenant.map(str::to_owned) });
+    assert_eq!(tokens, [None, of(None), of(Some("acme"))]);
 }
 
 #[test]
@@ -191,6 +336,7 @@ fn order_of_files_and_documents_does_not_matter_to_references() {
 }
 
 /// Text that comes close to a policy file.
+#[expect(clippy::too_many_lines, reason = "a list")]
 fn nearly_yaml() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
         "apiVersion: tenon.dev/v1\n",
@@ -201,6 +347,18 @@ fn nearly_yaml() -> impl Strategy<Value = String> {
         "LocalMesh",
         "PolicyTest",
         "Quarantine",
+        "ExternalClient",
+        "Attestor",
+        "certificateNames: [dns:",
+        "uri:spiffe://x/",
+        "ca: |\n",
+        "-----BEGIN CERTIFICATE-----",
+        "-----END CERTIFICATE-----",
+        "keyRepositories: ['https://",
+        "issuer: ",
+        "audience: a\n",
+        "claims: {",
+        "service: media\n",
         "\n",
         "metadata: {name: a}\n",
         "spec:\n",

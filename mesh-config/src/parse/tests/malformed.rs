@@ -3,6 +3,8 @@
 use super::{BASE, file, with_base};
 use crate::parse;
 
+mod outside;
+
 const DOC: &str = "apiVersion: tenon.dev/v1\n";
 
 /// A good document around one rule, so that a case shows only what is wrong.
@@ -409,7 +411,7 @@ m.yaml:5:14: "A" is not a tenant id, expected 1 to 63 of a-z, 0-9 and "-", with 
 #[test]
 fn each_mistake_gives_exactly_its_problem() {
     let mut wrong = String::new();
-    for (title, text, expected) in cases() {
+    for (title, text, expected) in cases().into_iter().chain(outside::cases()) {
         let problems = match with_base(&text) {
             Ok(_) => "no problem".to_owned(),
             Err(problems) => problems.to_string(),
