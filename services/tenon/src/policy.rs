@@ -1,14 +1,16 @@
 //! `tenon policy`: checking, applying and explaining mesh policy.
 
 mod explain;
+mod status;
 mod test;
 
 use std::{
+    collections::HashSet,
     io::{self, Write as _},
     path::Path,
 };
 
-use mesh_config::Records;
+use mesh_config::{Caller, Records};
 use serde::Serialize;
 use tenon_proto::policy::v1::{
     ApplyRequest, DescribeRequest, DescribeResponse, PolicyFile, Problem, policy_client::PolicyClient,
@@ -16,13 +18,13 @@ use tenon_proto::policy::v1::{
 use tonic::transport::Channel;
 
 use crate::{
-    cli::{PolicyApply, PolicyCheck, PolicyStatus},
+    cli::{PolicyApply, PolicyCheck},
     failure::{Answer, Failure},
     operator::{Mesh, Role},
     output::Output,
 };
 
-pub use self::{explain::run as explain, test::run as test};
+pub use self::{explain::run as explain, status::run as status, test::run as test};
 
 /// Largest message that a client of the policy service reads and writes: policy travels whole.
 pub const LARGEST_POLICY: usize = 64 * 1024 * 1024;
@@ -62,7 +64,8 @@ pub fn check(args: PolicyCheck) -> Result<Answer, Failure> {
             .iter()
             .map(|p| Shown { file: &p.file, line: p.line, column: p.column, message: &p.message })
             .collect();
-        out.json(&serde_json::json!({"valid": loaded.is_ok(), "problems": shown}))?;
+        let warnings = loaded.as_ref().map(unnamed_clients).unwrap_or_default();
+        out.json(&serde_json::json!({"valid": loaded.is_ok(), "problems": shown, "warnings": warnings}))?;
         out.flush()?;
         return Ok(loaded.is_ok().into());
     }
@@ -76,7 +79,19 @@ pub fn check(args: PolicyCheck) -> Result<Answer, Failure> {
         mesh.tests().len()
     ))?;
     out.flush()?;
+    for warning in unnamed_clients(&mesh) {
+        // A closed pipe is not an error.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
     Ok(Answer::Yes)
+}
+
+/// Clients outside of the mesh that cannot connect to anybody. No mistake: a rule may follow.
+fn unnamed_clients(mesh: &mesh_config::Mesh) -> Vec<String> {
+    let rules = mesh.allowlists().iter().flat_map(|allowlist| &allowlist.rules);
+    let named: HashSet<&str> = rules.flat_map(|rule| &rule.callers).map(Caller::as_str).collect();
+    let unnamed = mesh.external_clients().keys().filter(|name| !named.contains(name.as_str()));
+    unnamed.map(|name| format!("no rule names ExternalClient {name}: it can call nobody")).collect()
 }
 
 /// `tenon policy apply`: the folder becomes the whole policy.
@@ -135,30 +150,7 @@ pub fn says_the_same(described: &DescribeResponse, records: &Records) -> bool {
         && same(&described.routes, records.routes.values())
         && same(&described.endpoints, records.endpoints.values())
         && same(&described.quarantines, records.quarantines.values())
-}
-
-/// `tenon policy status`. Exits 1 when the watched folder has problems.
-///
-/// # Errors
-/// No mesh, or no answer.
-pub async fn status(args: PolicyStatus) -> Result<Answer, Failure> {
-    let mesh = Mesh::find(&args.mesh.data)?;
-    let described = describe_policy(&mesh).await?;
-    let mut out = Output::stdout(args.output.output);
-    if out.is_json() {
-        out.json(&status_json(&described))?;
-    } else {
-        out.line(&format!(
-            "mesh {} ({}), revision {}.{}, from {}",
-            described.mesh, described.trust_domain, described.epoch, described.revision, described.source
-        ))?;
-        out.table(&["service", "rules", "allowlists", "instances", "mode"], &status_rows(&described))?;
-        for problem in &described.problems {
-            out.line(&format!("not applied: {}", describe(Path::new(""), problem)))?;
-        }
-    }
-    out.flush()?;
-    Ok(described.problems.is_empty().into())
+        && same(&described.attestors, records.attestors.values())
 }
 
 /// The policy in force.
@@ -181,66 +173,4 @@ pub fn describe(folder: &Path, problem: &Problem) -> String {
     let Problem { file, line, column, message } = problem;
     let file = folder.join(file);
     format!("{}:{line}:{column}: {message}", file.display())
-}
-
-fn status_json(described: &DescribeResponse) -> serde_json::Value {
-    let problems: Vec<_> = described
-        .problems
-        .iter()
-        .map(|p| Shown { file: &p.file, line: p.line, column: p.column, message: &p.message })
-        .collect();
-    let services: Vec<_> = described
-        .services
-        .iter()
-        .map(|service| {
-            serde_json::json!({
-                "service": service.service,
-                "product": (!service.product.is_empty()).then_some(&service.product),
-                "originates": service.originates,
-                "rules": service.rules.iter().map(|rule| serde_json::json!({
-                    "allowlist": rule.allowlist, "rule": rule.name, "callers": rule.callers, "paths": rule.paths,
-                    "audit": rule.audit, "source": rule.source,
-                })).collect::<Vec<_>>(),
-                "instances": instances(described, &service.service),
-                "quarantined": quarantined(described, &service.service),
-            })
-        })
-        .collect();
-    serde_json::json!({
-        "mesh": described.mesh,
-        "trustDomain": described.trust_domain,
-        "epoch": described.epoch,
-        "revision": described.revision,
-        "source": described.source,
-        "services": services,
-        "problems": problems,
-    })
-}
-
-fn status_rows(described: &DescribeResponse) -> Vec<Vec<String>> {
-    let row = |service: &tenon_proto::policy::v1::ServicePolicy| {
-        let mut allowlists: Vec<&str> = service.rules.iter().map(|rule| rule.allowlist.as_str()).collect();
-        allowlists.dedup();
-        let mode = match (quarantined(described, &service.service), service.audit_allowlist.is_empty()) {
-            (true, _) => "quarantined",
-            (false, false) => "audit",
-            (false, true) => "enforce",
-        };
-        vec![
-            service.service.clone(),
-            service.rules.len().to_string(),
-            if allowlists.is_empty() { "-".to_owned() } else { allowlists.join(",") },
-            instances(described, &service.service).to_string(),
-            mode.to_owned(),
-        ]
-    };
-    described.services.iter().map(row).collect()
-}
-
-fn instances(described: &DescribeResponse, service: &str) -> usize {
-    described.endpoints.iter().filter(|endpoint| endpoint.service == service).count()
-}
-
-fn quarantined(described: &DescribeResponse, service: &str) -> bool {
-    described.quarantines.iter().any(|quarantine| quarantine.service == service)
 }

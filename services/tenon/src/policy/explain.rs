@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use mesh_config::{compile, tenant::read_json_lines};
-use sidecar_core::explain::{Call, Explanation, Mesh as Model};
+use sidecar_core::explain::{Call, Explanation, Mesh as Model, TransactionToken};
 use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::Code;
 
@@ -29,6 +29,7 @@ pub async fn run(args: Explain) -> Result<Answer, Failure> {
         path: without_query(&args.path),
         tenant: args.tenant.as_deref(),
         region: args.region.as_deref(),
+        transaction: args.transaction.as_ref().map(|tenant| TransactionToken { tenant: tenant.as_deref() }),
     };
     let explanation = model
         .explain(&call, mesh_identity::clock::unix_seconds())
@@ -169,13 +170,15 @@ mod tests {
             residency: tenon_proto::policy::v1::Residency::Any.into(),
             ..Default::default()
         };
-        let route = tenon_proto::policy::v1::Route {
-            service: "media".into(),
+        let routes = ["media", "issues", "wiki"].map(|service| tenon_proto::policy::v1::Route {
+            service: service.into(),
             residency: tenon_proto::policy::v1::Residency::Any.into(),
             ..Default::default()
-        };
-        let model = model([&policy], [&route], [], None).unwrap();
-        model.explain(&Call { caller, service: "media", path, tenant, region: None }, 1_800_000_000).unwrap()
+        });
+        let model = model([&policy], &routes, [], None).unwrap();
+        model
+            .explain(&Call { caller, service: "media", path, tenant, region: None, transaction: None }, 1_800_000_000)
+            .unwrap()
     }
 
     #[test]
@@ -200,13 +203,21 @@ mod tests {
     }
 
     #[test]
+    fn a_caller_that_nobody_defines_is_refused_and_told_so() {
+        let json = json(&explain("isues", "/media.v1.Media/Get", Some("acme")));
+        assert_eq!((&json["allowed"], &json["reason"]), (&false.into(), &"PATH_NOT_ALLOWED".into()));
+        let message = json["message"].as_str().unwrap();
+        assert!(message.contains("isues is neither a service of the mesh"), "{message}");
+    }
+
+    #[test]
     fn a_call_that_no_rule_matches_names_the_nearest_and_what_it_missed_by() {
         let explanation = explain("wiki", "/media.v1.Media/Get", Some("acme"));
         let json = json(&explanation);
         assert_eq!((&json["reason"], &json["rule"]), (&"PATH_NOT_ALLOWED".into(), &serde_json::Value::Null));
         assert_eq!((&json["nearest"]["rule"], &json["nearest"]["missed"]), (&"read".into(), &"caller".into()));
-        let call =
-            Call { caller: "wiki", service: "media", path: "/media.v1.Media/Get", tenant: Some("acme"), region: None };
+        let (path, tenant) = ("/media.v1.Media/Get", Some("acme"));
+        let call = Call { caller: "wiki", service: "media", path, tenant, region: None, transaction: None };
         let text = words(&call, &explanation).join("\n");
         assert!(text.contains("refused: PATH_NOT_ALLOWED: "), "{text}");
         assert!(

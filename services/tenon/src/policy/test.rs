@@ -4,7 +4,7 @@ use mesh_config::{Expect, PolicyTest, Records, TestCall, compile, names::RegionN
 use serde::Serialize;
 use sidecar_core::{
     Reason,
-    explain::{Call, Explanation, Mesh as Model},
+    explain::{Call, Explanation, Mesh as Model, TransactionToken},
 };
 
 use crate::{
@@ -81,6 +81,10 @@ fn decide(test: &PolicyTest, records: &Records, now: u64) -> Result<Vec<Outcome>
                 path: &call.path,
                 tenant: call.tenant.as_deref(),
                 region: call.region.as_ref().map(RegionName::as_str),
+                transaction: call
+                    .transaction
+                    .as_ref()
+                    .map(|token| TransactionToken { tenant: token.tenant.as_deref() }),
             };
             Ok(outcome(test, call, &model.explain(&asked, now).map_err(unusable)?))
         })

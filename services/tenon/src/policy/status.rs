@@ -1,0 +1,198 @@
+//! `tenon policy status`: the policy in force.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use tenon_proto::policy::v1::{Attestor, DescribeResponse};
+
+use super::{Shown, describe, describe_policy};
+use crate::{
+    cli::PolicyStatus,
+    failure::{Answer, Failure},
+    operator::Mesh,
+    output::Output,
+};
+
+/// Runs the command. Exits 1 when the watched folder has problems.
+///
+/// # Errors
+/// No mesh, or no answer.
+pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
+    let mesh = Mesh::find(&args.mesh.data)?;
+    let described = describe_policy(&mesh).await?;
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        out.json(&status_json(&described))?;
+    } else {
+        out.line(&format!(
+            "mesh {} ({}), revision {}.{}, from {}",
+            described.mesh, described.trust_domain, described.epoch, described.revision, described.source
+        ))?;
+        out.table(&["service", "rules", "allowlists", "instances", "mode"], &status_rows(&described))?;
+        let outside = outside_rows(&described);
+        if !outside.is_empty() {
+            out.table(&["outside", "name", "issuer", "what for"], &outside)?;
+        }
+        for problem in &described.problems {
+            out.line(&format!("not applied: {}", describe(Path::new(""), problem)))?;
+        }
+    }
+    out.flush()?;
+    Ok(described.problems.is_empty().into())
+}
+
+fn status_json(described: &DescribeResponse) -> serde_json::Value {
+    let problems: Vec<_> = described
+        .problems
+        .iter()
+        .map(|p| Shown { file: &p.file, line: p.line, column: p.column, message: &p.message })
+        .collect();
+    let services: Vec<_> = described
+        .services
+        .iter()
+        .map(|service| {
+            serde_json::json!({
+                "service": service.service,
+                "product": (!service.product.is_empty()).then_some(&service.product),
+                "originates": service.originates,
+                "requestsTransactionTokens": requests_transaction_tokens(described, &service.service),
+                "rules": service.rules.iter().map(|rule| serde_json::json!({
+                    "allowlist": rule.allowlist, "rule": rule.name, "callers": rule.callers, "paths": rule.paths,
+                    "audit": rule.audit, "source": rule.source,
+                })).collect::<Vec<_>>(),
+                "externalClients": service.external_clients.iter().map(|client| serde_json::json!({
+                    "name": client.name, "issuer": client.issuer, "certificateNames": client.certificate_names,
+                    "keyRepositories": client.key_repositories,
+                })).collect::<Vec<_>>(),
+                "instances": instances(described, &service.service),
+                "quarantined": quarantined(described, &service.service),
+            })
+        })
+        .collect();
+    let attestors: Vec<_> = described
+        .attestors
+        .iter()
+        .map(|attestor| {
+            serde_json::json!({
+                "name": attestor.name,
+                "issuer": attestor.issuer,
+                "audience": attestor.audience,
+                "jwksUri": (!attestor.jwks_uri.is_empty()).then_some(&attestor.jwks_uri),
+                "rules": attestor.rules.iter().map(|rule| serde_json::json!({
+                    "claims": rule.claims, "service": rule.service,
+                })).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "mesh": described.mesh,
+        "trustDomain": described.trust_domain,
+        "epoch": described.epoch,
+        "revision": described.revision,
+        "source": described.source,
+        "services": services,
+        "attestors": attestors,
+        "problems": problems,
+    })
+}
+
+/// What `requestsTransactionTokens` says in the policy in force.
+fn requests_transaction_tokens(described: &DescribeResponse, service: &str) -> bool {
+    described.routes.iter().any(|route| route.service == service && route.requests_transaction_tokens)
+}
+
+/// Who comes from outside: clients with the services whose rules name them, and attestors with the services they attest.
+fn outside_rows(described: &DescribeResponse) -> Vec<Vec<String>> {
+    let mut clients: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for service in &described.services {
+        for client in &service.external_clients {
+            clients.entry((&client.name, &client.issuer)).or_default().push(&service.service);
+        }
+    }
+    let client = |((name, issuer), services): ((&str, &str), Vec<&str>)| {
+        vec!["client".to_owned(), name.to_owned(), issuer.to_owned(), format!("may call {}", services.join(","))]
+    };
+    let attestor = |attestor: &Attestor| {
+        let services: BTreeSet<&str> = attestor.rules.iter().map(|rule| rule.service.as_str()).collect();
+        let services = services.into_iter().collect::<Vec<_>>().join(",");
+        vec!["attestor".to_owned(), attestor.name.clone(), attestor.issuer.clone(), format!("attests {services}")]
+    };
+    clients.into_iter().map(client).chain(described.attestors.iter().map(attestor)).collect()
+}
+
+fn status_rows(described: &DescribeResponse) -> Vec<Vec<String>> {
+    let row = |service: &tenon_proto::policy::v1::ServicePolicy| {
+        let mut allowlists: Vec<&str> = service.rules.iter().map(|rule| rule.allowlist.as_str()).collect();
+        allowlists.dedup();
+        let mode = match (quarantined(described, &service.service), service.audit_allowlist.is_empty()) {
+            (true, _) => "quarantined",
+            (false, false) => "audit",
+            (false, true) => "enforce",
+        };
+        vec![
+            service.service.clone(),
+            service.rules.len().to_string(),
+            if allowlists.is_empty() { "-".to_owned() } else { allowlists.join(",") },
+            instances(described, &service.service).to_string(),
+            mode.to_owned(),
+        ]
+    };
+    described.services.iter().map(row).collect()
+}
+
+fn instances(described: &DescribeResponse, service: &str) -> usize {
+    described.endpoints.iter().filter(|endpoint| endpoint.service == service).count()
+}
+
+fn quarantined(described: &DescribeResponse, service: &str) -> bool {
+    described.quarantines.iter().any(|quarantine| quarantine.service == service)
+}
+
+#[cfg(test)]
+mod tests {
+    use tenon_proto::policy::v1::{AttestorRule, ExternalClient, Route, ServicePolicy};
+
+    use super::*;
+
+    #[test]
+    fn who_comes_from_outside_is_shown_with_what_for() {
+        let partner = ExternalClient {
+            name: "partner".into(),
+            issuer: "partner/billing".into(),
+            certificate_names: vec!["dns:billing.partner.example".into()],
+            ..Default::default()
+        };
+        let service = |name: &str| ServicePolicy {
+            service: name.into(),
+            external_clients: vec![partner.clone()],
+            ..Default::default()
+        };
+        let rule = |service: &str| AttestorRule { service: service.into(), ..Default::default() };
+        let described = DescribeResponse {
+            services: vec![service("issues"), service("media")],
+            routes: vec![Route { service: "media".into(), requests_transaction_tokens: true, ..Default::default() }],
+            attestors: vec![Attestor {
+                name: "kubernetes".into(),
+                issuer: "https://k8s.example".into(),
+                rules: ["wiki", "media", "wiki"].map(rule).into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(
+            outside_rows(&described),
+            [
+                ["client", "partner", "partner/billing", "may call issues,media"],
+                ["attestor", "kubernetes", "https://k8s.example", "attests media,wiki"]
+            ]
+        );
+        let json = status_json(&described);
+        let requests = |index: usize| json["services"][index]["requestsTransactionTokens"].as_bool();
+        assert_eq!((requests(0), requests(1)), (Some(false), Some(true)));
+        assert_eq!(json["services"][0]["externalClients"][0]["issuer"], "partner/billing");
+        assert_eq!(json["attestors"][0]["rules"][1]["service"], "media");
+        assert_eq!(json["attestors"][0]["jwksUri"], serde_json::Value::Null);
+    }
+}
