@@ -282,3 +282,6 @@ impl Timing {
         self.soon.mul_f64(rand::random())
     }
 }
+
+#[cfg(test)]
+mod tests;

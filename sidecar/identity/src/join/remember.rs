@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::membership::Membership;
 use super::state;
-use crate::{Svid, TrustBundle};
+use crate::TrustBundle;
 
 /// Until a full disk is tried again.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -16,8 +16,7 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// more at the end.
 pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
     let mut changes = member.identity.changes();
-    // What joining has left there.
-    let mut stored = Some((member.identity.svid(), member.identity.bundle()));
+    let mut stored = state::on_disk(&member.state_dir);
     loop {
         let failed = !write(&member, &mut stored);
         tokio::select! {
@@ -29,15 +28,15 @@ pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
     write(&member, &mut stored);
 }
 
-fn write(member: &Membership, stored: &mut Option<(Arc<Svid>, Arc<TrustBundle>)>) -> bool {
+fn write(member: &Membership, stored: &mut Option<(String, TrustBundle)>) -> bool {
     let (svid, bundle) = (member.identity.svid(), member.identity.bundle());
-    if stored.as_ref().is_some_and(|(on_disk, roots)| on_disk.serial() == svid.serial() && **roots == *bundle) {
+    if stored.as_ref().is_some_and(|(serial, roots)| serial == svid.serial() && *roots == *bundle) {
         return true;
     }
     let outcome = state::store_svid(&member.state_dir, &svid, &bundle);
     member.saved(outcome.as_ref().map(|()| ()));
     match outcome {
-        Ok(()) => *stored = Some((svid, bundle)),
+        Ok(()) => *stored = Some((svid.serial().to_owned(), TrustBundle::clone(&bundle))),
         Err(error) => {
             tracing::warn!(%error, "SVID and trust bundle are in use but not on disk");
             // Half of it may be there.

@@ -87,9 +87,15 @@ pub(super) fn load(dir: &Path, service: &ServiceName, pin: &str, now: u64) -> Re
 /// The bundle of the last run, if it is of the mesh with this pin: for a process whose SVID has ended while the roots
 /// were rotated.
 pub(super) fn known_bundle(dir: &Path, pin: &str) -> Option<TrustBundle> {
+    let (_, bundle) = on_disk(dir)?;
+    is_right(pin, &read(dir, PINS).ok()?, &bundle).then_some(bundle)
+}
+
+/// The serial of the stored SVID, and the stored bundle.
+pub(super) fn on_disk(dir: &Path) -> Option<(String, TrustBundle)> {
     let svid = svid_from_pem(&read(dir, SVID).ok()?)?;
     let bundle = bundle_from_pem(&svid, &read(dir, BUNDLE).ok()?)?;
-    is_right(pin, &read(dir, PINS).ok()?, &bundle).then_some(bundle)
+    Some((svid.serial().to_owned(), bundle))
 }
 
 /// A pin is right when this mesh was pinned by it before, or when it is the SHA-256 of the bundle or of a root in it.
