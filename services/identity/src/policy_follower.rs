@@ -25,13 +25,13 @@ pub(crate) struct PolicyFollower {
     /// Kind "attestation", by the names of the Attestors.
     pub attestors: Replica<Attestor>,
     /// Kind "route", by service.
-    pub routes: Replica<Requester>,
+    routes: Replica<Requester>,
 }
 
 /// What a route says of a service as a requester of transaction tokens.
 #[derive(Debug)]
-pub(crate) struct Requester {
-    pub transaction_tokens: bool,
+struct Requester {
+    transaction_tokens: bool,
     raw: Bytes,
 }
 
@@ -47,6 +47,12 @@ impl PolicyFollower {
             follow::<Attestor>(kind::ATTESTATION, policy, identity, state_dir.clone(), shutdown);
         let (routes, following_routes) = follow::<Requester>(kind::ROUTE, policy, identity, state_dir, shutdown);
         (Self { attestors, routes }, [following_attestors, following_routes])
+    }
+
+    /// Whether a service may ask for transaction tokens; None before the first routes have ever arrived.
+    pub(crate) fn may_ask(&self, service: &ServiceName) -> Option<bool> {
+        self.routes.position()?;
+        Some(self.routes.get(service.as_str()).is_some_and(|route| route.transaction_tokens))
     }
 }
 

@@ -195,8 +195,8 @@ fn follow_policy(
     let dir = data_dir.join(POLICY_STATE);
     make_dir(&dir)?;
     let (follower, tasks) = PolicyFollower::start(policy, &authority.identity, dir, shutdown);
-    authority.attestors.follow(follower.attestors);
-    authority.transactions.follow(follower.routes);
+    authority.attestors.follow(follower.attestors.clone());
+    authority.transactions.follow(move |service| follower.may_ask(service));
     Ok(tasks)
 }
 

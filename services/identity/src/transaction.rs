@@ -19,7 +19,6 @@ use arc_swap::ArcSwapOption;
 use mesh_asap::{Expect, Grant, Kid, Lookup, PublicKey, SigningKey, txn, verify};
 use mesh_config::names::{ServiceName, TenantId, control_plane};
 use mesh_identity::Peer;
-use replica::Replica;
 use serde_json::{Map, Value};
 use tenon_proto::identity::v1::{IssueTransactionTokenRequest, IssueTransactionTokenResponse, Key, KeyUse};
 use tonic::Status;
@@ -28,7 +27,6 @@ use uuid::Uuid;
 use crate::audit::{AuditError, Event};
 use crate::authority::Authority;
 use crate::limits::{Limits, Rate, Settings};
-use crate::policy_follower::Requester;
 use error::OAuthError;
 use exchange::{Exchange, Scope, Subject, SubjectToken};
 
@@ -44,10 +42,12 @@ const LIMITS: Settings =
 pub(crate) struct Transactions {
     /// Absent until a key is published that every live instance has.
     signing: ArcSwapOption<SigningKey>,
-    /// Which services may ask. Absent: this process follows no policy, so none may.
-    requesters: OnceLock<Replica<Requester>>,
+    /// Which services may ask; see [`Self::follow`]. Absent: this process follows no policy, so none may.
+    requesters: OnceLock<Box<MayAsk>>,
     limits: Limits,
 }
+
+type MayAsk = dyn Fn(&ServiceName) -> Option<bool> + Send + Sync;
 
 impl Default for Transactions {
     fn default() -> Self {
@@ -56,17 +56,10 @@ impl Default for Transactions {
 }
 
 impl Transactions {
-    /// From now on the services that `replica` names may ask. Once a process.
-    pub(crate) fn follow(&self, replica: Replica<Requester>) {
-        let first = self.requesters.set(replica).is_ok();
+    /// From now on `may_ask` says which services may; None: nobody knows yet. Once a process.
+    pub(crate) fn follow(&self, may_ask: impl Fn(&ServiceName) -> Option<bool> + Send + Sync + 'static) {
+        let first = self.requesters.set(Box::new(may_ask)).is_ok();
         debug_assert!(first, "the requesters are followed once");
-    }
-
-    /// None: nobody knows yet.
-    fn may_ask(&self, service: &ServiceName) -> Option<bool> {
-        let Some(routes) = self.requesters.get() else { return Some(false) };
-        routes.position()?;
-        Some(routes.get(service.as_str()).is_some_and(|route| route.transaction_tokens))
     }
 }
 
@@ -151,7 +144,7 @@ async fn exchange_unaudited(
 ) -> Result<Minted, OAuthError> {
     let transactions = &authority.transactions;
     let service = peer.id.service_name().ok_or_else(OAuthError::invalid_client)?;
-    match transactions.may_ask(service) {
+    match transactions.requesters.get().map_or(Some(false), |may_ask| may_ask(service)) {
         Some(true) => {}
         Some(false) => {
             let allow = format!("the mesh policy does not let {service} ask for transaction tokens");
