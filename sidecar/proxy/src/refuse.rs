@@ -124,3 +124,50 @@ fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
 fn prost_duration(delay: std::time::Duration) -> Option<prost_types::Duration> {
     delay.try_into().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use sidecar_core::Reason;
+
+    use super::*;
+
+    /// Status and `www-authenticate` of a refusal to a caller that does not speak gRPC.
+    fn answer(reason: Reason) -> (u16, Option<HeaderValue>) {
+        let facts = Facts {
+            service: "media".into(),
+            caller: "issues".into(),
+            uri: http::Uri::from_static("/"),
+            tenant: None,
+            request_id: HeaderValue::from_static("1"),
+            grpc: false,
+            method: Method::POST,
+        };
+        let revisions = Revisions { policy: String::new(), tenants: String::new() };
+        let response = response(&Refusal::new(reason, "why"), &facts, &revisions);
+        (response.status().as_u16(), response.headers().get(header::WWW_AUTHENTICATE).cloned())
+    }
+
+    fn of_asap(reason: Reason) -> bool {
+        reason.as_str().starts_with("ASAP_") && reason != Reason::AsapKeysUnavailable
+    }
+
+    #[test]
+    fn a14_a_refused_token_is_401_with_a_bearer_challenge() {
+        let tokens: Vec<Reason> = Reason::ALL.iter().copied().filter(|reason| of_asap(*reason)).collect();
+        assert_eq!(tokens.len(), 11, "{tokens:?}");
+        for reason in tokens {
+            assert_eq!(answer(reason), (401, Some(HeaderValue::from_static("Bearer"))), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a14_what_is_no_fault_of_the_token_is_another_status_without_a_challenge() {
+        assert_eq!(answer(Reason::AsapKeysUnavailable), (503, None));
+        for reason in Reason::ALL.iter().copied().filter(|reason| !of_asap(*reason)) {
+            let (status, challenge) = answer(reason);
+            assert_eq!(status == 401, challenge.is_some(), "{reason:?}");
+            // A transaction token is asked for in the same way.
+            assert!(status != 401 || reason.as_str().starts_with("TXN_"), "{reason:?}");
+        }
+    }
+}
