@@ -26,7 +26,7 @@ pub struct Membership {
     pub(super) identity_address: SocketAddr,
     pub(super) state_dir: PathBuf,
     pub(super) timing: Timing,
-    /// The key that signs now, and when it was made. Announces each new one.
+    /// The key that signs now. Announces each new one.
     pub(super) key: watch::Sender<Arc<SigningKey>>,
     /// Somebody wants a Confirm without waiting for its time.
     pub(super) confirm: Notify,
@@ -70,13 +70,16 @@ impl Default for Timing {
 /// What the tasks have to tell.
 #[derive(Debug, Default)]
 struct Account {
+    /// When the key that signs now was made, Unix seconds.
     key_created: u64,
     renewal: Deeds,
     confirmation: Deeds,
     rekeying: Deeds,
+    /// Why the state folder is behind, while it is.
     saving: Option<String>,
 }
 
+/// How often one thing worked, and how it went the last time.
 #[derive(Debug, Default)]
 struct Deeds {
     done: u64,
@@ -231,8 +234,9 @@ impl Membership {
         news
     }
 
-    pub(super) fn saved(&self, outcome: Result<(), &JoinError>) {
-        self.account().saving = outcome.err().map(ToString::to_string);
+    /// The state folder was written, or why it was not.
+    pub(super) fn saved(&self, error: Option<&JoinError>) {
+        self.account().saving = error.map(ToString::to_string);
     }
 
     pub(super) fn key_created(&self) -> u64 {

@@ -34,7 +34,7 @@ fn write(member: &Membership, stored: &mut Option<(String, TrustBundle)>) -> boo
         return true;
     }
     let outcome = state::store_svid(&member.state_dir, &svid, &bundle);
-    member.saved(outcome.as_ref().map(|()| ()));
+    member.saved(outcome.as_ref().err());
     match outcome {
         Ok(()) => *stored = Some((svid.serial().to_owned(), TrustBundle::clone(&bundle))),
         Err(error) => {

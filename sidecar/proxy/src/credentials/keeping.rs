@@ -55,7 +55,7 @@ impl Source {
     }
 
     fn saw(&mut self, connected: bool, epoch: Option<u64>, own_key: bool) -> bool {
-        let back = connected && !std::mem::replace(&mut self.connected, connected);
+        let back = !std::mem::replace(&mut self.connected, connected) && connected;
         let another_history = std::mem::replace(&mut self.epoch, epoch).is_some_and(|before| Some(before) != epoch);
         self.missing = if connected && !own_key { self.missing + 1 } else { 0 };
         back || another_history || self.missing % MISSING == 1
