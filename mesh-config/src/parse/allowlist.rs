@@ -35,7 +35,7 @@ fn rules_of(
     (rules.len() == items.len()).then_some(rules)
 }
 
-const RULE: &[&str] = &["name", "callers", "paths", "tenant", "proof", "rate"];
+pub(super) const RULE: &[&str] = &["name", "callers", "paths", "tenant", "proof", "rate"];
 
 fn rule(reader: &mut Reader<'_>, node: &Node, service: Option<&ServiceName>, draft: &mut Draft) -> Option<Rule> {
     let fields = reader.fields(node, "a rule", RULE)?;

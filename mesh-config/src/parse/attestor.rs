@@ -13,7 +13,7 @@ use crate::{
     yaml::{At, Entry, Node, Reader, Value},
 };
 
-const FIELDS: &[&str] = &["issuer", "audience", "jwksUri", "ca", "rules"];
+pub(super) const FIELDS: &[&str] = &["issuer", "audience", "jwksUri", "ca", "rules"];
 
 pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<Attestor> {
     let fields = reader.fields(spec, "the spec of an Attestor", FIELDS)?;

@@ -14,7 +14,7 @@ use crate::{
 const API_VERSION: &str = "tenon.dev/v1";
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Mesh,
     Service,
     Allowlist,
@@ -25,7 +25,7 @@ enum Kind {
     PolicyTest,
 }
 
-const KINDS: &[(&str, Kind)] = &[
+pub(super) const KINDS: &[(&str, Kind)] = &[
     ("Mesh", Kind::Mesh),
     ("Service", Kind::Service),
     ("Allowlist", Kind::Allowlist),
@@ -150,7 +150,7 @@ fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft
     }
 }
 
-const SERVICE_FIELDS: &[&str] = &["product", "residency", "originates", "requestsTransactionTokens"];
+pub(super) const SERVICE_FIELDS: &[&str] = &["product", "residency", "originates", "requestsTransactionTokens"];
 
 /// The name of a document that rules may name as a caller: services and outside clients share one namespace.
 pub(super) fn caller_name(

@@ -17,7 +17,8 @@ use crate::{
     yaml::{Node, Reader},
 };
 
-const FIELDS: &[&str] = &["issuer", "ca", "certificateNames", "keyRepositories", "keyRepositoryCa", "subjects"];
+pub(super) const FIELDS: &[&str] =
+    &["issuer", "ca", "certificateNames", "keyRepositories", "keyRepositoryCa", "subjects"];
 
 /// What the clients of all files must not share, each with its place.
 #[derive(Default)]

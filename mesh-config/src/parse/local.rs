@@ -69,7 +69,7 @@ fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Opt
     })
 }
 
-const INSTANCE: &[&str] = &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin"];
+pub(super) const INSTANCE: &[&str] = &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin"];
 
 fn instance(
     reader: &mut Reader<'_>,

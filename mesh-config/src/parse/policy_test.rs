@@ -63,7 +63,7 @@ fn tenants(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<TenantContext>> {
     (tenants.len() == nodes.len()).then_some(tenants)
 }
 
-const CALL: &[&str] = &["caller", "service", "path", "tenant", "region", "transaction", "expect"];
+pub(super) const CALL: &[&str] = &["caller", "service", "path", "tenant", "region", "transaction", "expect"];
 
 fn call(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<TestCall> {
     let fields = reader.fields(node, "a call", CALL)?;

@@ -189,6 +189,24 @@ spec:
 }
 
 #[test]
+fn the_page_of_policy_files_names_every_kind_and_every_field() {
+    let page = include_str!("../../../docs/policy-files.md");
+    let blocks: String = page.split("```").filter_map(|part| part.strip_prefix("yaml\n")).collect();
+    let kinds = document::KINDS.iter().map(|(kind, _)| format!("kind: {kind}\n"));
+    let fields = [
+        document::SERVICE_FIELDS,
+        allowlist::RULE,
+        attestor::FIELDS,
+        external_client::FIELDS,
+        local::INSTANCE,
+        policy_test::CALL,
+    ];
+    let fields = fields.concat().into_iter().map(|field| format!("{field}:"));
+    let missing: Vec<_> = kinds.chain(fields).filter(|word| !blocks.contains(word.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
 fn the_sample_mesh_has_no_problem() {
     let mesh = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")).unwrap();
     assert_eq!(mesh.trust_domain().as_str(), "demo.example");
