@@ -56,7 +56,8 @@ pub(crate) async fn start(
 ) -> Result<(), RepositoryError> {
     let Settings { listener, names, keys, bundles } = settings;
     let certificate = Arc::new(Certificate::issue(authority, names)?);
-    let published = Arc::new(Published::new(Arc::clone(&authority.revocations)));
+    let ca = Arc::clone(&authority.ca);
+    let published = Arc::new(Published::new(Arc::clone(&authority.revocations), move || ca.store_noted().1));
     let keys = published::follow(keys, Arc::clone(&published), Published::apply_keys, shutdown.clone()).await?;
     let bundles = published::follow(bundles, Arc::clone(&published), Published::apply_bundle, shutdown.clone()).await?;
     tokio::spawn(keys);

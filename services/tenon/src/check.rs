@@ -1,6 +1,7 @@
 //! `tenon check`: what is wrong with a running mesh, and what to do about it.
 
 mod certificates;
+mod key_repository;
 mod replication;
 
 use std::time::Duration;
@@ -65,6 +66,7 @@ pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
     let all = &mesh.file().sidecars;
     let mut findings = join_all(Role::ALL.map(|role| reachable(&mesh, role))).await;
     let reached: Vec<Role> = Role::ALL.into_iter().zip(&findings).filter(|(_, f)| f.ok).map(|(role, _)| role).collect();
+    findings.push(key_repository::check(&mesh).await);
     let serving = join_all(all.iter().map(|sidecar| serves(&mesh, sidecar))).await;
     let ready: Vec<&Sidecar> = all.iter().zip(&serving).filter(|(_, f)| f.ok).map(|(sidecar, _)| sidecar).collect();
     findings.extend(serving);

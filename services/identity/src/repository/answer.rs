@@ -1,11 +1,13 @@
 //! One request, one answer. Pure.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
-use super::published::Published;
+use super::published::{Found, Published};
 
 /// A key that is in steady use is asked for again after a minute, in the background; whoever cannot reach us uses what it
 /// has for four more. So a revoked key is gone everywhere after five minutes at the very most, usually after one.
@@ -24,10 +26,19 @@ pub(super) fn answer<B>(published: &Published, request: &Request<B>) -> Response
             return response;
         }
     };
-    let Some(document) = published.get(request.uri().path()) else {
-        let mut response = text(StatusCode::NOT_FOUND, "there is nothing here\n", head);
-        response.headers_mut().insert(CACHE_CONTROL, NOT_FOUND);
-        return response;
+    let document = match published.get(request.uri().path()) {
+        Found::Document(document) => document,
+        Found::Nothing => {
+            let mut response = text(StatusCode::NOT_FOUND, "there is nothing here\n", head);
+            response.headers_mut().insert(CACHE_CONTROL, NOT_FOUND);
+            return response;
+        }
+        Found::NotYet => {
+            let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "not known yet\n", head);
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+            return response;
+        }
     };
     let unchanged = names(request.headers(), &document.etag);
     let body = if head || unchanged { Bytes::new() } else { document.body.clone() };

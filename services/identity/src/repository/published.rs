@@ -52,6 +52,17 @@ pub(super) struct Published {
     spiffe_bundle: ArcSwapOption<Document>,
     /// Asked at each look-up, so that a revoked key is gone before its record is.
     revocations: Arc<Revocations>,
+    /// Whether the store was lost and services are registering their keys anew.
+    recovering: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What stands at a path.
+pub(super) enum Found {
+    Document(Document),
+    /// Nothing, or nothing for everybody.
+    Nothing,
+    /// Nobody knows yet: "not found" would be believed.
+    NotYet,
 }
 
 /// What the journal tells.
@@ -72,7 +83,7 @@ impl Document {
 }
 
 impl Published {
-    pub(super) fn new(revocations: Arc<Revocations>) -> Self {
+    pub(super) fn new(revocations: Arc<Revocations>, recovering: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         let published = Self {
             keys: papaya::HashMap::default(),
             transaction: Mutex::default(),
@@ -80,29 +91,33 @@ impl Published {
             bundle: ArcSwapOption::empty(),
             spiffe_bundle: ArcSwapOption::empty(),
             revocations,
+            recovering: Box::new(recovering),
         };
         published.write_jwks(&BTreeMap::new());
         published
     }
 
-    /// The document at an absolute path. None: there is none, or it is not for everybody.
-    pub(super) fn get(&self, path: &str) -> Option<Document> {
-        match path {
-            "/trust-bundle.pem" => self.bundle.load().as_deref().cloned(),
-            "/.well-known/spiffe-bundle.json" => self.spiffe_bundle.load().as_deref().cloned(),
-            "/.well-known/jwks.json" => self.jwks.load().as_deref().cloned(),
-            _ => self.key(path.strip_prefix('/')?),
-        }
+    /// What stands at an absolute path.
+    pub(super) fn get(&self, path: &str) -> Found {
+        let document = match path {
+            "/trust-bundle.pem" => &self.bundle,
+            "/.well-known/spiffe-bundle.json" => &self.spiffe_bundle,
+            "/.well-known/jwks.json" => &self.jwks,
+            _ => return self.key(path.strip_prefix('/').unwrap_or_default()),
+        };
+        document.load().as_deref().cloned().map_or(Found::NotYet, Found::Document)
     }
 
-    fn key(&self, kid: &str) -> Option<Document> {
+    fn key(&self, kid: &str) -> Found {
         // Byte for byte: nothing is decoded, so "%2F" and ".." name no key (A4, A15).
-        let kid: Kid = kid.parse().ok()?;
-        let found = self.keys.pin().get(kid.as_str()).cloned()?;
+        let Ok(kid) = kid.parse::<Kid>() else { return Found::Nothing };
+        let Some(found) = self.keys.pin().get(kid.as_str()).cloned() else {
+            return if (self.recovering)() { Found::NotYet } else { Found::Nothing };
+        };
         let issuer = kid.issuer().and_then(|issuer| ServiceName::try_from(issuer).ok());
         let revoked =
             self.revocations.names_kid(&kid) || issuer.is_some_and(|issuer| self.revocations.names_service(&issuer));
-        (!revoked).then_some(found)
+        if revoked { Found::Nothing } else { Found::Document(found) }
     }
 
     /// Of the kind "key".

@@ -15,19 +15,24 @@ use crate::{
     output::rfc3339,
 };
 
-/// Certificates are renewed at half of their hour: less than this left means that renewing fails.
+/// Certificates are renewed at half of their hour, or up to six minutes later: less than this left means that renewing
+/// fails.
 const LEAST_SECONDS: u64 = 15 * 60;
+/// When nothing can be renewed, the half of it that is left is what there is to act in.
+const HALF_SECONDS: u64 = 30 * 60;
 
 /// Checks them all. Who was not reached shows none, which is reported already.
 pub async fn check(mesh: &Mesh, reached: &[Role], ready: &[&Sidecar]) -> Vec<Finding> {
     let now = clock::unix_seconds();
-    let mut findings = vec![lasts("operator", mesh.identity().svid().not_after(), now)];
+    let renewing = reached.contains(&Role::Identity);
+    // The operator's own comes from the CA in the data folder.
+    let mut findings = vec![lasts("operator", mesh.identity().svid().not_after(), now, true)];
     let roles =
         reached.iter().map(|&role| (role.title().to_owned(), mesh.address(role), role.service_name().to_string()));
     let sidecars = ready.iter().map(|s| (s.name.clone(), s.inbound, s.service.clone()));
     let each = roles.chain(sidecars).map(|(name, address, service)| async move {
         match shown(mesh, address, &service).await {
-            Ok(not_after) => lasts(&name, not_after, now),
+            Ok(not_after) => lasts(&name, not_after, now, renewing),
             Err(problem) => Finding::bad(
                 "certificate",
                 &name,
@@ -55,7 +60,7 @@ async fn shown(mesh: &Mesh, address: SocketAddr, service: &str) -> Result<u64, S
 }
 
 /// A listener on all addresses is reached over loopback.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -65,17 +70,34 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn lasts(name: &str, not_after: u64, now: u64) -> Finding {
+/// `renewing`: whether the identity service answers.
+fn lasts(name: &str, not_after: u64, now: u64, renewing: bool) -> Finding {
     let until = rfc3339(not_after);
     let left = not_after.saturating_sub(now);
-    if left >= LEAST_SECONDS {
-        return Finding::ok("certificate", name, format!("valid until {until}, {} min", left / 60));
+    if left < LEAST_SECONDS {
+        return Finding::bad(
+            "certificate",
+            name,
+            format!("ends at {until}, {} min from now: it should have been renewed by now", left / 60),
+            "see that the identity service is reachable, and why renewing fails in the log of whose certificate it is",
+        );
+    }
+    let valid = format!("valid until {until}, {} min", left / 60);
+    if renewing {
+        return Finding::ok("certificate", name, valid);
+    }
+    if left >= HALF_SECONDS {
+        return Finding::ok(
+            "certificate",
+            name,
+            format!("{valid}; nothing renews it while the identity service is away"),
+        );
     }
     Finding::bad(
         "certificate",
         name,
-        format!("ends at {until}, {} min from now: it should have been renewed by now", left / 60),
-        "see that the identity service is reachable, and why renewing fails in the log of whose certificate it is",
+        format!("{valid}, and nothing renews it while the identity service is away"),
+        format!("make the identity service reachable before {until}: calls of {name} fail from then on"),
     )
 }
 
@@ -85,9 +107,18 @@ mod tests {
 
     #[test]
     fn a_certificate_that_should_have_been_renewed_is_a_failure_before_it_ends() {
-        assert!(lasts("media", 10_000 + 15 * 60, 10_000).ok);
-        assert!(!lasts("media", 10_000 + 15 * 60 - 1, 10_000).ok);
-        assert!(!lasts("media", 9_000, 10_000).ok);
+        assert!(lasts("media", 10_000 + 15 * 60, 10_000, true).ok);
+        assert!(!lasts("media", 10_000 + 15 * 60 - 1, 10_000, true).ok);
+        assert!(!lasts("media", 9_000, 10_000, true).ok);
+    }
+
+    #[test]
+    fn without_the_identity_service_half_an_hour_before_the_end_is_a_failure_and_earlier_is_told() {
+        let early = lasts("media", 10_000 + 30 * 60, 10_000, false);
+        assert!(early.ok && early.detail.contains("nothing renews it"), "{}", early.detail);
+        let late = lasts("media", 10_000 + 30 * 60 - 1, 10_000, false);
+        assert!(!late.ok && late.next.unwrap().contains("before 1970-01-01T03:16:39Z"));
+        assert!(lasts("media", 10_000 + 30 * 60 - 1, 10_000, true).ok, "it is about to be renewed");
     }
 
     #[test]
