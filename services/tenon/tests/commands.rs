@@ -185,6 +185,34 @@ fn explain_offline_answers_in_the_form_of_the_design() {
 }
 
 #[test]
+fn explain_takes_a_transaction_token_and_refuses_callers_that_nobody_defines() {
+    let more = "paths: [/media.v1.Media/Get]\n      proof: transaction\n    - {name: all, callers: ['*'], paths: \
+                [/grpc.health.v1.Health/*], tenant: none}";
+    let mesh = MESH.replace("paths: [/media.v1.Media/Get]", more);
+    let dir = folder(&[("mesh.yaml", &mesh)]);
+    let issues = ["--caller", "issues", "--tenant", "acme"];
+    for (token, expected) in [
+        (&[][..], Some("TXN_MISSING")),
+        (&["--transaction", "acme"], None),
+        (&["--transaction=globex"], Some("TXN_TENANT_MISMATCH")),
+        (&["--transaction"], Some("TXN_TENANT_MISMATCH")),
+    ] {
+        let (code, json) = explain(&dir, &[&issues, token].concat());
+        assert_eq!(json["reason"].as_str(), expected, "{token:?}");
+        assert_eq!((code, json["allowed"].as_bool()), (i32::from(expected.is_some()), Some(expected.is_none())));
+    }
+    let health = |caller: &str| {
+        let args =
+            ["policy", "explain", "-f", path(&dir), "--service", "media", "--path", "/grpc.health.v1.Health/Check"];
+        tenon(&[&args[..], &["--caller", caller]].concat())
+    };
+    assert_eq!(code(&health("issues")), 0);
+    let stranger = health("isues");
+    assert_eq!(code(&stranger), 1);
+    assert!(out(&stranger).contains("isues is neither a service of the mesh nor"), "{}", out(&stranger));
+}
+
+#[test]
 fn policy_tests_exit_1_only_when_one_does_not_come_as_expected() {
     for (expect, exit) in [("PATH_NOT_ALLOWED", 0), ("ALLOWED", 1)] {
         let dir = folder(&[("mesh.yaml", MESH), ("tests.yaml", &TESTS.replace("EXPECTED", expect))]);
