@@ -41,6 +41,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Its own identity, kept renewed by the caller.
     pub identity: Arc<Identity>,
+    /// Names this process as a follower, the same as for the identity service.
+    pub instance: Arc<str>,
     /// The policy service, whose routes it follows.
     pub policy: SocketAddr,
 }
@@ -72,7 +74,7 @@ pub enum ServeError {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, store, state_dir, identity, policy } = config;
+    let Config { listener, store, state_dir, identity, instance, policy } = config;
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();
@@ -84,7 +86,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let store = Store::open(Arc::clone(&journal)).await.map_err(|error| ServeError::Store(error.into()))?;
 
     let changed = Arc::new(Notify::new());
-    let (routes, following) = follow_routes(&identity, policy, state_dir, Arc::clone(&changed), shutdown.clone());
+    let follow = follow(&identity, &instance, policy, state_dir);
+    let (routes, following) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
     let views = Arc::new(ProductViews::new(routes));
     let publisher = Publisher::start(kind::TENANT, journal, views, shutdown.clone());
     let refreshing = tokio::spawn(refresh(publisher.clone(), changed));
@@ -102,20 +105,21 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     outcome.map_err(ServeError::Server)
 }
 
+fn follow(identity: &Arc<Identity>, instance: &str, policy: SocketAddr, state_dir: PathBuf) -> Follow {
+    let expected = ServiceName::try_from(control_plane::POLICY).expect("a constant that is a service name");
+    Follow {
+        kind: kind::ROUTE,
+        instance: instance.to_owned(),
+        channel: grpc::channel(policy, identity, &expected),
+        state_dir: Some(state_dir),
+    }
+}
+
 fn follow_routes(
-    identity: &Arc<Identity>,
-    policy: SocketAddr,
-    state_dir: PathBuf,
+    follow: Follow,
     changed: Arc<Notify>,
     shutdown: CancellationToken,
 ) -> (Replica<ServiceRoute>, JoinHandle<()>) {
-    let expected = ServiceName::try_from(control_plane::POLICY).expect("a constant that is a service name");
-    let follow = Follow {
-        kind: kind::ROUTE,
-        instance: control_plane::TCS.to_owned(),
-        channel: grpc::channel(policy, identity, &expected),
-        state_dir: Some(state_dir),
-    };
     let observer = move |event: Event<'_, ServiceRoute>| {
         let product = |route: &Arc<ServiceRoute>| route.product.clone();
         let matters = match event {

@@ -4,6 +4,8 @@ use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
+    sync::Arc,
+    time::Duration,
 };
 
 use mesh_config::names::TrustDomain;
@@ -22,6 +24,9 @@ use crate::{
     operator::Role,
     up::passphrase,
 };
+
+/// How often it is looked whether the identity service is back.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Runs the identity service until it is told to end.
 ///
@@ -60,6 +65,7 @@ pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
             store: store(args.store.path())?,
             state_dir: args.role.state_dir,
             identity: joined.identity,
+            instance: joined.instance,
             policy: args.policy,
         };
         tcs::serve(config, shutdown).await.map_err(|error| ended(Role::Tcs, &error))
@@ -179,9 +185,26 @@ async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &Cancellatio
     }
     // They end with the runtime.
     let from = FollowTrust::new(args.identity, &joined.identity, &joined.instance, of.state_dir.clone());
-    drop(Trust::follow(from, &joined.identity, shutdown));
-    drop(Membership::start(&joined, config, shutdown));
+    let (trust, _following) = Trust::follow(from, &joined.identity, shutdown);
+    let (membership, _staying) = Membership::start(&joined, config, shutdown);
+    tokio::spawn(tell_when_back(trust, membership));
     Ok(joined)
+}
+
+/// Has the identity service hear of this process as soon as it is back, and when it begins a new history: it may have
+/// forgotten all instances.
+async fn tell_when_back(trust: Trust, membership: Arc<Membership>) {
+    let mut tick = tokio::time::interval(LOOK);
+    let mut before = (false, None);
+    loop {
+        tick.tick().await;
+        let status = trust.bundle.status();
+        let now = (status.connected, status.position.map(|position| position.epoch));
+        let was = std::mem::replace(&mut before, now);
+        if now.0 && now != was {
+            membership.identity_service_heard();
+        }
+    }
 }
 
 fn ended(role: Role, error: &dyn std::error::Error) -> Failure {

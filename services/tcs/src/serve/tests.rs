@@ -50,6 +50,7 @@ impl Mesh {
             store: mesh.dir.path().join("tcs/store.redb"),
             state_dir: mesh.dir.path().join("tcs/state"),
             identity: mesh.ca.identity(control_plane::TCS),
+            instance: "tenon-tcs-0123456789abcdef".into(),
             policy,
         };
         let shutdown = mesh.shutdown.clone();
@@ -349,6 +350,7 @@ async fn a_store_that_is_in_use_is_named() {
         store: mesh.dir.path().join("tcs/store.redb"),
         state_dir: mesh.dir.path().join("other"),
         identity: mesh.ca.identity(control_plane::TCS),
+        instance: "tenon-tcs-0123456789abcdef".into(),
         policy: mesh.address,
     };
     let error = serve(config, CancellationToken::new()).await.unwrap_err();

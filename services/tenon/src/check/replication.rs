@@ -12,6 +12,7 @@ use super::Finding;
 use crate::{
     mesh_file::Sidecar,
     operator::{Mesh, Role, reason},
+    probe,
 };
 
 /// A status names every follower of every kind: some megabytes for ten thousand sidecars.
@@ -20,14 +21,37 @@ const LARGEST_STATUS: usize = 64 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(100);
 
-/// Asks each service that was reached.
-pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
-    join_all(reached.iter().map(|&role| of_role(mesh, role))).await.into_iter().flatten().collect()
+/// A sidecar, and the name that it follows under.
+pub struct Instance<'m> {
+    sidecar: &'m Sidecar,
+    /// None when it does not answer.
+    name: Option<String>,
 }
 
-async fn of_role(mesh: &Mesh, role: Role) -> Vec<Finding> {
-    match settled(mesh, role).await {
-        Ok(kinds) => kinds.iter().flat_map(|kind| [positions(kind, &mesh.file().sidecars), refusals(kind)]).collect(),
+impl<'m> Instance<'m> {
+    /// Asks the sidecar for its name.
+    pub async fn of(sidecar: &'m Sidecar) -> Self {
+        let config = probe::get(sidecar.admin, "/config").await.ok();
+        let config = config.and_then(|answer| serde_json::from_str::<serde_json::Value>(&answer.body).ok());
+        let name = config.and_then(|config| Some(config["membership"]["instance"].as_str()?.to_owned()));
+        Self { sidecar, name }
+    }
+
+    fn is(&self, follower: &FollowerStatus) -> bool {
+        follower.spiffe_id.ends_with(&format!("/svc/{}", self.sidecar.service))
+            && self.name.as_ref() == Some(&follower.instance)
+    }
+}
+
+/// Asks each service that was reached.
+pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
+    let sidecars = join_all(mesh.file().sidecars.iter().map(Instance::of)).await;
+    join_all(reached.iter().map(|&role| of_role(mesh, role, &sidecars))).await.into_iter().flatten().collect()
+}
+
+async fn of_role(mesh: &Mesh, role: Role, sidecars: &[Instance<'_>]) -> Vec<Finding> {
+    match settled(mesh, role, sidecars).await {
+        Ok(kinds) => kinds.iter().flat_map(|kind| [positions(kind, sidecars), refusals(kind, sidecars)]).collect(),
         Err(status) => {
             let log = format!("read {}", mesh.data().log(role.name()).display());
             vec![Finding::bad("replication", role.title(), reason(&status), log)]
@@ -36,12 +60,12 @@ async fn of_role(mesh: &Mesh, role: Role) -> Vec<Finding> {
 }
 
 /// The status of all kinds, once all followers have caught up, or their time to do so is over.
-async fn settled(mesh: &Mesh, role: Role) -> Result<Vec<KindStatus>, tonic::Status> {
+async fn settled(mesh: &Mesh, role: Role, sidecars: &[Instance<'_>]) -> Result<Vec<KindStatus>, tonic::Status> {
     let until = Instant::now() + PATIENCE;
     let mut client = ReplicationClient::new(mesh.channel(role)).max_decoding_message_size(LARGEST_STATUS);
     loop {
         let kinds = client.status(StatusRequest { kind: String::new() }).await?.into_inner().kinds;
-        let behind = kinds.iter().any(|kind| !positions(kind, &mesh.file().sidecars).ok);
+        let behind = kinds.iter().any(|kind| !positions(kind, sidecars).ok);
         if !behind || Instant::now() > until {
             return Ok(kinds);
         }
@@ -49,13 +73,13 @@ async fn settled(mesh: &Mesh, role: Role) -> Result<Vec<KindStatus>, tonic::Stat
     }
 }
 
-fn positions(status: &KindStatus, sidecars: &[Sidecar]) -> Finding {
+fn positions(status: &KindStatus, sidecars: &[Instance<'_>]) -> Finding {
     let head = pair(status.head.as_ref());
-    let missing = sidecars.iter().filter(|sidecar| !status.followers.iter().any(|follower| is(follower, sidecar)));
-    let missing = missing.map(|sidecar| format!("{} does not follow", sidecar.name));
+    let missing = sidecars.iter().filter(|sidecar| !status.followers.iter().any(|follower| sidecar.is(follower)));
+    let missing = missing.map(|missing| format!("{} does not follow", missing.sidecar.name));
     let behind = status.followers.iter().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
     let behind =
-        behind.map(|follower| format!("{} is at {}", follower.instance, shown(follower.acknowledged.as_ref())));
+        behind.map(|follower| format!("{} is at {}", who(follower, sidecars), shown(follower.acknowledged.as_ref())));
     let problems: Vec<_> = missing.chain(behind).collect();
     let head = shown(status.head.as_ref());
     if problems.is_empty() {
@@ -74,12 +98,12 @@ fn positions(status: &KindStatus, sidecars: &[Sidecar]) -> Finding {
     )
 }
 
-fn refusals(status: &KindStatus) -> Finding {
+fn refusals(status: &KindStatus, sidecars: &[Instance<'_>]) -> Finding {
     let refused: Vec<_> = status
         .followers
         .iter()
         .filter(|follower| !follower.nack.is_empty())
-        .map(|follower| format!("{}: {}", follower.instance, follower.nack))
+        .map(|follower| format!("{}: {}", who(follower, sidecars), follower.nack))
         .collect();
     if refused.is_empty() {
         return Finding::ok("accepted", &status.kind, "nobody refused a change");
@@ -92,10 +116,9 @@ fn refusals(status: &KindStatus) -> Finding {
     )
 }
 
-/// Whether this follower is that sidecar: the name of its process ends with the address of its inbound listener.
-fn is(follower: &FollowerStatus, sidecar: &Sidecar) -> bool {
-    follower.spiffe_id.ends_with(&format!("/svc/{}", sidecar.service))
-        && follower.instance.ends_with(&format!("/{}", sidecar.inbound))
+/// The sidecar's name in the mesh, or what the follower calls itself.
+fn who<'f>(follower: &'f FollowerStatus, sidecars: &'f [Instance<'_>]) -> &'f str {
+    sidecars.iter().find(|sidecar| sidecar.is(follower)).map_or(&follower.instance, |found| &found.sidecar.name)
 }
 
 fn pair(position: Option<&Position>) -> (u64, u64) {
@@ -126,9 +149,13 @@ mod tests {
         }
     }
 
+    fn named<'m>(sidecar: &'m Sidecar) -> [Instance<'m>; 1] {
+        [Instance { sidecar, name: Some("media-0123456789abcdef".into()) }]
+    }
+
     fn follower(revision: u64, nack: &str) -> FollowerStatus {
         FollowerStatus {
-            instance: "media/us-east/127.0.0.1:2".into(),
+            instance: "media-0123456789abcdef".into(),
             spiffe_id: "spiffe://demo.example/svc/media".into(),
             acknowledged: Some(Position { epoch: 5, revision }),
             nack: nack.into(),
@@ -142,32 +169,34 @@ mod tests {
 
     #[test]
     fn followers_at_the_head_are_fine() {
-        let finding = positions(&status(vec![follower(9, "")]), &[sidecar()]);
+        let finding = positions(&status(vec![follower(9, "")]), &named(&sidecar()));
         assert_eq!((finding.ok, finding.detail.as_str()), (true, "3 records at 5.9, with all of 1 followers"));
     }
 
     #[test]
     fn a_follower_that_is_behind_is_named_with_its_position() {
-        let finding = positions(&status(vec![follower(8, "")]), &[sidecar()]);
-        assert_eq!(
-            (finding.ok, finding.detail.as_str()),
-            (false, "head is 5.9, but media/us-east/127.0.0.1:2 is at 5.8")
-        );
+        let finding = positions(&status(vec![follower(8, "")]), &named(&sidecar()));
+        assert_eq!((finding.ok, finding.detail.as_str()), (false, "head is 5.9, but media-us-east is at 5.8"));
+        let finding = positions(&status(vec![follower(8, "")]), &[]);
+        assert_eq!(finding.detail, "head is 5.9, but media-0123456789abcdef is at 5.8");
     }
 
     #[test]
     fn a_sidecar_that_does_not_follow_at_all_is_named() {
-        let finding = positions(&status(Vec::new()), &[sidecar()]);
+        let finding = positions(&status(Vec::new()), &named(&sidecar()));
         assert_eq!((finding.ok, finding.detail.as_str()), (false, "head is 5.9, but media-us-east does not follow"));
+        let sidecar = sidecar();
+        let silent = [Instance { sidecar: &sidecar, name: None }];
+        assert!(!positions(&status(vec![follower(9, "")]), &silent).ok, "it is not known to be this follower");
     }
 
     #[test]
     fn a_refused_change_is_a_failure_with_the_followers_own_words() {
-        assert!(refusals(&status(vec![follower(9, "")])).ok);
-        let finding = refusals(&status(vec![follower(8, "record acme: not a tenant")]));
+        assert!(refusals(&status(vec![follower(9, "")]), &[]).ok);
+        let finding = refusals(&status(vec![follower(8, "record acme: not a tenant")]), &named(&sidecar()));
         assert_eq!(
             (finding.ok, finding.detail.as_str()),
-            (false, "refused by media/us-east/127.0.0.1:2: record acme: not a tenant")
+            (false, "refused by media-us-east: record acme: not a tenant")
         );
     }
 }
