@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use mesh_asap::{Expect, Memory, VerifyError};
+use mesh_asap::{Expect, Memory, VerifyError, precheck};
 use mesh_identity::Identity;
 
 use crate::outside::{Client, Clients, KnownKeys};
@@ -36,7 +36,16 @@ impl FromOutside {
     ) -> Result<(), VerifyError> {
         let expect = Expect { grants: &client.grants, ..Expect::new(audience, Some(&client.issuer)) };
         let keys = KnownKeys { client, identity, now };
-        self.of(client).verify(token, &expect, &keys, now).map(drop)
+        match self.of(client).verify(token, &expect, &keys, now) {
+            Ok(_) => Ok(()),
+            // No key was asked for that is not the client's own: so what is wrong is the issuer, not the lack of a key.
+            Err(VerifyError::KeyUnknown | VerifyError::KeysUnavailable)
+                if precheck(token).is_ok_and(|token| token.issuer != client.issuer) =>
+            {
+                Err(VerifyError::Issuer)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the token would be taken without a look at any key.

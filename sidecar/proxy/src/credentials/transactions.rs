@@ -26,6 +26,11 @@ impl Transactions {
         Self { memory: Memory::default(), compared: None, trust_domain }
     }
 
+    /// Forgets the tokens of the keys that `keep` does not want.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&str) -> bool) {
+        self.memory.retain(|verified| keep(&verified.kid));
+    }
+
     /// Verifies a token with `keys`, the transaction keys at `position`, and compares its tenant with the call's. Allocates
     /// nothing for a token that is remembered.
     ///

@@ -118,6 +118,7 @@ impl TokenMemory {
             let gone = |issuer: &str, kid: &str| revoked.services.contains(issuer) || revoked.kids.contains(kid);
             self.memory.retain(|verified| !gone(&verified.issuer, &verified.kid));
             self.from_outside.retain(&self.clients, |name, kid| !gone(name, kid));
+            self.transactions.retain(|kid| !revoked.kids.contains(kid));
         }
     }
 }

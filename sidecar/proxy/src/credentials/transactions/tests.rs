@@ -95,6 +95,18 @@ fn a_token_is_verified_once_and_remembered_until_it_ends_or_its_key_goes() {
 }
 
 #[test]
+fn a_token_whose_key_is_revoked_is_forgotten_at_once() {
+    let key = SigningKey::generate(txn::ISSUER).unwrap();
+    let (keys, mut transactions) = (OneKey::of(&key), transactions());
+    let token = token(&key, None, "demo.example");
+    assert!(transactions.verify(&keys, position(1), &token, Named::None, NOW).is_ok());
+    keys.there.set(false);
+    transactions.retain(|kid| kid != keys.kid);
+    let refused = transactions.verify(&keys, position(1), &token, Named::None, NOW);
+    assert_eq!(refused.unwrap_err().reason, Reason::TxnInvalid);
+}
+
+#[test]
 fn what_is_no_transaction_token_of_this_mesh_is_invalid() {
     let key = SigningKey::generate(txn::ISSUER).unwrap();
     let (keys, mut transactions) = (OneKey::of(&key), transactions());
