@@ -86,8 +86,7 @@ impl SigningKey {
         let body = body.strip_suffix("-----END PRIVATE KEY-----").ok_or(KeyError::PrivatePem)?;
         let mut text = Zeroizing::new(String::with_capacity(body.len()));
         text.extend(body.split_ascii_whitespace());
-        let der = Zeroizing::new(STANDARD.decode(text.as_bytes()).map_err(|_| KeyError::PrivatePem)?);
-        Self::from_pkcs8(kid, &der)
+        Self::from_pkcs8(kid, &decode(&text).ok_or(KeyError::PrivatePem)?)
     }
 
     /// `data:application/pkcs8;kid=<percent-encoded kid>;base64,<PKCS#8 DER>` (A17).
@@ -98,15 +97,19 @@ impl SigningKey {
         let rest = uri.strip_prefix("data:application/pkcs8;kid=").ok_or(KeyError::DataUri)?;
         let (kid, der) = rest.split_once(";base64,").ok_or(KeyError::DataUri)?;
         let kid: Kid = percent_decode_str(kid).decode_utf8().map_err(|_| KeyError::DataUri)?.parse()?;
-        let der = Zeroizing::new(STANDARD.decode(der).map_err(|_| KeyError::DataUri)?);
-        Self::from_pkcs8(kid, &der)
+        Self::from_pkcs8(kid, &decode(der).ok_or(KeyError::DataUri)?)
     }
 
     /// The inverse of [`Self::from_data_uri`].
     pub fn to_data_uri(&self) -> Zeroizing<String> {
-        let der = Zeroizing::new(STANDARD.encode(self.pkcs8.as_slice()));
-        let kid = utf8_percent_encode(self.kid.as_str(), ESCAPED);
-        Zeroizing::new(format!("data:application/pkcs8;kid={kid};base64,{}", der.as_str()))
+        let kid = utf8_percent_encode(self.kid.as_str(), ESCAPED).to_string();
+        // Large enough from the start: text that grows leaves copies behind.
+        let mut uri = Zeroizing::new(String::with_capacity(64 + kid.len() + self.pkcs8.len().div_ceil(3) * 4));
+        for part in ["data:application/pkcs8;kid=", &kid, ";base64,"] {
+            uri.push_str(part);
+        }
+        STANDARD.encode_string(self.pkcs8.as_slice(), &mut uri);
+        uri
     }
 
     /// The same key for an issuer that is a shorter prefix of its id.
@@ -179,6 +182,12 @@ impl SigningKey {
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         token
     }
+}
+
+/// Base64 of a private key, into memory that is wiped also when the text turns out to be none.
+fn decode(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut der = Zeroizing::new(Vec::with_capacity(text.len()));
+    STANDARD.decode_vec(text, &mut der).ok().map(|()| der)
 }
 
 /// 128 random bits of the operating system's, as text (A10).
