@@ -143,34 +143,4 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_age_that_a_document_may_have_is_read_from_cache_control() {
-        for (values, expected) in [
-            (&[][..], None),
-            (&["max-age=60"], Some(60)),
-            (&["public, Max-Age=3600, must-revalidate"], Some(3600)),
-            (&["public", "max-age=\"7\""], Some(7)),
-            (&["max-age=60, no-store"], Some(0)),
-            (&["no-cache"], Some(0)),
-            (&["max-age=soon"], None),
-            (&["max-age"], None),
-        ] {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(CACHE_CONTROL, value.parse().unwrap());
-            }
-            assert_eq!(max_age(&headers), expected.map(Duration::from_secs), "{values:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn nothing_but_https_is_fetched() {
-        let https = Https::new(vec![]);
-        for url in ["http://127.0.0.1:1/", "file:///etc/passwd", "127.0.0.1", ""] {
-            assert_eq!(https.get(url).await.unwrap_err(), FetchError::Url(url.to_owned()));
-        }
-    }
-}
+mod tests;
