@@ -3,7 +3,9 @@
 //! A [`Mesh`] is `tenon up` on a folder of its own with ports of its own; dropping it ends every process of it. The
 //! binaries are those that `cargo build --workspace --bins` put beside the test: `make test` does that first.
 
+pub mod asap;
 pub mod calls;
 pub mod mesh;
 pub mod ports;
 pub mod python;
+pub mod traffic;

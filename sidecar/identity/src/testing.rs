@@ -66,6 +66,12 @@ impl Leaf {
             authority: false,
         }
     }
+
+    /// A good certificate of a client outside of the mesh, which has this DNS name and no other.
+    pub fn outside(dns: &str) -> Self {
+        let usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        Self { uris: Vec::new(), dns: vec![dns.to_owned()], usages, ..Self::uri("") }
+    }
 }
 
 impl Ca {

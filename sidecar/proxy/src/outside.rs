@@ -152,11 +152,17 @@ pub struct KnownKeys<'a> {
 
 impl Keys for KnownKeys<'_> {
     fn get(&self, kid: &str) -> Lookup {
-        if self.identity.revoked().kids.contains(kid) {
+        // Looking a key up may start a fetch of it: a key that is somebody else's is not looked up.
+        if self.identity.revoked().kids.contains(kid) || !belongs_to(kid, &self.client.issuer) {
             return Lookup::Unknown;
         }
         self.client.repositories.cached(kid, self.now)
     }
+}
+
+/// A5.
+fn belongs_to(kid: &str, issuer: &str) -> bool {
+    kid.strip_prefix(issuer).is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[cfg(test)]

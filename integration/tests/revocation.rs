@@ -1,0 +1,215 @@
+//! Revocations through the front door: who is revoked is cut off within a second, whoever is not notices nothing.
+
+use std::{
+    future::Future,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use integration::{
+    calls::{channel, for_tenant, http_get, outcome, reason},
+    mesh::{Mesh, Plan, SOON, binary},
+    traffic::Traffic,
+};
+use serde_json::{Value, json};
+use tenon_proto::media::v1::{ListRequest, media_client::MediaClient};
+use tonic::{Status, Streaming, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+
+/// What is promised from the return of the command on.
+const PROMISE: Duration = Duration::from_secs(1);
+/// Times that each revocation is measured: the median is held against the promise, for a machine may be busy for a moment.
+const ROUNDS: usize = 5;
+/// Calls of the services that nobody revokes, a second.
+const STEADY: u32 = 250;
+
+struct World {
+    mesh: Mesh,
+    steady: Traffic,
+}
+
+impl World {
+    async fn new() -> Self {
+        let mesh = Plan::demo().expect("a plan").start().expect("the mesh starts");
+        mesh.import(&[json!({
+            "tenantId": "acme", "status": "ACTIVE", "region": "us-east", "products": {
+                "media": {"state": "ACTIVE", "shard": {"cluster": "c1", "database": "d1", "schema": "s1"}}
+            }
+        })])
+        .expect("imported");
+        let issues = mesh.outbound("issues", "us-east");
+        let mut client = MediaClient::new(channel(issues, "media").await.expect("the sidecar answers"));
+        passes(&mut client).await;
+        let steady = Traffic::start(issues, "acme", STEADY).await.expect("the sidecar answers");
+        Self { mesh, steady }
+    }
+
+    async fn outbound(&self, service: &str, authority: &str) -> Channel {
+        channel(self.mesh.outbound(service, "us-east"), authority).await.expect("the sidecar answers")
+    }
+
+    /// Runs `tenon identity revoke` with these flags; when it returned.
+    async fn revoke(&self, flags: &[&str]) -> Instant {
+        let mut command = Command::new(binary("tenon").expect("it is built"));
+        command.args(["identity", "revoke"]).args(flags).arg("--data").arg(self.mesh.data_dir());
+        let work = move || (command.output().expect("it runs"), Instant::now());
+        let (output, returned) = tokio::task::spawn_blocking(work).await.expect("no panic");
+        assert!(output.status.success(), "{flags:?}: {}", String::from_utf8_lossy(&output.stderr));
+        returned
+    }
+
+    /// Nobody but who was revoked has noticed anything.
+    async fn ends_well(self) {
+        let report = self.steady.stop().await;
+        assert!(
+            report.failed.is_empty(),
+            "{} of {} calls failed: {:?}",
+            report.failed.len(),
+            report.calls,
+            report.failed
+        );
+        assert!(report.calls_per_second >= 200.0, "{report:?}");
+    }
+}
+
+async fn list(client: &mut MediaClient<Channel>) -> String {
+    outcome(&client.list(for_tenant("acme", ListRequest {})).await)
+}
+
+/// Waits until calls pass.
+async fn passes(client: &mut MediaClient<Channel>) {
+    holds("calls pass", async || list(client).await == "ALLOWED").await;
+}
+
+async fn holds(what: &str, mut ask: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !ask().await {
+        assert!(Instant::now() < end, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A stream that stays open for as long as it may.
+async fn open_stream(channel: Channel) -> Streaming<HealthCheckResponse> {
+    let mut stream =
+        HealthClient::new(channel).watch(HealthCheckRequest::default()).await.expect("allowed").into_inner();
+    stream.message().await.expect("a first message").expect("not its end");
+    stream
+}
+
+/// How the stream ends, soon.
+async fn end_of(stream: &mut Streaming<HealthCheckResponse>) -> Status {
+    let ending = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended as if all were well"),
+                Err(status) => return status,
+            }
+        }
+    };
+    tokio::time::timeout(SOON, ending).await.expect("the stream ends")
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Revokes and lifts again and again. Each time the stream that `open` makes must end with `expected`, and the next call be
+/// refused, all within the promise.
+async fn is_kept<F: Future<Output = Streaming<HealthCheckResponse>>>(
+    world: &World,
+    flags: &[&str],
+    expected: &str,
+    client: &mut MediaClient<Channel>,
+    open: impl Fn() -> F,
+) {
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut stream = open().await;
+        let returned = world.revoke(flags).await;
+        let status = end_of(&mut stream).await;
+        assert_eq!(reason(&status).as_deref(), Some(expected), "{flags:?}: {status:?}");
+        let next = list(client).await;
+        took.push(returned.elapsed());
+        assert_ne!(next, "ALLOWED", "{flags:?}: the next call passed");
+        let lift: Vec<&str> = ["--lift"].into_iter().chain(flags.iter().copied()).collect();
+        world.revoke(&lift).await;
+        passes(client).await;
+    }
+    println!("{flags:?}: cut off {took:?} after the command had returned");
+    assert!(median(took.clone()) < PROMISE, "{flags:?}: {took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_caller_is_cut_off_within_a_second_and_the_others_notice_nothing() {
+    let world = World::new().await;
+    let to_media = world.outbound("wiki", "media").await;
+    let mut client = MediaClient::new(to_media.clone());
+    passes(&mut client).await;
+    is_kept(&world, &["--service", "wiki"], "ASAP_ISSUER", &mut client, || open_stream(to_media.clone())).await;
+
+    let config: Value = serde_json::from_str(
+        &http_get(world.mesh.admin("wiki", "us-east"), "/config").await.expect("the admin listener answers"),
+    )
+    .expect("JSON");
+    let serial = config["svid"]["serial"].as_str().expect("a serial").to_owned();
+    is_kept(&world, &["--serial", &serial], "ASAP_ISSUER", &mut client, || open_stream(to_media.clone())).await;
+    world.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_a_revoked_service_end_and_say_so() {
+    let world = World::new().await;
+    // Issues goes on calling media meanwhile: it is media's instance of the other region that is revoked.
+    let config: Value = serde_json::from_str(
+        &http_get(world.mesh.admin("media", "eu-west"), "/config").await.expect("the admin listener answers"),
+    )
+    .expect("JSON");
+    let serial = config["svid"]["serial"].as_str().expect("a serial").to_owned();
+    let there = world.outbound("wiki", "media.eu-west").await;
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut stream = open_stream(there.clone()).await;
+        let returned = world.revoke(&["--serial", &serial]).await;
+        let status = end_of(&mut stream).await;
+        assert_eq!(reason(&status).as_deref(), Some("UPSTREAM_CONNECT"), "{status:?}");
+        assert!(status.message().contains("revoked"), "{status:?}");
+        let next = HealthClient::new(there.clone()).check(HealthCheckRequest::default()).await;
+        took.push(returned.elapsed());
+        assert_eq!(outcome(&next), "UPSTREAM_CONNECT");
+        world.revoke(&["--lift", "--serial", &serial]).await;
+        let mut client = HealthClient::new(there.clone());
+        holds("calls pass", async || client.check(HealthCheckRequest::default()).await.is_ok()).await;
+    }
+    println!("cut off {took:?} after the command had returned");
+    assert!(median(took.clone()) < PROMISE, "{took:?}");
+    world.ends_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_with_a_revoked_key_end_and_the_service_goes_on_with_a_new_one() {
+    let world = World::new().await;
+    let to_media = world.outbound("wiki", "media").await;
+    let mut client = MediaClient::new(to_media.clone());
+    passes(&mut client).await;
+    let mut stream = open_stream(to_media.clone()).await;
+    let [kid] = &kids(&world.mesh, "wiki")[..] else { panic!("wiki has one key") };
+    let returned = world.revoke(&["--kid", kid]).await;
+    let status = end_of(&mut stream).await;
+    assert_eq!(reason(&status).as_deref(), Some("ASAP_KEY_UNKNOWN"), "{status:?}");
+    println!("cut off {:?} after the command had returned", returned.elapsed());
+    // By itself: nobody lifts anything.
+    passes(&mut client).await;
+    assert!(!kids(&world.mesh, "wiki").contains(kid));
+    open_stream(to_media).await;
+    world.ends_well().await;
+}
+
+fn kids(mesh: &Mesh, issuer: &str) -> Vec<String> {
+    let keys: Value =
+        serde_json::from_str(&mesh.tenon_ok(&["identity", "keys", "-o", "json"]).expect("keys")).expect("JSON");
+    let keys = keys.as_array().expect("a list").iter().filter(|key| key["issuer"] == issuer);
+    keys.map(|key| key["kid"].as_str().expect("text").to_owned()).collect()
+}
