@@ -22,6 +22,6 @@ mod svid;
 mod tokens;
 mod transaction;
 
-pub use ca::{Ca, CaError, IssueError, Issued, Passphrase, Phase, RotateError, SVID_LIFETIME, ServerCertificate};
+pub use ca::{Ca, CaError, IssueError, Issued, OPERATOR_LIFETIME, Passphrase, Phase, RotateError, SVID_LIFETIME, ServerCertificate};
 pub use csr::{Csr, CsrError};
 pub use serve::{AUTHORIZATION, Config, ServeError, serve};

@@ -60,7 +60,7 @@ pub(crate) struct Instance {
     /// Unix seconds.
     #[prost(uint64, tag = "5")]
     pub seen: u64,
-    /// The ASAP key that it has.
+    /// The ASAP key that it signs with.
     #[prost(string, tag = "6")]
     pub kid: String,
 }
@@ -168,7 +168,7 @@ impl Registry {
         }
     }
 
-    /// An instance says what it has.
+    /// An instance says what it has. The key is one that it may not sign with yet: see [`Self::signs_with`].
     pub(crate) async fn confirmed(
         &self,
         service: &ServiceName,
@@ -186,9 +186,16 @@ impl Registry {
             let took_it = (&given.issuing_authority, given.svid_not_after) == (&issuing_authority, svid_not_after);
             let sequence = if took_it { given.sequence } else { instance.holds.sequence };
             instance.holds = Holding { issuing_authority, svid_not_after, sequence };
-            kid.clone_into(&mut instance.kid);
+            if instance.kid.is_empty() {
+                kid.clone_into(&mut instance.kid);
+            }
         })
         .await;
+    }
+
+    /// An instance was told that everybody has its key: from now on it signs with it.
+    pub(crate) async fn signs_with(&self, service: &ServiceName, name: &str, kid: &str, now: u64) {
+        self.update(service, name, now, |instance| kid.clone_into(&mut instance.kid)).await;
     }
 
     /// Those whose SVID has not ended, in the order of their names.

@@ -3,6 +3,7 @@
 mod asap;
 mod identity;
 mod roles;
+mod rotate;
 mod txn_token;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use self::asap::{Asap, Inspect, Mint, Verify};
 pub use self::identity::{IssueSvid, Revoke};
 pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
+pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
 pub use self::txn_token::TxnToken;
 use crate::store::Store;
 
@@ -281,6 +283,8 @@ pub enum Identity {
     JoinToken(JoinToken),
     Keys(Keys),
     Revoke(Revoke),
+    #[command(subcommand)]
+    Rotate(Rotate),
     Svid(IssueSvid),
     TxnToken(TxnToken),
     CaInit(CaInit),

@@ -44,6 +44,11 @@ impl Data {
         self.dir.join("operator/key.pem")
     }
 
+    /// Held by who reads or writes the operator's certificate and key.
+    pub fn operator_lock(&self) -> PathBuf {
+        self.dir.join("operator/lock")
+    }
+
     /// The mesh's roots.
     pub fn trust_bundle(&self) -> PathBuf {
         self.dir.join("trust-bundle.pem")

@@ -1,6 +1,7 @@
 //! `tenon identity`: join tokens, keys, and making a CA.
 
 pub mod revoke;
+pub mod rotate;
 pub mod svid;
 pub mod txn_token;
 

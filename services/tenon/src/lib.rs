@@ -82,6 +82,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Identity(cli::Identity::JoinToken(args)) => block_on(identity::join_token(args)),
         Command::Identity(cli::Identity::Keys(args)) => block_on(identity::keys(args)),
         Command::Identity(cli::Identity::Revoke(args)) => block_on(identity::revoke::run(args)),
+        Command::Identity(cli::Identity::Rotate(args)) => block_on(identity::rotate::run(args)),
         Command::Identity(cli::Identity::Svid(args)) => block_on(identity::svid::run(args)),
         Command::Identity(cli::Identity::TxnToken(args)) => block_on(identity::txn_token::run(args)),
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),

@@ -1,11 +1,15 @@
 //! A running mesh as the operator's commands reach it: its addresses and the operator's credentials, from the data
 //! folder that `tenon up` made.
 
+pub mod files;
+
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use mesh_config::names::{ServiceName, TrustDomain, control_plane};
-use mesh_identity::{Identity, Svid, TrustBundle, grpc};
+use mesh_identity::{Identity, TrustBundle, grpc};
 use tonic::{Code, Status, transport::Channel};
+
+use files::ReadError;
 
 use crate::{
     data::Data,
@@ -198,16 +202,15 @@ pub fn credentials(data: &Data, trust_domain: &str) -> Result<Arc<Identity>, Fai
         Failure::new(format!("{what} cannot be used: {}", chain(error)))
             .next("start the mesh again with `tenon up -f DIR`: it writes the operator's credentials anew")
     };
-    let read = |path: &Path| {
-        fs::read_to_string(path).map_err(|error| {
-            Failure::new(format!("cannot read the operator's credentials: {}: {error}", path.display()))
-                .next("run as the user who started the mesh, or start it again with `tenon up -f DIR`")
-        })
+    let unreadable = |path: &Path, error: &std::io::Error| {
+        Failure::new(format!("cannot read the operator's credentials: {}: {error}", path.display()))
+            .next("run as the user who started the mesh, or start it again with `tenon up -f DIR`")
     };
-    let chain_pem = read(&data.operator_certificate())?;
-    let key_pem = read(&data.operator_key())?;
-    let svid = Svid::from_pem(&chain_pem, &key_pem)
-        .map_err(|error| damaged(&data.operator_certificate().display().to_string(), &error))?;
+    let read = |path: &Path| fs::read_to_string(path).map_err(|error| unreadable(path, &error));
+    let svid = files::read(data).map_err(|error| match error {
+        ReadError::File { path, source } => unreadable(&path, &source),
+        ReadError::Damaged(error) => damaged(&data.operator_certificate().display().to_string(), &error),
+    })?;
     let trust_domain = TrustDomain::try_from(trust_domain)
         .map_err(|error| damaged(&data.mesh_file().display().to_string(), &error))?;
     let bundle = TrustBundle::from_pem(trust_domain, &read(&data.trust_bundle())?)

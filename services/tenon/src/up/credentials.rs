@@ -1,25 +1,26 @@
 //! The CA of a local mesh, and the operator's certificate that `tenon up` and the commands use.
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, rc::Rc, sync::Arc, time::Duration};
+use std::{fs, rc::Rc, sync::Arc, time::Duration};
 
-use identity::{Ca, CaError, Passphrase};
+use identity::{Ca, CaError, OPERATOR_LIFETIME, Passphrase};
 use mesh_config::names::{ServiceName, TrustDomain};
-use mesh_identity::{Identity, Svid, TrustBundle, clock};
+use mesh_identity::{Identity, Mismatch, Svid, TrustBundle, clock};
 use tokio_util::sync::CancellationToken;
 
 use super::printer::Printer;
 use crate::{
     data::Data,
     failure::{Failure, chain},
-    mesh_file::{MeshFile, write_private},
-    operator::Role,
+    mesh_file::MeshFile,
+    operator::{Role, files},
     output::rfc3339,
 };
 
 /// How long the operator's certificate lives; renewed at half of it.
-const LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// How often to look whether it is time. The machine may have slept, so no long timer is trusted.
-const LOOK: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = OPERATOR_LIFETIME;
+/// How often to look whether it is time, and whether the CA has changed. The machine may have slept, so no long timer is
+/// trusted.
+const LOOK: Duration = Duration::from_secs(1);
 /// Opens an encrypted CA key.
 pub const PASSPHRASE: &str = "TENON_CA_PASSPHRASE";
 
@@ -50,12 +51,12 @@ impl Credentials {
             Ca::create(&dir, trust_domain, passphrase.as_ref(), now)
         };
         let ca = opened.map_err(|error| ca_failure(&error))?;
-        if pin_before(data, trust_domain).is_some_and(|before| before != ca.bundle().pin()) {
+        if !is_of(data, &ca) {
             return Err(strangers(data, "is not the one that this data folder was made with"));
         }
         let operator = operator_name();
         let svid = issue(&ca, &operator, now)?;
-        let identity = Identity::new(svid, ca.bundle().clone());
+        let identity = Identity::new(svid, ca.bundle());
         let credentials = Self { ca: Rc::new(ca), data: data.clone(), operator, identity };
         credentials.write()?;
         Ok(credentials)
@@ -71,39 +72,47 @@ impl Credentials {
         self.ca.bundle().pin()
     }
 
-    /// Renews the operator's certificate at half of its life, here and in the data folder, until the end.
+    /// Renews the operator's certificate at half of its life, and follows rotations of the CA, here and in the data
+    /// folder, until the end.
     pub async fn keep_renewed(self, printer: Printer, shutdown: CancellationToken) {
+        let mut said = None;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = shutdown.cancelled() => return,
             }
-            let (now, svid) = (clock::unix_seconds(), self.identity.svid());
-            if now + LIFETIME.as_secs() / 2 < svid.not_after() {
-                continue;
-            }
-            let renewed = issue(&self.ca, &self.operator, now).and_then(|svid| {
-                self.identity.set_svid(svid).map_err(|error| Failure::new(error.to_string()))?;
-                self.write()
-            });
-            if let Err(failure) = renewed {
-                printer.warn(&format!("the operator's certificate was not renewed: {failure}"));
+            // The same problem each second is said once.
+            match self.follow(clock::unix_seconds()) {
+                Ok(()) => said = None,
+                Err(failure) if said.as_ref() == Some(&failure) => {}
+                Err(failure) => {
+                    printer.warn(&format!("the operator's certificate was not renewed: {failure}"));
+                    said = Some(failure);
+                }
             }
         }
     }
 
-    fn write(&self) -> Result<(), Failure> {
-        let certificate = self.data.operator_certificate();
-        if let Some(folder) = certificate.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-                Failure::new(format!("cannot make {}: {error}", folder.display()))
-                    .next("make the data folder writable, or name another one with --data")
-            })?;
+    /// Takes over what the identity service has made of the CA, and renews the operator's certificate when it is time.
+    fn follow(&self, now: u64) -> Result<(), Failure> {
+        self.ca.reload().map_err(|error| ca_failure(&error))?;
+        let (bundle, svid) = (self.ca.bundle(), self.identity.svid());
+        let changed = *self.identity.bundle() != bundle;
+        let old = now + LIFETIME.as_secs() / 2 >= svid.not_after();
+        if !changed && !old {
+            return Ok(());
         }
-        let svid = self.identity.svid();
-        write_private(&self.data.operator_key(), svid.key_pem().as_bytes())?;
-        write_private(&certificate, svid.chain_pem().as_bytes())?;
-        write_private(&self.data.trust_bundle(), self.ca.bundle().to_pem().as_bytes())
+        let mismatch = |error: Mismatch| Failure::new(error.to_string());
+        let authority = bundle.rotation().issuing_authority;
+        self.identity.set_bundle(bundle).map_err(mismatch)?;
+        if old || svid.issuing_authority() != authority {
+            self.identity.set_svid(issue(&self.ca, &self.operator, now)?).map_err(mismatch)?;
+        }
+        self.write()
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        files::write(&self.data, &self.identity)
     }
 }
 
@@ -112,11 +121,15 @@ fn has_run(data: &Data) -> bool {
     data.trust_bundle().exists() || data.role(Role::Identity.name()).exists()
 }
 
-/// The pin of the CA that the last start used, as far as the folder still tells.
-fn pin_before(data: &Data, trust_domain: &TrustDomain) -> Option<String> {
-    let bundle = fs::read_to_string(data.trust_bundle()).ok();
-    let bundle = bundle.and_then(|text| TrustBundle::from_pem(trust_domain.clone(), &text).ok());
-    bundle.map(|bundle| bundle.pin()).or_else(|| MeshFile::read(data).ok().map(|file| file.trust_bundle_sha256))
+/// Whether the CA is the one that the folder was made with, as far as the folder still tells: a root of then is trusted
+/// still. While roots are rotated, the bundle in the folder may be older than the CA by one step.
+fn is_of(data: &Data, ca: &Ca) -> bool {
+    let bundle = ca.bundle();
+    let before = fs::read_to_string(data.trust_bundle()).ok();
+    match before.and_then(|text| TrustBundle::from_pem(ca.trust_domain().clone(), &text).ok()) {
+        Some(before) => before.roots().iter().any(|root| bundle.roots().contains(root)),
+        None => MeshFile::read(data).map_or(true, |file| file.trust_bundle_sha256 == bundle.pin()),
+    }
 }
 
 /// With another CA no process of the folder would believe another, and the mesh would never become ready.
