@@ -26,6 +26,9 @@ pub enum Rotate {
 /// --prepare makes a new root, and everybody comes to trust both; --activate has it sign, and everybody renews; --retire
 /// ends the trust in the old one and deletes its key. --abandon takes back a root that was not activated.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon identity rotate root --prepare --wait 60s\n  tenon identity rotate root --activate --wait 60s\n  tenon identity rotate root --retire"
+)]
 #[group(id = "step", required = true, multiple = false, args = ["prepare", "activate", "retire", "abandon"])]
 pub struct RotateRoot {
     /// Make a new root that is trusted beside the present one.
@@ -46,6 +49,7 @@ pub struct RotateRoot {
 
 /// Replace the issuing CA below the present root, and with it every certificate. Done by itself every 15 days.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon identity rotate issuing --wait 60s")]
 pub struct RotateIssuing {
     #[command(flatten)]
     pub common: RotateArgs,
@@ -54,6 +58,7 @@ pub struct RotateIssuing {
 /// Have every service make a new ASAP key. Each signs with its new key once everybody knows it; the old ones stay known
 /// until their last token has ended.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon identity rotate keys --wait 10m")]
 pub struct RotateKeys {
     #[command(flatten)]
     pub common: RotateArgs,
@@ -61,6 +66,7 @@ pub struct RotateKeys {
 
 /// Tell how rotations stand, and which live instances do not hold what they should yet. Exit code 1 when there are any.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tenon identity rotate status -o json")]
 pub struct RotateStatus {
     #[command(flatten)]
     pub common: RotateArgs,
