@@ -231,7 +231,7 @@ pub struct PolicyStatus {
 /// mesh is asked for its policy and for the tenant. Exits 0 when the call is allowed, 1 when it is not.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon policy explain --caller issues --service media --path /media.v1.Media/Get --tenant acme\n  tenon policy explain -f mesh-config/demo --tenants tenants.jsonl --caller wiki --service media \\\n      --path /media.v1.Media/Upload --tenant acme --region us-east -o json"
+    after_help = "Examples:\n  tenon policy explain --caller issues --service media --path /media.v1.Media/Get --tenant acme\n  tenon policy explain -f mesh-config/demo --tenants tenants.jsonl --caller wiki --service media \\\n      --path /media.v1.Media/Upload --tenant acme --region us-east -o json\n  tenon policy explain --caller edge --service media --path /media.v1.Media/Erase --tenant acme --transaction acme"
 )]
 pub struct Explain {
     /// Read the policy from this folder instead of the running mesh.

@@ -23,6 +23,8 @@ struct Outcome {
     path: String,
     tenant: Option<String>,
     region: Option<String>,
+    /// The transaction token that the call carries.
+    transaction: Option<Token>,
     /// `ALLOWED` or a reason.
     expected: String,
     came: String,
@@ -31,6 +33,12 @@ struct Outcome {
     rule: Option<String>,
     /// Where the call stands: `tests.yaml:12:7`.
     source: String,
+}
+
+/// A transaction token as the test has it.
+#[derive(Debug, Serialize)]
+struct Token {
+    tenant: Option<String>,
 }
 
 /// Runs the command: exit code 1 when a call does not come out as expected.
@@ -105,6 +113,7 @@ fn outcome(test: &PolicyTest, call: &TestCall, explanation: &Explanation) -> Out
         path: call.path.clone(),
         tenant: call.tenant.clone(),
         region: call.region.as_ref().map(ToString::to_string),
+        transaction: call.transaction.as_ref().map(|token| Token { tenant: token.tenant.clone() }),
         expected: expected.to_owned(),
         came: came.to_owned(),
         passed: expected == came,
@@ -118,7 +127,7 @@ fn rows(outcomes: &[Outcome]) -> Vec<Vec<String>> {
         vec![
             if outcome.passed { "ok" } else { "FAILED" }.to_owned(),
             outcome.test.clone(),
-            format!("{} -> {} {}", outcome.caller, outcome.service, outcome.path),
+            format!("{} -> {} {}{}", outcome.caller, outcome.service, outcome.path, with_token(outcome)),
             outcome.tenant.clone().unwrap_or_else(|| "-".into()),
             outcome.expected.clone(),
             outcome.came.clone(),
@@ -127,6 +136,14 @@ fn rows(outcomes: &[Outcome]) -> Vec<Vec<String>> {
         ]
     };
     outcomes.iter().map(row).collect()
+}
+
+fn with_token(outcome: &Outcome) -> String {
+    match &outcome.transaction {
+        None => String::new(),
+        Some(Token { tenant: None }) => " (transaction of no tenant)".to_owned(),
+        Some(Token { tenant: Some(tenant) }) => format!(" (transaction of {tenant})"),
+    }
 }
 
 #[cfg(test)]
@@ -166,5 +183,8 @@ mod tests {
         assert!(outcomes.len() >= 7);
         let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
         assert!(failed.is_empty(), "{failed:#?}");
+        let calls: Vec<String> = rows(&outcomes).into_iter().map(|row| row[2].clone()).collect();
+        assert_eq!(calls[0], "edge -> media /media.v1.Media/Erase (transaction of acme)");
+        assert_eq!(calls[2], "edge -> media /media.v1.Media/Erase (transaction of no tenant)");
     }
 }
