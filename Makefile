@@ -5,6 +5,10 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/python
 REQUIREMENTS := integration/tests/python/requirements.txt
+NODE := target/node
+NODE_FILES := $(addprefix integration/tests/node/,package.json package-lock.json)
+PEER := target/peers/debug/asap-peer
+PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-long lint bench doc ci deps
@@ -31,8 +35,8 @@ lint: ## Formatting and lints; warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap
-	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica -p mesh-identity --bench decisions --bench token --bench lookup --bench repository
+bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap, issuing
+	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica -p mesh-identity -p identity --bench decisions --bench token --bench lookup --bench repository --bench issue
 	$(CARGO) run --release --manifest-path integration/peers/asap-bench/Cargo.toml --target-dir target/peers
 
 doc: ## Build the API documentation; warnings are errors
@@ -41,7 +45,7 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed ## Install what the tests need: Python packages, below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) ## Install what the tests need: Python and npm packages and a crate, below target/
 
 # Debian's python3-venv brings venv and pip; other systems have them with Python itself.
 $(VENV)/installed: $(REQUIREMENTS)
@@ -53,4 +57,21 @@ $(VENV)/installed: $(REQUIREMENTS)
 	  fi; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
+
+$(NODE)/installed: $(NODE_FILES)
+	@{ node --version && npm --version; } >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends nodejs npm; \
+	  else \
+	    echo "the tests need Node.js with npm: install the packages nodejs and npm, then run make again" >&2; exit 1; \
+	  fi; }
+	mkdir -p $(NODE)
+	cp $(NODE_FILES) $(NODE)
+	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+# A workspace of its own: the crate `asap` brings other cryptography than Tenon's.
+$(PEER): $(PEER_CRATE)/Cargo.toml $(PEER_CRATE)/Cargo.lock $(PEER_CRATE)/src/main.rs
+	$(CARGO) build --locked --manifest-path $(PEER_CRATE)/Cargo.toml --target-dir target/peers
 	touch $@
