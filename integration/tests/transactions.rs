@@ -255,7 +255,7 @@ async fn tokens_outlive_a_restart_of_the_identity_service_and_a_rotation_of_its_
     assert_eq!(kid(&after), kid(&before), "it signs with the key that it had");
     assert_eq!(list(&mut client, "acme", &[&after]).await, "ALLOWED");
 
-    mesh.tenon_ok(&["identity", "rotate", "asap-keys"]).expect("rotated");
+    mesh.tenon_ok(&["identity", "rotate", "keys"]).expect("rotated");
     let mut rotated = String::new();
     eventually(SOON, "another key signs", || {
         rotated = cli(&mesh, "acme");

@@ -172,7 +172,7 @@ async fn a_revoked_key_signs_no_more_and_goes_and_one_that_is_too_old_is_replace
     let second = fixture.settle(NOW + 1).await.unwrap();
     assert_ne!(second, first);
     assert!(fixture.published().await.iter().all(|key| key.kid != first.as_str()));
-    // `tenon identity rotate asap-keys`.
+    // `tenon identity rotate keys`.
     fixture.world.replace_older_than.store(NOW + 100, Ordering::SeqCst);
     let third = fixture.settle(NOW + 100).await.unwrap();
     assert_ne!(third, second);
