@@ -154,6 +154,3 @@ impl Surroundings {
         })
     }
 }
-
-#[cfg(test)]
-mod tests;
