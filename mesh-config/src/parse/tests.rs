@@ -126,6 +126,33 @@ fn a_block_of_pem_keeps_its_lines_in_a_file() {
     assert_eq!(with_base(&text).unwrap().external_clients()["partner"].ca.len(), 1);
 }
 
+/// A mesh with one client outside of it for each of these issuers.
+fn with_issuers(issuers: &[&str]) -> Result<Mesh, Problems> {
+    let client = |(number, issuer): (usize, &&str)| {
+        format!(
+            "apiVersion: tenon.dev/v1\nkind: ExternalClient\nmetadata: {{name: client-{number}}}\nspec:\n  issuer: {issuer}\n  \
+             ca: {ca}\n  certificateNames: [dns:c{number}.example]\n  keyRepositories: ['https://keys.example/']\n",
+            ca = pem_of(&ca("one"))
+        )
+    };
+    with_base(&issuers.iter().enumerate().map(client).collect::<Vec<_>>().join("---\n"))
+}
+
+#[test]
+fn a05_issuers_of_which_none_is_a_path_prefix_of_another_pass() {
+    let mesh =
+        with_issuers(&["partner", "partner-2", "partne", "micros/a", "micros/b", "micros/ab", "mediateka"]).unwrap();
+    assert_eq!(mesh.external_clients().len(), 7);
+}
+
+#[test]
+fn a05_an_issuer_that_is_a_path_prefix_of_another_one_is_refused() {
+    // `media` is a service.
+    for issuers in [&["partner", "partner/x"][..], &["a/b/c", "x", "a/b"], &["a", "a"], &["media/x"], &["media"]] {
+        assert!(with_issuers(issuers).is_err(), "{issuers:?}");
+    }
+}
+
 #[test]
 fn an_attestor_becomes_its_record() {
     let text = format!(

@@ -82,16 +82,6 @@ impl fmt::Display for Kid {
     }
 }
 
-/// The first two of `issuers` of which one is a path prefix of the other (or the same twice), which A5 forbids: the
-/// keys of `a/b` would pass as those of `a`.
-pub fn path_prefix_conflict<'a>(issuers: &[&'a str]) -> Option<(&'a str, &'a str)> {
-    issuers.iter().enumerate().find_map(|(index, one)| {
-        let other =
-            issuers[index + 1..].iter().find(|other| one == *other || belongs_to(one, other) || belongs_to(other, one));
-        other.map(|other| (*one, *other))
-    })
-}
-
 pub(crate) fn belongs_to(kid: &str, issuer: &str) -> bool {
     !issuer.is_empty() && kid.strip_prefix(issuer).is_some_and(|rest| rest.len() > 1 && rest.starts_with('/'))
 }

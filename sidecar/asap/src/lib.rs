@@ -19,7 +19,7 @@ mod verify;
 
 pub use bearer::{BearerError, bearer};
 pub use key::{Algorithm, KeyError, Keys, Lookup, PublicKey};
-pub use kid::{Kid, KidError, path_prefix_conflict};
+pub use kid::{Kid, KidError};
 pub use memory::Memory;
 pub use minted::Minted;
 pub use signing::{DEFAULT_LIFETIME_SECONDS, SigningKey};

@@ -12,7 +12,7 @@ use forge::{EXPECT, KID, NOW, Store, changed, claims, header, pkcs8, raw, raw_si
 use mesh_asap::env::{EnvError, Environment};
 use mesh_asap::{
     Algorithm, BearerError, Expect, Grant, KeyError, Kid, KidError, Lookup, MAX_TOKEN_BYTES, Memory, Minted, PublicKey,
-    SigningKey, Verified, VerifyError, bearer, inspect, path_prefix_conflict, precheck, verify,
+    SigningKey, Verified, VerifyError, bearer, inspect, precheck, verify,
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -519,18 +519,6 @@ fn a05_a_key_of_another_issuer_is_refused() {
         SigningKey::from_pkcs8("issues".parse().unwrap(), &pkcs8(Algorithm::Es256)).unwrap_err(),
         KeyError::Issuer
     );
-}
-
-#[test]
-fn a05_issuers_of_which_none_is_a_path_prefix_of_another_pass() {
-    assert_eq!(path_prefix_conflict(&["issues", "media", "issues-2", "micros/a", "micros/b", "micros/ab"]), None);
-}
-
-#[test]
-fn a05_an_issuer_that_is_a_path_prefix_of_another_one_is_refused() {
-    assert_eq!(path_prefix_conflict(&["media", "issues/x", "issues"]), Some(("issues/x", "issues")));
-    assert_eq!(path_prefix_conflict(&["issues", "media", "issues/x/y"]), Some(("issues", "issues/x/y")));
-    assert_eq!(path_prefix_conflict(&["media", "media"]), Some(("media", "media")));
 }
 
 // A6: the claims and their types.
