@@ -2,6 +2,10 @@
 
 use std::{
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,19 +17,14 @@ use tonic::transport::Channel;
 use crate::calls::{channel, for_tenant, outcome};
 
 /// Callers at a time: one slow call delays a fraction of the others.
-const CALLERS: u32 = 10;
+const CALLERS: u32 = 32;
 
 /// Calls of one app to `media`, through the two sidecars between them.
 pub struct Traffic {
     started: Instant,
     stop: CancellationToken,
-    callers: JoinSet<Count>,
-}
-
-#[derive(Default)]
-struct Count {
-    calls: u64,
-    failed: Vec<String>,
+    calls: Arc<AtomicU64>,
+    callers: JoinSet<Vec<String>>,
 }
 
 /// What came of it.
@@ -48,36 +47,53 @@ impl Traffic {
     pub async fn start(outbound: SocketAddr, tenant: &str, per_second: u32) -> anyhow::Result<Self> {
         let client = MediaClient::new(channel(outbound, "media").await?);
         let stop = CancellationToken::new();
+        let calls = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
         for _ in 0..CALLERS {
             let every = Duration::from_secs(1) * CALLERS / per_second;
-            callers.spawn(call(client.clone(), tenant.to_owned(), every, stop.clone()));
+            callers.spawn(call(client.clone(), tenant.to_owned(), every, Arc::clone(&calls), stop.clone()));
         }
-        Ok(Self { started: Instant::now(), stop, callers })
+        Ok(Self { started: Instant::now(), stop, calls, callers })
+    }
+
+    /// Calls that have ended so far.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Mean over the whole time so far.
+    #[must_use]
+    pub fn calls_per_second(&self) -> f64 {
+        self.calls() as f64 / self.started.elapsed().as_secs_f64()
     }
 
     /// Ends it when the calls under way have ended.
     pub async fn stop(self) -> Report {
         self.stop.cancel();
-        let counts = self.callers.join_all().await;
-        let calls: u64 = counts.iter().map(|count| count.calls).sum();
-        let seconds = self.started.elapsed().as_secs_f64();
-        let failed = counts.into_iter().flat_map(|count| count.failed).collect();
-        Report { calls, calls_per_second: calls as f64 / seconds, failed }
+        let calls_per_second = self.calls_per_second();
+        let failed = self.callers.join_all().await.concat();
+        Report { calls: self.calls.load(Ordering::Relaxed), calls_per_second, failed }
     }
 }
 
-async fn call(mut client: MediaClient<Channel>, tenant: String, every: Duration, stop: CancellationToken) -> Count {
-    let (mut count, mut tick) = (Count::default(), interval(every));
+async fn call(
+    mut client: MediaClient<Channel>,
+    tenant: String,
+    every: Duration,
+    calls: Arc<AtomicU64>,
+    stop: CancellationToken,
+) -> Vec<String> {
+    let (mut failed, mut tick) = (Vec::new(), interval(every));
     loop {
         tokio::select! {
-            () = stop.cancelled() => return count,
+            () = stop.cancelled() => return failed,
             _ = tick.tick() => {}
         }
         let outcome = outcome(&client.list(for_tenant(&tenant, ListRequest {})).await);
-        count.calls += 1;
+        calls.fetch_add(1, Ordering::Relaxed);
         if outcome != "ALLOWED" {
-            count.failed.push(outcome);
+            failed.push(outcome);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Revocations through the front door: who is revoked is cut off within a second, whoever is not notices nothing.
 
 use std::{
-    future::Future,
     process::Command,
     time::{Duration, Instant},
 };
@@ -48,6 +47,14 @@ impl World {
         channel(self.mesh.outbound(service, "us-east"), authority).await.expect("the sidecar answers")
     }
 
+    /// Of the certificate that a sidecar has now. To be revoked once: whoever learns that its certificate is revoked gets
+    /// itself another as soon as it can.
+    async fn serial(&self, service: &str, region: &str) -> String {
+        let config = http_get(self.mesh.admin(service, region), "/config").await.expect("the admin listener answers");
+        let config: Value = serde_json::from_str(&config).expect("JSON");
+        config["svid"]["serial"].as_str().expect("a serial").to_owned()
+    }
+
     /// Runs `tenon identity revoke` with these flags; when it returned.
     async fn revoke(&self, flags: &[&str]) -> Instant {
         let mut command = Command::new(binary("tenon").expect("it is built"));
@@ -60,6 +67,11 @@ impl World {
 
     /// Nobody but who was revoked has noticed anything.
     async fn ends_well(self) {
+        // What a busy machine has held up is made up for, in the end.
+        holds("there was traffic worth the name", async || {
+            self.steady.calls() >= 1_000 && self.steady.calls_per_second() >= 205.0
+        })
+        .await;
         let report = self.steady.stop().await;
         assert!(
             report.failed.is_empty(),
@@ -116,17 +128,17 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// Revokes and lifts again and again. Each time the stream that `open` makes must end with `expected`, and the next call be
+/// Revokes and lifts, this often. Each time the stream that `open` makes must end with `expected`, and the next call be
 /// refused, all within the promise.
-async fn is_kept<F: Future<Output = Streaming<HealthCheckResponse>>>(
+async fn is_kept(
     world: &World,
-    flags: &[&str],
+    (flags, rounds): (&[&str], usize),
     expected: &str,
     client: &mut MediaClient<Channel>,
-    open: impl Fn() -> F,
+    open: impl AsyncFn() -> Streaming<HealthCheckResponse>,
 ) {
     let mut took = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let mut stream = open().await;
         let returned = world.revoke(flags).await;
         let status = end_of(&mut stream).await;
@@ -134,8 +146,7 @@ async fn is_kept<F: Future<Output = Streaming<HealthCheckResponse>>>(
         let next = list(client).await;
         took.push(returned.elapsed());
         assert_ne!(next, "ALLOWED", "{flags:?}: the next call passed");
-        let lift: Vec<&str> = ["--lift"].into_iter().chain(flags.iter().copied()).collect();
-        world.revoke(&lift).await;
+        world.revoke(&[&["--lift"], flags].concat()).await;
         passes(client).await;
     }
     println!("{flags:?}: cut off {took:?} after the command had returned");
@@ -148,14 +159,10 @@ async fn a_revoked_caller_is_cut_off_within_a_second_and_the_others_notice_nothi
     let to_media = world.outbound("wiki", "media").await;
     let mut client = MediaClient::new(to_media.clone());
     passes(&mut client).await;
-    is_kept(&world, &["--service", "wiki"], "ASAP_ISSUER", &mut client, || open_stream(to_media.clone())).await;
-
-    let config: Value = serde_json::from_str(
-        &http_get(world.mesh.admin("wiki", "us-east"), "/config").await.expect("the admin listener answers"),
-    )
-    .expect("JSON");
-    let serial = config["svid"]["serial"].as_str().expect("a serial").to_owned();
-    is_kept(&world, &["--serial", &serial], "ASAP_ISSUER", &mut client, || open_stream(to_media.clone())).await;
+    let open = async || open_stream(to_media.clone()).await;
+    is_kept(&world, (&["--service", "wiki"], ROUNDS), "ASAP_ISSUER", &mut client, open).await;
+    let serial = world.serial("wiki", "us-east").await;
+    is_kept(&world, (&["--serial", &serial], 1), "ASAP_ISSUER", &mut client, open).await;
     world.ends_well().await;
 }
 
@@ -163,28 +170,21 @@ async fn a_revoked_caller_is_cut_off_within_a_second_and_the_others_notice_nothi
 async fn calls_to_a_revoked_service_end_and_say_so() {
     let world = World::new().await;
     // Issues goes on calling media meanwhile: it is media's instance of the other region that is revoked.
-    let config: Value = serde_json::from_str(
-        &http_get(world.mesh.admin("media", "eu-west"), "/config").await.expect("the admin listener answers"),
-    )
-    .expect("JSON");
-    let serial = config["svid"]["serial"].as_str().expect("a serial").to_owned();
     let there = world.outbound("wiki", "media.eu-west").await;
-    let mut took = Vec::new();
-    for _ in 0..ROUNDS {
-        let mut stream = open_stream(there.clone()).await;
-        let returned = world.revoke(&["--serial", &serial]).await;
-        let status = end_of(&mut stream).await;
-        assert_eq!(reason(&status).as_deref(), Some("UPSTREAM_CONNECT"), "{status:?}");
-        assert!(status.message().contains("revoked"), "{status:?}");
-        let next = HealthClient::new(there.clone()).check(HealthCheckRequest::default()).await;
-        took.push(returned.elapsed());
-        assert_eq!(outcome(&next), "UPSTREAM_CONNECT");
-        world.revoke(&["--lift", "--serial", &serial]).await;
-        let mut client = HealthClient::new(there.clone());
-        holds("calls pass", async || client.check(HealthCheckRequest::default()).await.is_ok()).await;
-    }
+    let mut stream = open_stream(there.clone()).await;
+    let serial = world.serial("media", "eu-west").await;
+    let returned = world.revoke(&["--serial", &serial]).await;
+    let status = end_of(&mut stream).await;
+    assert_eq!(reason(&status).as_deref(), Some("UPSTREAM_CONNECT"), "{status:?}");
+    assert!(status.message().contains("revoked"), "{status:?}");
+    let mut client = HealthClient::new(there);
+    let next = client.check(HealthCheckRequest::default()).await;
+    let took = returned.elapsed();
+    assert_eq!(outcome(&next), "UPSTREAM_CONNECT");
     println!("cut off {took:?} after the command had returned");
-    assert!(median(took.clone()) < PROMISE, "{took:?}");
+    assert!(took < PROMISE, "{took:?}");
+    world.revoke(&["--lift", "--serial", &serial]).await;
+    holds("calls pass", async || client.check(HealthCheckRequest::default()).await.is_ok()).await;
     world.ends_well().await;
 }
 
