@@ -67,6 +67,7 @@ pub struct Plan {
     dir: tempfile::TempDir,
     instances: Vec<Instance>,
     files: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -83,6 +84,7 @@ impl Plan {
             dir: tempfile::tempdir()?,
             instances: Vec::new(),
             files: vec![("mesh.yaml".into(), mesh.into())],
+            environment: Vec::new(),
         })
     }
 
@@ -108,6 +110,13 @@ impl Plan {
     pub fn file(mut self, name: &str, text: &str) -> Self {
         self.files.retain(|(other, _)| other != name);
         self.files.push((name.into(), text.into()));
+        self
+    }
+
+    /// A variable of `tenon up`, which all its processes inherit.
+    #[must_use]
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -198,7 +207,14 @@ impl Plan {
         }
         let local = self.local_mesh();
         fs::write(folder.join("local.yaml"), local)?;
-        Ok(Mesh { dir: self.dir, instances: self.instances, _ports: self.ports, up: None, extra: Vec::new() })
+        Ok(Mesh {
+            dir: self.dir,
+            instances: self.instances,
+            _ports: self.ports,
+            environment: self.environment,
+            up: None,
+            extra: Vec::new(),
+        })
     }
 
     /// Starts the mesh and waits until it says `ready`.
@@ -217,6 +233,7 @@ pub struct Mesh {
     dir: tempfile::TempDir,
     instances: Vec<Instance>,
     _ports: Ports,
+    environment: Vec<(String, String)>,
     up: Option<Up>,
     /// Sidecars that a test started by hand.
     extra: Vec<Child>,
@@ -257,6 +274,7 @@ impl Mesh {
             .arg(self.policy_dir())
             .arg("--data")
             .arg(self.data_dir())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
