@@ -55,8 +55,8 @@ type HyperClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
 pub(super) struct Https {
     /// DER; empty: those that the system trusts.
     ca: Vec<Bytes>,
-    /// Made at the first use: reading the system's authorities takes milliseconds and may fail.
-    client: OnceLock<Result<HyperClient, FetchError>>,
+    /// Made at the first use: reading the system's authorities takes milliseconds and may fail, until they are there.
+    client: OnceLock<HyperClient>,
 }
 
 impl Https {
@@ -65,7 +65,11 @@ impl Https {
     }
 
     fn client(&self) -> Result<&HyperClient, FetchError> {
-        self.client.get_or_init(|| client(&self.ca)).as_ref().map_err(Clone::clone)
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = client(&self.ca)?;
+        Ok(self.client.get_or_init(|| client))
     }
 }
 

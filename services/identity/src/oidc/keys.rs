@@ -94,7 +94,10 @@ impl KeySet {
         }
         // Before the fetch: one whose caller goes away counts as well.
         *asked = Some(now);
-        match self.fetch(fetch).await {
+        let fetched = self.fetch(fetch).await;
+        // Nor may those who waited for an issuer that is slow ask it again, one after the other.
+        *asked = Some(Instant::now());
+        match fetched {
             Ok(held) => {
                 let found = held.candidates(kid);
                 self.held.store(Some(Arc::new(held)));

@@ -81,7 +81,7 @@ impl Surroundings for Around<'_> {
     fn everyone_has(&self, position: Position, now: u64) -> bool {
         let Authority { registry, ca, .. } = &**self.0;
         // After the store was lost nobody is known for a while, and everybody is there.
-        if let (_, true) = ca.store_noted() {
+        if ca.store_is_recovering() {
             return false;
         }
         // The services of the control plane verify no transaction tokens.

@@ -172,6 +172,22 @@ async fn whoever_may_not_ask_gets_none_and_it_is_written_down() {
 }
 
 #[tokio::test]
+async fn a_service_that_asks_without_end_is_slowed_down_and_nobody_else_is() {
+    let fixture = Fixture::without_policy().await;
+    fixture.authority.transactions.follow(|_| Some(true));
+    let mut last = StatusCode::OK;
+    // A refused request counts as well.
+    for _ in 0..20 * LIMITS.service.burst {
+        last = fixture.post(Some(MEDIA), &[]).await.0;
+        if last != StatusCode::BAD_REQUEST {
+            break;
+        }
+    }
+    assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(fixture.post(Some("spiffe://demo.example/svc/issues"), GOOD).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_request_that_is_not_good_is_answered_as_oauth_has_it() {
     let fixture = Fixture::new().await;
     let long = json!({ "tenant": "acme", "text": "x".repeat(8000) }).to_string();

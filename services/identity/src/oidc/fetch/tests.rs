@@ -51,7 +51,10 @@ async fn a_document_is_fetched_below_the_configured_authority_alone() {
     assert!(server.accepted()[0].contains("application/json"));
 
     let error = trusting(&WebCa::new()).get(&url).await.unwrap_err();
-    assert!(matches!(&error, FetchError::Unreachable { why, .. } if why.contains("invalid peer certificate")), "{error}");
+    assert!(
+        matches!(&error, FetchError::Unreachable { why, .. } if why.contains("invalid peer certificate")),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::json;
 use tokio::time::advance;
 
+use super::super::fetch::Document;
 use super::super::testing::{FakeServer, TestKey};
 use super::*;
 
@@ -98,6 +101,33 @@ async fn an_issuer_that_is_down_fails_nobody_for_an_hour_and_then_everybody() {
     serve(&server, &["a"]);
     advance(SHORTEST_PAUSE).await;
     assert_eq!(found(&keys, "a", &server).await, Ok(1));
+}
+
+/// An issuer that takes its time, and then says nothing of use.
+struct Slow(AtomicUsize);
+
+impl Fetch for Slow {
+    async fn get(&self, url: &str) -> Result<Document, FetchError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(SHORTEST_PAUSE * 2).await;
+        Err(FetchError::Slow { url: url.to_owned() })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_slow_issuer_do_not_ask_it_one_after_the_other() {
+    let (keys, issuer) = (Arc::new(key_set()), Arc::new(Slow(AtomicUsize::new(0))));
+    let began = Instant::now();
+    let waiting: Vec<_> = (0..10)
+        .map(|_| {
+            let (keys, issuer) = (Arc::clone(&keys), Arc::clone(&issuer));
+            tokio::spawn(async move { keys.candidates(Some("a"), &*issuer).await.map(|found| found.len()) })
+        })
+        .collect();
+    for one in waiting {
+        one.await.unwrap().unwrap_err();
+    }
+    assert_eq!((issuer.0.load(Ordering::SeqCst), began.elapsed()), (1, SHORTEST_PAUSE * 2));
 }
 
 #[tokio::test(start_paused = true)]
