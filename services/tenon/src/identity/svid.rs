@@ -116,10 +116,10 @@ fn report(args: &IssueSvid, mesh: &Mesh, svid: &Svid, asap: &SigningKey, known: 
          -H \"x-asap-token: $(tenon asap mint --audience {callee})\" -H 'x-tenant-id: TENANT' -proto FILE {address} \
          PACKAGE.SERVICE/METHOD)",
         domain = mesh.file().trust_domain,
-        bundle = file("bundle.pem").display(),
-        env = relative(&file("asap.env")),
-        cert = file("svid.pem").display(),
-        key = file("key.pem").display(),
+        bundle = word(&file("bundle.pem")),
+        env = word(&file("asap.env")),
+        cert = word(&file("svid.pem")),
+        key = word(&file("key.pem")),
     );
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -154,10 +154,12 @@ fn report(args: &IssueSvid, mesh: &Mesh, svid: &Svid, asap: &SigningKey, known: 
     out.flush()
 }
 
-/// A path that `.` of a shell does not look for in PATH.
-fn relative(path: &Path) -> String {
+/// A path as a word of a shell, which `.` does not look for in PATH.
+fn word(path: &Path) -> String {
     let text = path.display().to_string();
-    if text.contains('/') && (text.starts_with('/') || text.starts_with('.')) { text } else { format!("./{text}") }
+    let text = if text.starts_with('/') || text.starts_with('.') { text } else { format!("./{text}") };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,:@%".contains(&byte);
+    if text.bytes().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]
@@ -189,8 +191,9 @@ mod tests {
 
     #[test]
     fn a_shell_finds_the_environment_file_wherever_it_lies() {
-        assert_eq!(relative(Path::new("wiki/asap.env")), "./wiki/asap.env");
-        assert_eq!(relative(Path::new("../wiki/asap.env")), "../wiki/asap.env");
-        assert_eq!(relative(Path::new("/tmp/asap.env")), "/tmp/asap.env");
+        assert_eq!(word(Path::new("wiki/asap.env")), "./wiki/asap.env");
+        assert_eq!(word(Path::new("../wiki/asap.env")), "../wiki/asap.env");
+        assert_eq!(word(Path::new("/tmp/my mesh/asap.env")), "'/tmp/my mesh/asap.env'");
+        assert_eq!(word(Path::new("ann's/asap.env")), r"'./ann'\''s/asap.env'");
     }
 }
