@@ -122,10 +122,12 @@ async fn serials(mesh: &Mesh) -> BTreeSet<String> {
     serials
 }
 
+/// Those of transaction tokens are the identity service's, and another matter.
 fn kids(mesh: &Mesh) -> BTreeSet<String> {
     let keys: Value =
         serde_json::from_str(&mesh.tenon_ok(&["identity", "keys", "-o", "json"]).expect("keys")).expect("JSON");
-    keys.as_array().expect("a list").iter().map(|key| key["kid"].as_str().expect("text").to_owned()).collect()
+    let kids = keys.as_array().expect("a list").iter().map(|key| key["kid"].as_str().expect("text").to_owned());
+    kids.filter(|kid| !kid.starts_with("tenon-identity/")).collect()
 }
 
 async fn passes(mesh: &Mesh) {
@@ -171,7 +173,10 @@ async fn every_certificate_and_key_is_replaced_and_no_call_or_stream_notices() {
     let below_the_new_root = serials(&mesh).await;
     assert!(renewed.is_disjoint(&below_the_new_root));
     let retired = rotate.done(&["root", "--retire"]).await;
-    assert_eq!((&retired["rootRotation"], &retired["roots"], &retired["waiting"]), (&json!("none"), &json!(1), &json!([])));
+    assert_eq!(
+        (&retired["rootRotation"], &retired["roots"], &retired["waiting"]),
+        (&json!("none"), &json!(1), &json!([]))
+    );
     streams.live("after retire").await;
     assert_ne!(retired["trustBundleSha256"], pin);
     assert_eq!(mesh.mesh_file().expect("mesh.json")["trustBundleSha256"], retired["trustBundleSha256"]);

@@ -159,10 +159,15 @@ impl Ca {
         issuing.any(|issuing| issuing.root == current.state.active && issuing.sha256 == authority)
     }
 
-    /// Whether an identity service has served with this CA, and whether it then lost its store and is filling it again.
-    pub(crate) fn store_noted(&self) -> (bool, bool) {
-        let current = self.current.load();
-        (current.state.served, current.state.recovering)
+    /// What the store that belongs to this CA is marked with, once a service has served with both.
+    pub(crate) fn store_mark(&self) -> Option<String> {
+        self.current.load().state.store_mark.clone()
+    }
+
+    /// Whether the store was lost, or put back from a backup, and instances have not yet had the time to say what is
+    /// missing in it.
+    pub(crate) fn store_is_recovering(&self) -> bool {
+        self.current.load().state.recovering
     }
 
     /// Signs the key of a request for `id`: client and server, from five minutes before `now` to `lifetime` after it,

@@ -18,10 +18,14 @@ mod revocations;
 mod rotation;
 mod serve;
 mod service;
+mod store;
 mod svid;
 mod tokens;
 mod transaction;
 
-pub use ca::{Ca, CaError, IssueError, Issued, OPERATOR_LIFETIME, Passphrase, Phase, RotateError, SVID_LIFETIME, ServerCertificate};
+pub use ca::{
+    Ca, CaError, IssueError, Issued, OPERATOR_LIFETIME, Passphrase, Phase, RotateError, SVID_LIFETIME,
+    ServerCertificate,
+};
 pub use csr::{Csr, CsrError};
 pub use serve::{AUTHORIZATION, Config, ServeError, serve};

@@ -57,7 +57,7 @@ pub(crate) async fn start(
     let Settings { listener, names, keys, bundles } = settings;
     let certificate = Arc::new(Certificate::issue(authority, names)?);
     let ca = Arc::clone(&authority.ca);
-    let published = Arc::new(Published::new(Arc::clone(&authority.revocations), move || ca.store_noted().1));
+    let published = Arc::new(Published::new(Arc::clone(&authority.revocations), move || ca.store_is_recovering()));
     let keys = published::follow(keys, Arc::clone(&published), Published::apply_keys, shutdown.clone()).await?;
     let bundles = published::follow(bundles, Arc::clone(&published), Published::apply_bundle, shutdown.clone()).await?;
     tokio::spawn(keys);

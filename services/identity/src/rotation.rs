@@ -139,8 +139,8 @@ impl Authority {
             self.audit.record(Event::Rotate { by: &by, step: name(step), done: false, message: &message })?;
             Ok(self.answer(false, message, waiting.into_iter()))
         };
-        if self.ca.store_noted().1 {
-            let message = "the store was lost, and who lives is not known yet: try again in two minutes";
+        if self.ca.store_is_recovering() {
+            let message = "the store is new or put back, and who lives is not known yet: try again in two minutes";
             return refuse(message.to_owned(), Vec::new());
         }
         if let Some(need) = needs(step, self.ca.phase()) {

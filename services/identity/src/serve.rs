@@ -8,21 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use journal::{
-    Embedded, Everything, Journal, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService,
-    ViewName, Views,
+    Embedded, Everything, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Views,
 };
 use mesh_config::names::TrustDomain;
 use mesh_identity::grpc::{Rpc, Server};
 use mesh_identity::tls::Clients;
-use mesh_identity::{Identity, Peer, clock};
+use mesh_identity::{Identity, clock};
 use tenon_proto::identity::v1::identity_server::IdentityServer;
 use tenon_proto::kind;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::service::Routes;
 
 use crate::audit::{self, Audit, AuditError};
@@ -32,9 +29,10 @@ use crate::policy_follower::PolicyFollower;
 use crate::repository::{self, RepositoryError};
 use crate::revocations::RevocationStoreError;
 use crate::rotation::{self, OwnError, PublishError};
-use crate::service::{IDENTITY_AUTHORIZATION, IdentityService, with_source};
+use crate::service::{IDENTITY_AUTHORIZATION, IdentityService};
+use crate::store::{self, StoreError, WholeKeySet};
 use crate::transaction::{self, KeyFileError};
-use crate::{Ca, CaError, Passphrase, RotateError};
+use crate::{Ca, CaError, Passphrase};
 
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
@@ -48,8 +46,6 @@ const TRANSACTION_KEYS: &str = "transaction-keys";
 const POLICY_STATE: &str = "policy";
 /// Between two looks at what is to be done from time to time.
 const MAINTENANCE: Duration = Duration::from_secs(30);
-/// How long instances have to confirm their keys when the store was lost: they do it once a minute.
-const RECOVERY: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 90 });
 
 /// What the identity service is started with.
 #[derive(Debug)]
@@ -92,9 +88,9 @@ pub enum ServeError {
     /// The store cannot be opened.
     #[error("the store of the identity service cannot be used")]
     Open(#[from] OpenError),
-    /// The CA's folder cannot be written.
-    #[error("the CA cannot be used")]
-    Note(#[from] RotateError),
+    /// It cannot be told whether the store is the CA's.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The store cannot be read.
     #[error("the store of the identity service cannot be used")]
     Read(#[from] ReadError),
@@ -139,26 +135,21 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();
     // First the store, which one process alone may open: so no two of them make a CA.
-    let store = open_store(&data_dir)?;
+    make_dir(&data_dir)?;
+    let store = Embedded::open(&data_dir.join(STORE_FILE))?;
     let ca = Arc::new(open_ca(&ca_dir, &trust_domain, passphrase.as_ref())?);
-    note_lost_store(&ca, &*store.kind(kind::TRUST_BUNDLE)?).await?;
+    let store = store::of(&ca, store).await?;
     let audit = Audit::open(&data_dir.join(audit::FILE))?;
     let own = rotation::own_svid(&ca, &audit, clock::unix_seconds())?;
     let identity = Identity::new(own, ca.bundle());
 
-    let publish = |kind, views| -> Result<Publisher, OpenError> {
-        Ok(Publisher::start(kind, store.kind(kind)?, views, shutdown.clone()))
-    };
-    let publishers = vec![
-        publish(kind::KEY, Arc::new(WholeKeySet(Arc::clone(&ca))))?,
-        publish(kind::TRUST_BUNDLE, Arc::new(Everything))?,
-        publish(kind::REVOCATION, Arc::new(Everything))?,
-    ];
+    let publishers = publish(&store, &ca, &shutdown)?;
     let journal = |kind| store.kind(kind);
-    let authority = Authority::open(ca, Arc::clone(&identity), audit, publishers.clone(), journal).await?;
+    let of_ca = Arc::clone(&ca);
+    let authority = Authority::open(of_ca, Arc::clone(&identity), audit, publishers.clone(), journal).await?;
     let authority = Arc::new(authority);
     rotation::settle(&authority, clock::unix_seconds()).await?;
-    end_recovery(Arc::clone(&authority.ca), shutdown.clone());
+    tokio::spawn(store::recover(Arc::clone(&ca), shutdown.clone()));
     tokio::spawn(maintain(Arc::clone(&authority), shutdown.clone()));
     let following = policy.map(|policy| follow_policy(&authority, policy, &data_dir, &shutdown)).transpose()?;
     let key_files = data_dir.join(TRANSACTION_KEYS);
@@ -182,7 +173,20 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
             tracing::error!(%error, "following the policy failed");
         }
     }
+    store::mark_at_end(&ca, &store).await;
     outcome.map_err(ServeError::Server)
+}
+
+/// The kinds of this service.
+fn publish(store: &Embedded, ca: &Arc<Ca>, shutdown: &CancellationToken) -> Result<Vec<Publisher>, OpenError> {
+    let publish = |kind, views: Arc<dyn Views>| -> Result<Publisher, OpenError> {
+        Ok(Publisher::start(kind, store.kind(kind)?, views, shutdown.clone()))
+    };
+    Ok(vec![
+        publish(kind::KEY, Arc::new(WholeKeySet(Arc::clone(ca))))?,
+        publish(kind::TRUST_BUNDLE, Arc::new(Everything))?,
+        publish(kind::REVOCATION, Arc::new(Everything))?,
+    ])
 }
 
 /// Has the policy's attestors and token requesters count, from the disk first.
@@ -200,11 +204,6 @@ fn follow_policy(
     Ok(tasks)
 }
 
-fn open_store(dir: &Path) -> Result<Embedded, ServeError> {
-    make_dir(dir)?;
-    Ok(Embedded::open(&dir.join(STORE_FILE))?)
-}
-
 fn make_dir(dir: &Path) -> Result<(), ServeError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.map_err(|source| ServeError::DataDir { path: dir.into(), source })
@@ -218,60 +217,6 @@ fn open_ca(dir: &Path, trust_domain: &TrustDomain, passphrase: Option<&Passphras
     let ca = Ca::create(dir, trust_domain, passphrase, now)?;
     tracing::info!(dir = %dir.display(), %trust_domain, encrypted = passphrase.is_some(), "CA created");
     Ok(ca)
-}
-
-/// Whether the store that belongs to the CA was lost, so that the one that is there is a new one: notes it in the CA's
-/// folder, before anything in the store says otherwise.
-async fn note_lost_store(ca: &Ca, bundles: &dyn Journal) -> Result<(), ServeError> {
-    let (served, recovering) = ca.store_noted();
-    let fresh = bundles.get(ca.trust_domain().as_str()).await?.is_none();
-    if served && (fresh || recovering) {
-        ca.note_store(true, clock::unix_seconds())?;
-    }
-    Ok(())
-}
-
-/// Notes that this CA serves with this store. After a lost one: once every instance has had the time to say that it
-/// lives and which key it has. Until then nobody may follow the keys, since most of them are missing.
-fn end_recovery(ca: Arc<Ca>, shutdown: CancellationToken) {
-    let (_, recovering) = ca.store_noted();
-    let wait = if recovering { RECOVERY } else { Duration::ZERO };
-    if recovering {
-        tracing::warn!(
-            seconds = wait.as_secs(),
-            "the store was lost: no keys are published until instances confirm theirs"
-        );
-    }
-    tokio::spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
-        let noted = tokio::task::spawn_blocking(move || ca.note_store(false, clock::unix_seconds())).await;
-        match noted {
-            Ok(Ok(())) if recovering => tracing::info!("the keys are published again"),
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(error = with_source(&error), "the CA's folder cannot be written"),
-            Err(error) => tracing::error!(%error, "the CA's folder cannot be written"),
-        }
-    });
-}
-
-/// The keys, for everyone; for nobody while most of them may be missing.
-struct WholeKeySet(Arc<Ca>);
-
-impl Views for WholeKeySet {
-    fn view(&self, peer: &Peer) -> Result<ViewName, Status> {
-        let (_, recovering) = self.0.store_noted();
-        if recovering {
-            return Err(Status::unavailable("the keys are being collected anew: keep those that you have"));
-        }
-        Everything.view(peer)
-    }
-
-    fn project(&self, view: &ViewName, key: &str, value: &Bytes) -> Option<Bytes> {
-        Everything.project(view, key, value)
-    }
 }
 
 /// Does what is to be done from time to time, until the shutdown.

@@ -92,7 +92,7 @@ impl Embedded {
     fn on(store: Store, options: Options, path: &Path) -> Result<Self, OpenError> {
         let epoch = store.read(epoch).and_then(|epoch| match epoch {
             Some(epoch) => Ok(epoch),
-            None => store.write(make_epoch).map(|Ok(epoch)| epoch),
+            None => store.write(|transaction| make_epoch(transaction, 0)).map(|Ok(epoch)| epoch),
         });
         let epoch = epoch.map_err(|source| OpenError::Failed { path: path.to_owned(), source })?;
         Ok(Self { store: Arc::new(store), options, epoch, kinds: Arc::default() })
@@ -102,6 +102,24 @@ impl Embedded {
     #[must_use]
     pub const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The same records as the beginning of another history: for a store that was put back from a backup, whose followers
+    /// hold later revisions of this one, and would take nothing earlier. To be called before anything else is done with
+    /// the store: journals that were opened before stay with the old epoch.
+    ///
+    /// Blocks while it writes.
+    ///
+    /// # Errors
+    /// [`OpenError::Failed`] when the store cannot be written.
+    pub fn renew_epoch(self) -> Result<Self, OpenError> {
+        let later = self.epoch + 1;
+        let written = self.store.write(|transaction| make_epoch(transaction, later));
+        let epoch = match written {
+            Ok(Ok(epoch)) => epoch,
+            Err(source) => return Err(OpenError::Failed { path: self.store.path().to_owned(), source }),
+        };
+        Ok(Self { epoch, kinds: Arc::default(), ..self })
     }
 
     /// The journal of `kind`; all callers get the same one.
@@ -353,9 +371,9 @@ fn epoch(database: &redb::Database) -> Result<Option<u64>, redb::Error> {
     Ok(meta.get(EPOCH)?.map(|epoch| epoch.value()))
 }
 
-fn make_epoch(transaction: &WriteTransaction) -> Result<Result<u64, Infallible>, redb::Error> {
+fn make_epoch(transaction: &WriteTransaction, at_least: u64) -> Result<Result<u64, Infallible>, redb::Error> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(at_least);
     transaction.open_table(META)?.insert(EPOCH, epoch)?;
     Ok(Ok(epoch))
 }

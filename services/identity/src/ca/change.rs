@@ -102,12 +102,9 @@ impl Ca {
     }
 
     /// Notes how it stands with the store that belongs to the CA. Not a change of the bundle.
-    pub(crate) fn note_store(&self, recovering: bool, now: u64) -> Result<(), RotateError> {
-        if self.store_noted() == (true, recovering) {
-            return Ok(());
-        }
+    pub(crate) fn note_store(&self, mark: String, recovering: bool, now: u64) -> Result<(), RotateError> {
         self.change(now, |draft| {
-            (draft.state.served, draft.state.recovering) = (true, recovering);
+            (draft.state.store_mark, draft.state.recovering) = (Some(mark), recovering);
             draft.state.sequence -= 1;
             Ok(())
         })

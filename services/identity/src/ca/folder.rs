@@ -122,7 +122,7 @@ impl Folder {
             roots: vec![Root { name: FIRST_ROOT.to_owned(), sha256: hex(&sha256(root)) }],
             issuing: Vec::new(),
             rekey_created_before: 0,
-            served: false,
+            store_mark: None,
             recovering: false,
         };
         let mut draft = self.draft(state, now);

@@ -17,9 +17,10 @@ pub(super) struct State {
     /// ASAP keys that were created before this are to be replaced; Unix seconds.
     #[serde(default)]
     pub rekey_created_before: u64,
-    /// Whether an identity service has served with this CA. If it has, an empty store is one that was lost.
-    #[serde(default)]
-    pub served: bool,
+    /// What the store that belongs to this CA is marked with, since an identity service served with both. A store without
+    /// the mark is a new one; one with another mark was put back from a backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_mark: Option<String>,
     /// Whether the store was lost and is being filled again.
     #[serde(default)]
     pub recovering: bool,

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use mesh_config::names::control_plane;
 use mesh_identity::grpc::{self, uncovered};

@@ -172,6 +172,22 @@ fn a_new_store_has_a_later_epoch() {
     assert!(Embedded::open(&path).unwrap().epoch() >= before);
 }
 
+#[tokio::test]
+async fn a_renewed_epoch_is_another_history_of_the_same_records() {
+    let (_dir, path) = store();
+    let first = Embedded::open(&path).unwrap();
+    let before = first.kind("a").unwrap().append(vec![Write::put("k", "v")]).await.unwrap();
+    let renewed = first.renew_epoch().unwrap();
+    assert!(renewed.epoch() > before.epoch);
+    let journal = renewed.kind("a").unwrap();
+    assert_eq!(journal.head().await.unwrap(), Position::new(renewed.epoch(), before.revision));
+    assert_eq!(journal.count().await.unwrap(), 1);
+    assert!(matches!(journal.tail(before).next().await, Some(Err(TailError::Compacted))));
+    let epoch = renewed.epoch();
+    drop((renewed, journal));
+    assert_eq!(Embedded::open(&path).unwrap().epoch(), epoch);
+}
+
 /// A disk that can be full.
 #[derive(Debug)]
 struct Disk {

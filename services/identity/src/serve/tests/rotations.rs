@@ -239,7 +239,7 @@ async fn a_lost_store_is_filled_again_before_anybody_sees_its_keys() {
     let refused = follower.follow(unending(start)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     let waiting = service.rotate(Step::RootPrepare).await.unwrap();
-    assert!(!waiting.done && waiting.message.contains("the store was lost"), "{waiting:?}");
+    assert!(!waiting.done && waiting.message.contains("the store is new or put back"), "{waiting:?}");
 
     let keys = service.follow(kind::KEY, &service.service("issues"));
     let asap_key = AsapKey { kid: media.asap_key.kid().to_string(), spki: media.asap_key.public_spki().into() };
@@ -257,6 +257,38 @@ async fn a_lost_store_is_filled_again_before_anybody_sees_its_keys() {
     // The next start is an ordinary one.
     let service = Service::start_in(service.stop().await).await;
     assert!(service.rotate(Step::RootAbandon).await.unwrap().done);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_put_back_from_a_backup_is_another_history_and_filled_up_before_anybody_sees_its_keys() {
+    let service = Service::start().await;
+    let media = service.join("media").await;
+    let dir = service.stop().await;
+    let (store, backup) = (dir.path().join("identity/store.redb"), dir.path().join("backup"));
+    fs::copy(&store, &backup).unwrap();
+    let service = Service::start_in(dir).await;
+    let issues = service.join("issues").await;
+    let (epoch, _) = issues.key_position.unwrap();
+    assert_eq!(epoch, media.key_position.unwrap().0, "a restart is not another history");
+    let dir = service.stop().await;
+    fs::copy(&backup, &store).unwrap();
+
+    let service = Service::start_in(dir).await;
+    let mut operator = IdentityClient::new(service.channel(&service.operator()));
+    assert_eq!(asap_keys(&mut operator).await, [media.asap_key.kid().as_str()]);
+    let keys = service.follow(kind::KEY, &service.service("wiki"));
+    let mut client = IdentityClient::new(service.channel(&issues.identity));
+    let asap_key = AsapKey { kid: issues.asap_key.kid().to_string(), spki: issues.asap_key.public_spki().into() };
+    let instance = issues.instance.to_string();
+    let confirm = ConfirmRequest { asap_key: Some(asap_key), instance, ..ConfirmRequest::default() };
+    let position = client.confirm(confirm).await.unwrap().into_inner();
+    assert!(position.key_epoch > epoch, "followers of before take it");
+    let mut positions = keys.subscribe();
+    tokio::time::timeout(DEADLINE, positions.wait_for(Option::is_some)).await.unwrap().unwrap();
+    for member in [&media, &issues] {
+        assert!(keys.get(member.asap_key.kid().as_str()).is_some(), "the first that a follower sees is the whole set");
+    }
     service.stop().await;
 }
 
