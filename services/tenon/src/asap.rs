@@ -135,13 +135,13 @@ fn token() -> Result<String, Failure> {
 
 fn audience(flag: Option<&str>, surroundings: &Surroundings) -> Result<String, Failure> {
     let audience = match flag {
-        Some(audience) => Some(audience.into()),
-        None => surroundings.environment(&["ASAP_AUDIENCE"])?.audience,
+        Some(audience) => audience.to_owned(),
+        None => surroundings.environment(&["ASAP_AUDIENCE"])?.audience.map(String::from).unwrap_or_default(),
     };
-    audience
-        .filter(|audience: &Box<str>| !audience.is_empty())
-        .map(String::from)
-        .ok_or_else(|| Failure::usage("no audience").next("give --audience, or set ASAP_AUDIENCE"))
+    if audience.is_empty() {
+        return Err(Failure::usage("no audience").next("give --audience, or set ASAP_AUDIENCE"));
+    }
+    Ok(audience)
 }
 
 impl Surroundings {

@@ -1,6 +1,8 @@
 //! A15 and A16: key repositories outside of the mesh, against real HTTPS servers on loopback, with a clock that the test
 //! moves.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,6 +1,11 @@
 //! Where `tenon asap verify` finds public keys: folders and key repositories, asked in order (A15).
 
-use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use mesh_asap::{Kid, Lookup, PublicKey};
 use mesh_identity::repository::{self, Settings};
@@ -52,7 +57,7 @@ impl Sources {
                 Failure::usage("nowhere to find public keys").next(format!("give --keys, or set {}", VARIABLES[0]))
             );
         }
-        let roots = args.ca.as_ref().map(certificates).transpose()?;
+        let roots = args.ca.as_deref().map(certificates).transpose()?;
         let source = |name: &String| {
             if !name.contains("://") {
                 return Ok(Source::Folder(name.into()));
@@ -119,11 +124,11 @@ impl std::fmt::Display for Source {
 }
 
 /// `DIR/<kid>`, whose segments the grammar of key ids keeps below the folder.
-fn of_folder(folder: &PathBuf, kid: &Kid) -> Result<PublicKey, Miss> {
+fn of_folder(folder: &Path, kid: &Kid) -> Result<PublicKey, Miss> {
     if !folder.is_dir() {
         return Err(Miss::Failed("there is no such folder".into()));
     }
-    let file = kid.segments().fold(folder.clone(), |path, segment| path.join(segment));
+    let file = kid.segments().fold(folder.to_owned(), |path, segment| path.join(segment));
     let bytes = match fs::metadata(&file) {
         Ok(about) if about.len() > MAX_FILE => Err(Miss::Failed(format!("the file is longer than {MAX_FILE} bytes"))),
         Ok(about) if about.is_dir() => Err(Miss::Absent("there is a folder of this name, and no key".into())),
@@ -136,7 +141,7 @@ fn of_folder(folder: &PathBuf, kid: &Kid) -> Result<PublicKey, Miss> {
     PublicKey::from_pem(&bytes).map_err(|error| Miss::Failed(format!("the file is no key: {error}")))
 }
 
-fn certificates(file: &PathBuf) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, Failure> {
+fn certificates(file: &Path) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, Failure> {
     use rustls_pki_types::pem::PemObject as _;
     let problem = |what: String| {
         Failure::new(format!("{}: {what}", file.display())).next("name a PEM file of CA certificates with --ca")
