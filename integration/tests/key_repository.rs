@@ -74,7 +74,9 @@ fn a_client_outside_of_the_mesh_gets_keys_and_bundles_over_https_and_trusts_noth
     assert!(spiffe["spiffe_sequence"].is_u64(), "{spiffe}");
     assert_eq!((&answers[2]["status"], &answers[3]["status"]), (&json!(200), &json!(404)));
 
-    let checked = json(&mesh, &["check"]);
+    // Others may be busy with the machine: of all checks this one.
+    let checked = mesh.tenon(&["check", "-o", "json"]).expect("it runs");
+    let checked: Value = serde_json::from_slice(&checked.stdout).expect("JSON");
     let checks = checked["checks"].as_array().expect("a list");
     assert!(checks.iter().any(|check| check["subject"] == "key repository" && check["ok"] == true), "{checked}");
 }
