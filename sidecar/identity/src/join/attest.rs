@@ -1,6 +1,5 @@
 //! The conversation with the identity service: bootstrap, attest, and what to make of its answers.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_asap::SigningKey;
@@ -37,7 +36,7 @@ pub(super) async fn join(config: &Config, pin: &str, proofs: &[Proof]) -> Result
     state::store_all(&config.state_dir, pin, &issued.svid, &issued.bundle, &asap_key)?;
     Ok(Joined {
         identity: Identity::new(issued.svid, issued.bundle),
-        asap_key: Arc::new(asap_key.key),
+        asap_key: asap_key.key,
         asap_key_created: asap_key.created,
         instance,
         key_position: Some(issued.key_position),

@@ -1,7 +1,8 @@
 //! Staying in the mesh: what a process that has joined does for as long as it runs.
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -247,6 +248,16 @@ impl Membership {
     pub(super) fn use_key(&self, key: Arc<SigningKey>, created: u64) {
         self.account().key_created = created;
         self.key.send_replace(key);
+    }
+
+    /// Does something with the state folder where a slow disk holds up nothing else of the process.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> Result<T, JoinError> + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let dir = self.state_dir.clone();
+        let done = tokio::task::spawn_blocking(move || work(&dir)).await;
+        done.map_err(|died| JoinError::State { path: self.state_dir.clone(), source: io::Error::other(died) })?
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {

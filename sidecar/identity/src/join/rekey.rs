@@ -24,14 +24,14 @@ pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
         let mut next = state::load_next(&member.state_dir, &member.service);
         loop {
             let key = match next.take() {
-                Some(left_over) => left_over,
+                Some(left_over) => Arc::new(left_over),
                 None => {
                     due(&member).await;
                     made(&member).await
                 }
             };
             if published(&member, &key).await {
-                used(&member, key).await;
+                used(&member, &key).await;
             }
         }
     };
@@ -66,22 +66,27 @@ async fn due(member: &Membership) {
 
 /// A new key that is on disk. Until it can be written the old one goes on signing, unless it was revoked: then a key in
 /// memory is better than none.
-async fn made(member: &Membership) -> AsapKey {
+async fn made(member: &Membership) -> Arc<AsapKey> {
     let mut pause = None;
     loop {
-        let attempt = fresh(member).and_then(|key| match state::store_next(&member.state_dir, &key) {
-            Err(error) if is_revoked(member) => {
-                tracing::error!(%error, "the new ASAP key is not on disk: a restart makes another one");
-                Ok(key)
-            }
-            outcome => outcome.map(|()| key),
-        });
-        match attempt {
+        match written(member).await {
             Ok(key) => return key,
             Err(error) => report(member, &error),
         }
         wait(member, &mut pause).await;
     }
+}
+
+async fn written(member: &Membership) -> Result<Arc<AsapKey>, JoinError> {
+    let key = Arc::new(fresh(member)?);
+    let kept = Arc::clone(&key);
+    match member.on_disk(move |dir| state::store_next(dir, &kept)).await {
+        Err(error) if is_revoked(member) => {
+            tracing::error!(%error, "the new ASAP key is not on disk: a restart makes another one");
+        }
+        outcome => outcome?,
+    }
+    Ok(key)
 }
 
 /// No older than the mesh asks for, also when the clock here is behind the identity service's.
@@ -129,10 +134,11 @@ async fn published(member: &Arc<Membership>, next: &AsapKey) -> bool {
 }
 
 /// On disk first: a restart in between goes on with a key that everybody has.
-async fn used(member: &Membership, next: AsapKey) {
+async fn used(member: &Membership, next: &Arc<AsapKey>) {
     let mut pause = None;
     loop {
-        match state::promote_next(&member.state_dir).or_else(|_| state::store_key(&member.state_dir, &next)) {
+        let key = Arc::clone(next);
+        match member.on_disk(move |dir| state::promote_next(dir).or_else(|_| state::store_key(dir, &key))).await {
             Ok(()) => break,
             Err(error) if is_revoked(member) => {
                 tracing::error!(%error, "the new ASAP key signs and is not on disk: a restart makes another one");
@@ -143,7 +149,7 @@ async fn used(member: &Membership, next: AsapKey) {
         wait(member, &mut pause).await;
     }
     tracing::info!(kid = %next.key.kid(), "a new ASAP key signs");
-    member.use_key(Arc::new(next.key), next.created);
+    member.use_key(Arc::clone(&next.key), next.created);
     member.done(Deed::Rekeying);
 }
 

@@ -18,22 +18,23 @@ pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
     let mut changes = member.identity.changes();
     let mut stored = state::on_disk(&member.state_dir);
     loop {
-        let failed = !write(&member, &mut stored);
+        let failed = !write(&member, &mut stored).await;
         tokio::select! {
             () = shutdown.cancelled() => break,
             _ = changes.changed() => {}
             () = tokio::time::sleep(PAUSE), if failed => {}
         }
     }
-    write(&member, &mut stored);
+    write(&member, &mut stored).await;
 }
 
-fn write(member: &Membership, stored: &mut Option<(String, TrustBundle)>) -> bool {
+async fn write(member: &Membership, stored: &mut Option<(String, TrustBundle)>) -> bool {
     let (svid, bundle) = (member.identity.svid(), member.identity.bundle());
     if stored.as_ref().is_some_and(|(serial, roots)| serial == svid.serial() && *roots == *bundle) {
         return true;
     }
-    let outcome = state::store_svid(&member.state_dir, &svid, &bundle);
+    let (shown, trusted) = (Arc::clone(&svid), Arc::clone(&bundle));
+    let outcome = member.on_disk(move |dir| state::store_svid(dir, &shown, &trusted)).await;
     member.saved(outcome.as_ref().err());
     match outcome {
         Ok(()) => *stored = Some((svid.serial().to_owned(), TrustBundle::clone(&bundle))),

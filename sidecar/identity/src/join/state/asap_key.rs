@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use mesh_asap::SigningKey;
 use mesh_config::names::ServiceName;
@@ -18,7 +19,7 @@ const NEXT: &str = "asap.next.key";
 /// An ASAP key with its age.
 #[derive(Debug)]
 pub(in crate::join) struct AsapKey {
-    pub key: SigningKey,
+    pub key: Arc<SigningKey>,
     /// Unix seconds; 0 when the file does not say.
     pub created: u64,
 }
@@ -26,14 +27,14 @@ pub(in crate::join) struct AsapKey {
 impl AsapKey {
     pub(in crate::join) fn generate(service: &ServiceName, now: u64) -> Result<Self, JoinError> {
         let key = SigningKey::generate(service.as_str()).map_err(|error| JoinError::Answer(error.to_string()))?;
-        Ok(Self { key, created: now })
+        Ok(Self { key: Arc::new(key), created: now })
     }
 
     fn parse(text: &str, service: &ServiceName) -> Option<Self> {
         let mut lines = text.lines();
         let key = SigningKey::from_data_uri(lines.next()?.trim()).ok()?;
         let created = lines.find_map(|line| line.strip_prefix("created: ")?.trim().parse().ok()).unwrap_or_default();
-        (key.issuer() == service.as_str()).then_some(Self { key, created })
+        (key.issuer() == service.as_str()).then(|| Self { key: Arc::new(key), created })
     }
 
     fn text(&self) -> Zeroizing<String> {
