@@ -76,7 +76,7 @@ pub async fn join(config: Config) -> Result<Joined, JoinError> {
             state::remember_pin(&config.state_dir, &pin);
             return Ok(Joined {
                 identity: Identity::new(stored.svid, stored.bundle),
-                asap_key: Arc::new(stored.asap_key.key),
+                asap_key: stored.asap_key.key,
                 asap_key_created: stored.asap_key.created,
                 instance: instance::of(&config.state_dir, &config.service)?,
                 key_position: None,
@@ -108,7 +108,7 @@ pub fn with_identity(identity: Arc<Identity>, state_dir: &Path) -> Result<Joined
             fresh
         }
     };
-    let (key, created) = (Arc::new(asap_key.key), asap_key.created);
+    let (key, created) = (asap_key.key, asap_key.created);
     Ok(Joined { identity, asap_key: key, asap_key_created: created, instance, key_position: None })
 }
 
