@@ -4,7 +4,7 @@
 //! below its service's, and lives until its last SVID ends. What it holds is believed from what it confirms, since an
 //! answer that was sent may never have arrived; and from what it acknowledges as a follower.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use mesh_config::names::{ServiceName, TrustDomain};
 use mesh_identity::SpiffeId;
 use prost::Message;
 use tenon_proto::identity::v1 as proto;
+use tenon_proto::kind;
 
 use crate::ca::SVID_LIFETIME;
 
@@ -98,6 +99,18 @@ pub(crate) struct Registry {
     known: Mutex<BTreeMap<String, Known>>,
     /// Who follows what, and how far.
     publishers: Vec<Publisher>,
+    /// How far the instances of the mesh have come with the keys: thousands ask that, each for its own key.
+    come: Mutex<Come>,
+}
+
+/// The positions of the kind "key" that the live instances of the mesh have acknowledged, as of some second.
+#[derive(Default)]
+struct Come {
+    at: u64,
+    /// Of how many instances; a new one makes this outdated.
+    known: usize,
+    /// In order.
+    positions: Vec<Position>,
 }
 
 struct Known {
@@ -116,7 +129,7 @@ impl Registry {
                 known.insert(record.key, Known { written: Some(instance.clone()), instance });
             }
         }
-        Ok(Self { journal, known: Mutex::new(known), publishers })
+        Ok(Self { journal, known: Mutex::new(known), publishers, come: Mutex::default() })
     }
 
     /// The name that an instance gives itself; none when it gives none.
@@ -212,14 +225,42 @@ impl Registry {
         kind: &str,
         position: Position,
     ) -> Vec<&'a Instance> {
-        let publisher = self.publishers.iter().find(|publisher| publisher.kind() == kind);
-        let acknowledged = publisher.map(Publisher::acknowledged).unwrap_or_default();
+        let acknowledged = self.acknowledged(kind);
         let holds = |instance: &Instance| {
-            let Ok(service) = ServiceName::try_from(instance.service.as_str()) else { return false };
-            let id = SpiffeId::service(domain.clone(), service).to_string();
-            acknowledged.get(&(id, instance.name.clone())).is_some_and(|held| *held >= position)
+            follower(instance, domain).is_some_and(|id| acknowledged.get(&id).is_some_and(|held| *held >= position))
         };
         instances.iter().filter(|instance| !holds(instance)).collect()
+    }
+
+    /// How many of the live instances of the mesh are not known to hold this position of the kind "key", as of this second.
+    /// Asked in each confirmation, so nothing is counted twice in a second. The services of the control plane verify no
+    /// ASAP tokens, and revoked ones are asked nothing: those that `counts` says no to are left out.
+    pub(crate) fn behind_with_keys(
+        &self,
+        domain: &TrustDomain,
+        position: Position,
+        now: u64,
+        counts: impl Fn(&Instance) -> bool,
+    ) -> usize {
+        let known = self.known().len();
+        let mut come = self.come.lock().unwrap_or_else(PoisonError::into_inner);
+        if (come.at, come.known) != (now, known) {
+            let mut live = self.live(now);
+            live.retain(|instance| instance.is_of_the_mesh() && counts(instance));
+            let acknowledged = self.acknowledged(kind::KEY);
+            let position =
+                |instance: &Instance| follower(instance, domain).and_then(|id| acknowledged.get(&id).copied());
+            let mut positions: Vec<_> =
+                live.iter().map(|instance| position(instance).unwrap_or(Position::ZERO)).collect();
+            positions.sort_unstable();
+            *come = Come { at: now, known, positions };
+        }
+        come.positions.partition_point(|held| *held < position)
+    }
+
+    fn acknowledged(&self, kind: &str) -> HashMap<(String, String), Position> {
+        let publisher = self.publishers.iter().find(|publisher| publisher.kind() == kind);
+        publisher.map(Publisher::acknowledged).unwrap_or_default()
     }
 
     /// Forgets those whose SVIDs have ended. Says how many.
@@ -280,6 +321,12 @@ impl Registry {
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an instance is as a follower: its SPIFFE ID and its name.
+fn follower(instance: &Instance, domain: &TrustDomain) -> Option<(String, String)> {
+    let service = ServiceName::try_from(instance.service.as_str()).ok()?;
+    Some((SpiffeId::service(domain.clone(), service).to_string(), instance.name.clone()))
 }
 
 fn unwritten(error: &AppendError) {

@@ -13,6 +13,7 @@ pub(crate) use settle::{OwnError, PublishError, own_svid, settle};
 use std::collections::HashMap;
 
 use journal::ReadError;
+use mesh_config::names::ServiceName;
 use mesh_identity::SpiffeId;
 use tenon_proto::identity::v1::RotateResponse;
 use tenon_proto::identity::v1::rotate_request::Step;
@@ -180,11 +181,17 @@ impl Authority {
         Ok(tokio::task::spawn_blocking(change).await.map_err(|_| StepError::Gone)??)
     }
 
+    /// Whether an instance's service is revoked: it is let in nowhere, so nobody waits for it.
+    pub(crate) fn is_revoked(&self, instance: &Instance) -> bool {
+        ServiceName::try_from(instance.service.as_str()).is_ok_and(|name| self.revocations.names_service(&name))
+    }
+
     /// Every live instance with what it lacks.
     async fn standings(&self, now: u64) -> Result<Vec<Standing>, StepError> {
         let bundle = self.ca.bundle();
         let rotation = bundle.rotation();
-        let live = self.registry.live(now);
+        let mut live = self.registry.live(now);
+        live.retain(|instance| !self.is_revoked(instance));
         let behind = match self.bundle_position().await? {
             Some(position) => self.registry.behind(&live, self.ca.trust_domain(), kind::TRUST_BUNDLE, position),
             None => live.iter().collect(),

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use mesh_identity::Peer;
 use tenon_proto::identity::v1::{ConfirmRequest, ConfirmResponse};
-use tenon_proto::kind;
 use tonic::Status;
 
-use super::{BadName, Registry};
+use super::{BadName, Instance, Registry};
 use crate::authority::{AdmitError, Authority};
 use crate::keys::ServiceKey;
 
@@ -29,10 +28,8 @@ pub(crate) async fn confirm(
     let registry = &authority.registry;
     registry.confirmed(service, &name, issuing_authority, not_after, key.kid().as_str(), now).await;
 
-    let mut live = registry.live(now);
-    // The services of the control plane verify no ASAP tokens.
-    live.retain(super::Instance::is_of_the_mesh);
-    let behind = registry.behind(&live, authority.ca.trust_domain(), kind::KEY, position).len();
+    let counts = |instance: &Instance| !authority.is_revoked(instance);
+    let behind = registry.behind_with_keys(authority.ca.trust_domain(), position, now, counts);
     if behind == 0 {
         registry.signs_with(service, &name, key.kid().as_str(), now).await;
     }

@@ -116,5 +116,9 @@ async fn who_does_not_follow_is_behind() {
     let live = registry.live(NOW);
     let domain = "demo.example".parse().unwrap();
     assert_eq!(registry.behind(&live, &domain, "key", Position::new(1, 1)).len(), 2);
-    assert_eq!(live.iter().map(Instance::is_of_the_mesh).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW, |_| true), 1, "the TCS verifies no tokens");
+    registry.attested(&media(), "media-2", given(1, NOW + 3600, 1), "media/k", NOW).await;
+    assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW, |_| true), 2, "a new one counts at once");
+    assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW + 1, |one| one.name != "media-1"), 1);
+    assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW + 3601, |_| true), 0, "dead ones do not");
 }

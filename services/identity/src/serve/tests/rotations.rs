@@ -4,7 +4,7 @@ use mesh_identity::TrustBundle;
 use mesh_identity::join::Membership;
 use replica::{FollowTrust, Trust};
 use tenon_proto::identity::v1::rotate_request::Step;
-use tenon_proto::identity::v1::{ConfirmRequest, RotateRequest, RotateResponse};
+use tenon_proto::identity::v1::{ConfirmRequest, RevokeRequest, RotateRequest, RotateResponse, revoke_request};
 use tenon_proto::replication::v1::replication_client::ReplicationClient;
 use tenon_proto::replication::v1::{FollowRequest, Mode, Start, follow_request};
 use x509_parser::certificate::X509Certificate;
@@ -149,6 +149,19 @@ async fn an_instance_that_does_not_follow_holds_up_the_activation_and_is_named()
     client.confirm(confirm).await.unwrap();
     assert!(service.rotate(Step::RootActivate).await.unwrap().done);
     media.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_whom_nobody_lets_in() {
+    let service = Service::start().await;
+    let silent = service.join("wiki").await;
+    assert!(service.rotate(Step::RootPrepare).await.unwrap().done);
+    assert_eq!(names(&service.rotate(Step::RootActivate).await.unwrap()), [&*silent.instance]);
+    let what = Some(revoke_request::What::Service("wiki".to_owned()));
+    let mut operator = IdentityClient::new(service.channel(&service.operator()));
+    operator.revoke(RevokeRequest { what, reason: String::new() }).await.unwrap();
+    assert!(service.rotate(Step::RootActivate).await.unwrap().done);
     service.stop().await;
 }
 
