@@ -81,6 +81,19 @@ impl Partner {
     }
 }
 
+/// A token by PyPI `atlassian-jwt-auth`, as a partner's own program makes it.
+fn token_of_python(partner: &Partner, subject: &str) -> String {
+    let code = "import sys, atlassian_jwt_auth\n\
+                signer = atlassian_jwt_auth.create_signer(sys.argv[1], sys.argv[2], sys.argv[3], algorithm='ES256')\n\
+                print(signer.generate_jwt('media', additional_claims={'sub': sys.argv[4]}).decode())";
+    let key = pem::encode(&pem::Pem::new("PRIVATE KEY", partner.key.pkcs8().to_vec()));
+    let mut python = Command::new(python::program("python").expect("python"));
+    python.args(["-c", code, "partner/billing", partner.key.kid().as_str(), &key, subject]);
+    let output = python.output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
 const ALLOWLIST: &str = "
 apiVersion: tenon.dev/v1
 kind: Allowlist
@@ -150,6 +163,11 @@ async fn who_is_outside_gets_in_by_its_own_certificate_and_token_and_only_to_its
     let mut health = HealthClient::new(connection(inbound, partner.certificate()));
     // "*" is every service of the mesh, and nobody else.
     assert_eq!(outcome(&health.check(with_headers(&headers, HealthCheckRequest::default())).await), "PATH_NOT_ALLOWED");
+
+    // What other libraries sign, for a subject that the document grants, and for one that it does not.
+    assert_eq!(outcome(&list(&mut client, &token_of_python(&partner, "partner/billing")).await), "ALLOWED");
+    assert_eq!(outcome(&list(&mut client, &token_of_python(&partner, "nightly")).await), "ALLOWED");
+    assert_eq!(outcome(&list(&mut client, &token_of_python(&partner, "weekly")).await), "ASAP_SUBJECT");
 
     // The same in the mesh's own header, and without any.
     let both = [("x-tenant-id", "acme"), ("x-asap-token", token.as_str()), ("authorization", "Basic dXNlcg==")];
@@ -325,9 +343,9 @@ fn write_certificate(folder: &Path, (chain, key): Certificate) -> [PathBuf; 2] {
     files
 }
 
-/// The root that whoever is outside holds servers of the mesh to.
+/// The roots that whoever is outside holds servers of the mesh to.
 fn root(mesh: &Mesh) -> PathBuf {
-    mesh.data_dir().join("ca/root.pem")
+    mesh.data_dir().join("trust-bundle.pem")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
