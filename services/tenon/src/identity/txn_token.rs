@@ -16,7 +16,8 @@ use crate::{
 pub async fn run(args: TxnToken) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let TxnToken { tenant, subject, scope, .. } = args;
-    let request = IssueTransactionTokenRequest { tenant: tenant.clone(), subject: subject.clone(), scope: scope.clone() };
+    let request =
+        IssueTransactionTokenRequest { tenant: tenant.clone(), subject: subject.clone(), scope: scope.clone() };
     let answer = IdentityClient::new(mesh.channel(Role::Identity))
         .issue_transaction_token(request)
         .await
