@@ -67,7 +67,7 @@ pub struct IdentityServe {
 /// Run the policy service.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon policy serve -f mesh-config/demo --trust-domain demo.example --state-dir policy \\\n      --store embedded:policy/store.redb --trust-bundle-sha256 HEX --join-token-file join-token"
+    after_help = "Example:\n  tenon policy serve -f mesh-config/demo --trust-domain demo.example --state-dir policy \\\n      --store embedded:policy/store.redb --trust-bundle-sha256 HEX --join-token-file join-token\n\nWhere the platform attests its processes: --oidc-token-file PATH instead of --join-token-file."
 )]
 pub struct PolicyServe {
     /// Address to listen on.
@@ -88,7 +88,7 @@ pub struct PolicyServe {
 /// Run the tenant context service.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token"
+    after_help = "Example:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token\n\nWhere the platform attests its processes: --oidc-token-file PATH instead of --join-token-file."
 )]
 pub struct TcsServe {
     /// Address to listen on.
