@@ -17,15 +17,21 @@ use integration::{
     calls::{channel, for_tenant, outcome},
     mesh::{Mesh, Plan, SOON, eventually, signal},
 };
+use mesh_asap::SigningKey;
 use mesh_identity::{
-    clock,
+    clock, grpc,
     join::{self, Attestation, JoinError, Joined},
     repository::testing::{KeyServer, Reply, WebCa},
     testing::service,
 };
+use rcgen::{CertificateParams, SanType};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tenon_proto::media::v1::{ListRequest, media_client::MediaClient};
+use tenon_proto::{
+    identity::v1::{AsapKey, AttestRequest, identity_client::IdentityClient},
+    media::v1::{ListRequest, media_client::MediaClient},
+};
+use tonic::Code;
 
 const AUDIENCE: &str = "tenon.test.example";
 
@@ -280,6 +286,62 @@ async fn whom_no_rule_attests_gets_no_certificate_and_it_is_written_down() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_gives_a_certificate_and_a_key_of_what_it_attests_and_of_nothing_else() {
+    let key = Key::new("key-1");
+    let issuer = Issuer::start(&[&key]).await;
+    let mesh = mesh(&issuer);
+    let token = key.sign(&issuer.claims("media"));
+    let present = attest(&mesh, "media", &token).await.expect("joins");
+    let file = mesh.mesh_file().expect("mesh.json");
+    let address = file["controlPlane"]["identity"].as_str().expect("text");
+    let mut client = IdentityClient::new(grpc::channel(address, &present.identity, &service("tenon-identity")));
+
+    let asap_key = |issuer: &str| {
+        let key = SigningKey::generate(issuer).expect("a key");
+        AsapKey { kid: key.kid().to_string(), spki: key.public_spki().into() }
+    };
+    let taken = AsapKey { kid: present.asap_key.kid().to_string(), ..asap_key("media") };
+    let good = || AttestRequest {
+        oidc_token: token.clone(),
+        csr: csr(None).into(),
+        asap_key: Some(asap_key("media")),
+        ..AttestRequest::default()
+    };
+    let named = |uri: &str| AttestRequest { csr: csr(Some(uri)).into(), ..good() };
+    let owning = |key: Option<AsapKey>| AttestRequest { asap_key: key, ..good() };
+    for (what, request, expected) in [
+        ("as it should be", good(), Code::Ok),
+        ("a request that names it", named("spiffe://test.example/svc/media"), Code::Ok),
+        ("a request for another service", named("spiffe://test.example/svc/issues"), Code::PermissionDenied),
+        ("a request for another mesh", named("spiffe://other.example/svc/media"), Code::PermissionDenied),
+        ("a request for an operator", named("spiffe://test.example/operator/ann"), Code::PermissionDenied),
+        ("a key of another service", owning(Some(asap_key("issues"))), Code::PermissionDenied),
+        ("a key of transaction tokens", owning(Some(asap_key("tenon-identity"))), Code::PermissionDenied),
+        ("another key under a known id", owning(Some(taken)), Code::AlreadyExists),
+        ("no key", owning(None), Code::InvalidArgument),
+        ("no request", AttestRequest { csr: "".into(), ..good() }, Code::InvalidArgument),
+        ("a join token beside it", AttestRequest { join_token: "x".into(), ..good() }, Code::InvalidArgument),
+        ("nothing", AttestRequest { oidc_token: String::new(), ..good() }, Code::Unauthenticated),
+    ] {
+        let code = client.attest(request).await.map_or_else(|status| status.code(), |_| Code::Ok);
+        assert_eq!(code, expected, "{what}");
+    }
+    // Who is revoked is not attested.
+    mesh.tenon_ok(&["identity", "revoke", "--service", "wiki", "--reason", "stolen"]).expect("revoked");
+    let wiki = key.sign(&issuer.claims("wiki"));
+    assert!(attest(&mesh, "wiki", &wiki).await.is_err());
+    mesh.tenon_ok(&["identity", "revoke", "--service", "wiki", "--lift"]).expect("lifted");
+    attest(&mesh, "wiki", &wiki).await.expect("joins");
+}
+
+fn csr(uri: Option<&str>) -> Vec<u8> {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = uri.map(|uri| SanType::URI(uri.try_into().expect("a URI"))).into_iter().collect();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    params.serialize_request(&key).expect("a request").der().to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_issuer_rotates_its_keys_and_dies_and_the_policy_changes_without_a_restart() {
     let (old, new) = (Key::new("old"), Key::new("new"));
     let issuer = Issuer::start(&[&old]).await;
@@ -294,16 +356,25 @@ async fn the_issuer_rotates_its_keys_and_dies_and_the_policy_changes_without_a_r
         assert!(std::time::Instant::now() < end, "{error}");
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
+    // Without the policy service, from what is known; after a restart from the disk.
+    let process = |role: &str| {
+        let found = mesh.processes(role);
+        let [(pid, _)] = &found[..] else { panic!("one process of {role}, not {found:?}") };
+        *pid
+    };
+    let policy = process("policy serve");
+    signal(policy, Signal::STOP).expect("stopped");
+    attest(&mesh, "wiki", &new.sign(&issuer.claims("wiki"))).await.expect("joins");
+    signal(process("identity serve"), Signal::KILL).expect("killed");
+    let end = std::time::Instant::now() + SOON;
+    while let Err(error) = attest(&mesh, "wiki", &new.sign(&issuer.claims("wiki"))).await {
+        assert!(std::time::Instant::now() < end, "{error}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    signal(policy, Signal::CONT).expect("goes on");
     // Known keys outlive the issuer.
     issuer.goes_down();
     attest(&mesh, "wiki", &new.sign(&issuer.claims("wiki"))).await.expect("joins");
-
-    // Without the policy service, from what is known.
-    let policy = mesh.processes("policy serve");
-    let [(pid, _)] = &policy[..] else { panic!("one policy service, not {policy:?}") };
-    signal(*pid, Signal::STOP).expect("stopped");
-    attest(&mesh, "wiki", &new.sign(&issuer.claims("wiki"))).await.expect("joins");
-    signal(*pid, Signal::CONT).expect("goes on");
 
     // An Attestor that goes attests nobody.
     fs::remove_file(mesh.policy_dir().join("attestors.yaml")).expect("removed");
