@@ -226,6 +226,8 @@ impl Worker {
     async fn look_after(self: Arc<Self>) {
         let mut changes = self.live.changes();
         let mut trust = self.live.identity.changes();
+        // Those who came before this was read have been looked at since.
+        let mut outsiders = self.live.outside.tls.version();
         let mut prune = tokio::time::interval(PRUNE);
         let mut look = tokio::time::interval(AGAIN);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -241,8 +243,12 @@ impl Worker {
                     // A burst of changes costs one round.
                     if changes.has_changed().is_ok_and(|changed| changed) {
                         changes.mark_unchanged();
-                        self.credentials().forget_clients();
-                        self.look_at_callers();
+                        let now = self.live.outside.tls.version();
+                        if now != outsiders {
+                            outsiders = now;
+                            self.credentials().forget_clients();
+                            self.look_at_callers();
+                        }
                         self.decide_again();
                     }
                 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -122,18 +123,28 @@ impl fmt::Debug for Outsider {
 
 /// The clients outside of the mesh that may connect, as they are right now. Replaced as a whole while handshakes read it.
 #[derive(Debug, Default)]
-pub struct Outsiders(ArcSwap<Vec<Outsider>>);
+pub struct Outsiders {
+    clients: ArcSwap<Vec<Outsider>>,
+    /// Counts the replacements, each after it can be seen.
+    version: AtomicU64,
+}
 
 impl Outsiders {
     /// From the next handshake on, these and nobody else. Open connections are for their owner to close: see
     /// [`Outsiders::still_knows`].
     pub fn set(&self, clients: Vec<Outsider>) {
-        self.0.store(Arc::new(clients));
+        self.clients.store(Arc::new(clients));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Moves with each [`Outsiders::set`]. Until it does, nobody's standing changes.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.load().is_empty()
+        self.clients.load().is_empty()
     }
 
     /// Whether a certificate that was good for this client when it connected would still be its now. Its time is not
@@ -158,7 +169,7 @@ impl Outsiders {
         let certificate = EndEntityCert::try_from(der).map_err(certificate_error)?;
         let names = Names::parse(der).map_err(refused)?;
         must_name_usages(der)?;
-        let clients = self.0.load();
+        let clients = self.clients.load();
         let mut found: Option<&Outsider> = None;
         let mut last = None;
         for client in clients.iter().filter(|client| client.is_named(&names)) {
