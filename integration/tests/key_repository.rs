@@ -108,6 +108,8 @@ impl<'m> Debugging<'m> {
         let proto = repository().join("proto");
         let line = line
             .replace("TENANT", "acme")
+            // It goes on trying where the handshake is refused.
+            .replace("grpcurl -cacert", "grpcurl -connect-timeout 2 -cacert")
             .replace("-proto FILE", &format!("-import-path {} -proto media/v1/media.proto", proto.display()))
             .replace("PACKAGE.SERVICE/METHOD", "media.v1.Media/List");
         let folder = |program: &Path| program.parent().expect("a folder").display().to_string();
