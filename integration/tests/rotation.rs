@@ -231,4 +231,20 @@ async fn a_sidecar_that_hangs_holds_up_the_rotation_and_is_named() {
     signal(*wiki, Signal::CONT).expect("it goes on");
     rotate.done(&["root", "--activate"]).await;
     rotate.done(&["root", "--retire"]).await;
+
+    // A sidecar that has lost its state joins again, with the pin of now.
+    let state = mesh.data_dir().join("sidecars/wiki-us-east");
+    let before = config(&mesh, ("wiki", "us-east")).await["svid"]["serial"].clone();
+    std::fs::remove_dir_all(state).expect("it is there");
+    signal(*wiki, Signal::KILL).expect("it ends");
+    let end = Instant::now() + SOON;
+    loop {
+        let text = http_get(mesh.admin("wiki", "us-east"), "/config").await.unwrap_or_default();
+        let config: Value = serde_json::from_str(&text).unwrap_or_default();
+        if config["svid"]["serial"].is_string() && config["svid"]["serial"] != before {
+            break;
+        }
+        assert!(Instant::now() < end, "it does not join again: {config}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -48,12 +48,14 @@ impl From<CaError> for Status {
     fn from(error: CaError) -> Self {
         let text = with_source(&error);
         tracing::error!(error = text, "the CA was not changed");
-        let full = |source: &std::io::Error| matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-        match error {
-            CaError::File { source, .. } if full(&source) => {
-                Self::resource_exhausted(format!("no room left on the disk of the CA; nothing has changed: {text}"))
-            }
-            _ => Self::unavailable(format!("the CA was not changed: {text}")),
+        let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        if let CaError::File { source, .. } = &error
+            && full(source.kind())
+        {
+            return Self::resource_exhausted(format!(
+                "no room left on the disk of the CA; nothing has changed: {text}"
+            ));
         }
+        Self::unavailable(format!("the CA was not changed: {text}"))
     }
 }

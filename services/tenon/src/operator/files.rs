@@ -4,6 +4,7 @@
 //! certificate never stays beside the key of another.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::PathBuf,
@@ -47,20 +48,21 @@ pub fn write(data: &Data, identity: &Identity) -> Result<(), Failure> {
     if let Ok(mut file) = MeshFile::read(data)
         && file.trust_bundle_sha256 != bundle.pin()
     {
-        repin(&mut file, &bundle.pin());
+        file.trust_bundle_sha256 = bundle.pin();
+        // Sidecars that are started by hand from it are given the present one.
+        for sidecar in &mut file.sidecars {
+            repin(&mut sidecar.command, &file.trust_bundle_sha256);
+        }
         file.write(data)?;
     }
     Ok(())
 }
 
-/// `mesh.json` with another pin: sidecars that are started by hand from it are given the present one.
-fn repin(file: &mut MeshFile, pin: &str) {
-    pin.clone_into(&mut file.trust_bundle_sha256);
-    for sidecar in &mut file.sidecars {
-        let at = sidecar.command.iter().position(|word| word == PIN_FLAG);
-        if let Some(word) = at.and_then(|at| sidecar.command.get_mut(at + 1)) {
-            pin.clone_into(word);
-        }
+/// A command line with another pin, if it has one.
+pub fn repin<W: AsRef<OsStr> + From<String>>(line: &mut [W], pin: &str) {
+    let at = line.iter().position(|word| word.as_ref() == PIN_FLAG);
+    if let Some(word) = at.and_then(|at| line.get_mut(at + 1)) {
+        *word = W::from(pin.to_owned());
     }
 }
 

@@ -1,6 +1,9 @@
 //! Starting the children in their order, and waiting for each until it serves.
 
-use std::{cell::RefCell, fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell, ffi::OsString, fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc, sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::try_join_all;
 use mesh_config::names::ServiceName;
@@ -24,7 +27,7 @@ use crate::{
     data::Data,
     failure::Failure,
     mesh_file::{Sidecar, write_private},
-    operator::{Role, reason},
+    operator::{Role, files, reason},
     policy, probe, sidecars,
 };
 
@@ -234,7 +237,9 @@ impl JoinToken {
 }
 
 impl Prepare for JoinToken {
-    async fn prepare(&mut self) -> Result<(), String> {
+    async fn prepare(&mut self, program: &mut [OsString]) -> Result<(), String> {
+        // The root may have been rotated since the line was made.
+        files::repin(program, &self.identity.bundle().pin());
         let channel = grpc::channel(self.address, &self.identity, &Role::Identity.service_name());
         let request = CreateJoinTokenRequest { service: self.service.to_string(), ttl_seconds: 0 };
         let mut client = IdentityClient::new(channel);

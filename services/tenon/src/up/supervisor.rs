@@ -73,15 +73,15 @@ pub struct Stop {
 /// Something to do before each start of a child, such as writing it a fresh join token. A failure is printed and the
 /// child is started all the same: it may not need it.
 pub trait Prepare {
-    /// Does it; an error is a sentence for the operator.
-    fn prepare(&mut self) -> impl Future<Output = Result<(), String>>;
+    /// Does it; an error is a sentence for the operator. The command line, program first, may be brought up to date.
+    fn prepare(&mut self, program: &mut [OsString]) -> impl Future<Output = Result<(), String>>;
 }
 
 /// Nothing to do.
 pub struct Nothing;
 
 impl Prepare for Nothing {
-    async fn prepare(&mut self) -> Result<(), String> {
+    async fn prepare(&mut self, _: &mut [OsString]) -> Result<(), String> {
         Ok(())
     }
 }
@@ -90,7 +90,7 @@ impl Prepare for Nothing {
 ///
 /// `ended` hears of every time that the child ended without being told to.
 pub async fn supervise(
-    spec: Spec,
+    mut spec: Spec,
     mut prepare: impl Prepare,
     mut ended: impl FnMut(&str),
     printer: Printer,
@@ -99,7 +99,7 @@ pub async fn supervise(
     let mut backoff = BACKOFF.0;
     loop {
         let prepared = tokio::select! {
-            prepared = prepare.prepare() => prepared,
+            prepared = prepare.prepare(&mut spec.program) => prepared,
             () = stop.polite.cancelled() => return,
         };
         if let Err(problem) = prepared {

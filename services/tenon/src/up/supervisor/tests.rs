@@ -128,7 +128,7 @@ async fn a_child_that_ends_on_sigterm_may_say_its_last_words() {
 async fn before_each_start_it_is_prepared() {
     struct Token(PathBuf, u32);
     impl Prepare for Token {
-        async fn prepare(&mut self) -> Result<(), String> {
+        async fn prepare(&mut self, _: &mut [OsString]) -> Result<(), String> {
             self.1 += 1;
             fs::write(&self.0, format!("token-{}\n", self.1)).map_err(|error| error.to_string())
         }
