@@ -133,7 +133,7 @@ impl Rotation<'_> {
             | Code::Internal
             | Code::Unavailable
             | Code::DataLoss
-            | Code::Unauthenticated => self.mesh.failure(Role::Identity, "nothing was rotated", &status),
+            | Code::Unauthenticated => self.mesh.failure(Role::Identity, "the rotation failed", &status),
         })
     }
 }

@@ -1,7 +1,13 @@
 //! Starting the children in their order, and waiting for each until it serves.
 
 use std::{
-    cell::RefCell, ffi::OsString, fs, os::unix::fs::DirBuilderExt as _, path::PathBuf, rc::Rc, sync::Arc,
+    cell::RefCell,
+    ffi::OsString,
+    fs,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -223,10 +229,7 @@ impl JoinToken {
     fn new(startup: &Startup<'_>, child: &Planned, service: ServiceName) -> Result<Self, Failure> {
         let is_sidecar = startup.plan.sidecars.iter().any(|sidecar| sidecar.spec.name == child.spec.name);
         let dir = if is_sidecar { startup.data.sidecar(&child.spec.name) } else { startup.data.role(&child.spec.name) };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| {
-            Failure::new(format!("cannot make {}: {error}", dir.display()))
-                .next("make the data folder writable, or name another one with --data")
-        })?;
+        private_folder(&dir)?;
         Ok(Self {
             identity: Arc::clone(startup.credentials.identity()),
             address: startup.plan.file.control_plane.identity,
@@ -236,10 +239,21 @@ impl JoinToken {
     }
 }
 
+fn private_folder(dir: &Path) -> Result<(), Failure> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        Failure::new(format!("cannot make {}: {error}", dir.display()))
+            .next("make the data folder writable, or name another one with --data")
+    })
+}
+
 impl Prepare for JoinToken {
     async fn prepare(&mut self, program: &mut [OsString]) -> Result<(), String> {
         // The root may have been rotated since the line was made.
         files::repin(program, &self.identity.bundle().pin());
+        // The folder may have been removed: then the child joins anew.
+        if let Some(dir) = self.file.parent() {
+            private_folder(dir).map_err(|failure| failure.to_string())?;
+        }
         let channel = grpc::channel(self.address, &self.identity, &Role::Identity.service_name());
         let request = CreateJoinTokenRequest { service: self.service.to_string(), ttl_seconds: 0 };
         let mut client = IdentityClient::new(channel);
