@@ -200,6 +200,23 @@ async fn no_token_chooses_the_algorithm_or_the_key_that_it_is_verified_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_byte_of_a_token_can_be_changed_left_out_or_added() {
+    let fixture = Fixture::new(TestKey::p256());
+    let good = fixture.key.sign(&header("ES256"), &claims());
+    assert!(fixture.attest(&good, "media").await.is_ok());
+    for at in 0..good.len() {
+        let (before, rest) = good.split_at(at);
+        let (byte, after) = rest.split_at(1);
+        let other = if byte == "A" { "B" } else { "A" };
+        for changed in [[before, other, after].concat(), [before, after].concat(), [before, other, rest].concat()] {
+            let refused = fixture.attest(&changed, "media").await.unwrap_err();
+            let status = Status::from(refused);
+            assert_eq!(status.code(), Code::Unauthenticated, "byte {at}: {}", status.message());
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_same_key_id_at_another_issuer_is_another_key() {
     let mut fixture = Fixture::new(TestKey::p256());
     let (other, other_issuer) = (TestKey::p256(), "https://other.example");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use journal::Position;
 use mesh_asap::{Kid, SigningKey, txn};
 
+pub(crate) use self::file::KID_PREFIX as TRANSACTION_KID;
 pub use self::file::KeyFileError;
 use self::file::{KeyFile, Stage};
 use crate::ca::{CaError, Passphrase};

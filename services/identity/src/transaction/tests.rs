@@ -5,7 +5,7 @@ use journal::Embedded;
 use mesh_asap::SigningKey;
 use mesh_identity::{Identity, clock};
 use serde_json::json;
-use tenon_proto::identity::v1::AsapKey;
+use tenon_proto::identity::v1::{self as proto, AsapKey};
 use tower::ServiceExt as _;
 
 use super::*;
@@ -314,7 +314,9 @@ async fn nothing_is_signed_with_a_revoked_key() {
     let fixture = Fixture::new().await;
     let (_, body) = fixture.post(Some(MEDIA), GOOD).await;
     let kid = fixture.verify(body["access_token"].as_str().unwrap()).await.unwrap().kid;
-    let selector = crate::revocations::Selector::Kid(kid.parse().unwrap());
+    let what = Some(proto::revoke_request::What::Kid(kid.to_string()));
+    let request = proto::RevokeRequest { what, reason: "lost".to_owned() };
+    let selector = crate::revocations::Selector::to_revoke(&request).unwrap();
     fixture.authority.revocations.revoke(&selector, "ann", "lost", clock::unix_seconds()).await.unwrap();
     // The task that keeps the keys hears of it.
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);

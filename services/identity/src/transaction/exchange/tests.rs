@@ -92,6 +92,27 @@ fn a_request_that_is_not_complete_or_asks_for_something_else_is_refused_with_the
 }
 
 #[test]
+fn whatever_bytes_come_there_is_an_answer() {
+    let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(good()).finish().into_bytes();
+    assert!(Exchange::parse(&form, &domain()).is_ok());
+    for at in 0..form.len() {
+        for byte in [0, b'%', b'&', b'=', b'+', b'"', b'}', 0xff] {
+            let mut changed = form.clone();
+            changed[at] = byte;
+            // Some of these are good requests still: a byte within a value.
+            let _answer = Exchange::parse(&changed, &domain());
+        }
+        let _answer = Exchange::parse(&form[..at], &domain());
+    }
+    // Deeper than any parser follows.
+    let deep = format!("{{\"tenant\":\"acme\",\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
+    let mut parameters: Vec<(&str, &str)> = good();
+    parameters.retain(|(name, _)| *name != "request_details");
+    parameters.push(("request_details", &deep));
+    assert_eq!(parse(&parameters).unwrap_err().code, "invalid_request");
+}
+
+#[test]
 fn a_scope_is_within_another_by_whole_words() {
     let scope = |text| Scope::parse(text).unwrap();
     for (asked, allowed, within) in [

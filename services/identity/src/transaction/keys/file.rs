@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::ca::{CaError, ENCRYPTED_TAG, Passphrase};
 
 /// What key ids begin with.
-const KID_PREFIX: &str = "tenon-identity/txn-";
+pub(crate) const KID_PREFIX: &str = "tenon-identity/txn-";
 /// What the files' names end with.
 const EXTENSION: &str = "pem";
 
