@@ -326,6 +326,17 @@ mod tests {
     }
 
     #[test]
+    fn whoever_asks_too_often_is_told_when_to_ask_again() {
+        let rate = crate::limits::Rate { burst: 1, per_second: 1 };
+        let limits = crate::limits::Limits::new(crate::limits::Settings { service: rate, all: rate });
+        limits.take("media", 7).unwrap();
+        let status = Status::from(AdmitError::Limited(limits.take("media", 7).unwrap_err()));
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let retry = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+        assert_eq!(retry, std::time::Duration::from_secs(1));
+    }
+
+    #[test]
     fn refusals_have_the_code_that_says_whose_fault_it_is() {
         let name = CsrError::Name { named: "a".to_owned(), attested: "b".to_owned() };
         for (error, code) in [

@@ -238,6 +238,34 @@ async fn an_operator_gets_an_svid_of_a_service_but_not_of_the_control_plane_and_
 }
 
 #[tokio::test]
+async fn what_cannot_be_recorded_is_not_granted_but_taking_away_needs_no_record() {
+    let service = Service::start().await;
+    let token = service.join_token("media").await.unwrap();
+    let key = || asap(&SigningKey::generate("media").unwrap());
+    service.renew("media", key()).await.unwrap();
+    let mut operator = service.operator();
+
+    service.fill_the_disk_of_the_audit_log(true);
+    let what = || Some(lift_revocation_request::What::Service("wiki".to_owned()));
+    operator.revoke(revoke(What::Service("wiki".to_owned()))).await.unwrap();
+    for refused in [
+        service.attest(&token, key()).await.unwrap_err(),
+        service.renew("media", key()).await.unwrap_err(),
+        service.svid("media", 60).await.unwrap_err(),
+        service.join_token("issues").await.unwrap_err(),
+        operator.lift_revocation(LiftRevocationRequest { what: what() }).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        assert!(refused.message().contains("audit log"), "{refused}");
+    }
+
+    service.fill_the_disk_of_the_audit_log(false);
+    service.attest(&token, key()).await.expect("the token was given back");
+    operator.lift_revocation(LiftRevocationRequest { what: what() }).await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn the_certificate_follows_the_issuing_authority_without_a_restart_or_a_closed_connection() {
     let service = Service::start().await;
     let mut before = Https::connect(&service, b"h2").await;

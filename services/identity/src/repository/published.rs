@@ -251,3 +251,84 @@ async fn take_all(
     apply(published, News::All(entries.collect()));
     Ok(snapshot.position)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use journal::{Embedded, Write};
+    use mesh_asap::SigningKey;
+
+    use super::*;
+
+    fn record(key: &SigningKey, used: KeyUse) -> Bytes {
+        let issuer = key.issuer().to_owned();
+        let spki = key.public_spki().into();
+        let record = Key { kid: key.kid().to_string(), issuer, spki, r#use: used.into(), ..Key::default() };
+        record.encode_to_vec().into()
+    }
+
+    struct Fixture {
+        published: Arc<Published>,
+        keys: Arc<dyn Journal>,
+        recovering: Arc<AtomicBool>,
+        _dir: tempfile::TempDir,
+    }
+
+    async fn fixture() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+        let revocations = Arc::new(Revocations::open(store.kind("revocation").unwrap(), |_| {}).await.unwrap());
+        let recovering = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&recovering);
+        let published = Arc::new(Published::new(revocations, move || flag.load(Ordering::SeqCst)));
+        Fixture { published, keys: store.kind("key").unwrap(), recovering, _dir: dir }
+    }
+
+    #[tokio::test]
+    async fn what_the_journal_holds_is_served_before_anything_else_and_what_it_deletes_is_not() {
+        let Fixture { published, keys, _dir, .. } = fixture().await;
+        let (asap, transaction) =
+            (SigningKey::generate("media").unwrap(), SigningKey::generate("tenon-identity").unwrap());
+        keys.append(vec![
+            Write::put(asap.kid().as_str(), record(&asap, KeyUse::Unspecified)),
+            Write::put(transaction.kid().as_str(), record(&transaction, KeyUse::Transaction)),
+            Write::put("media/damaged", vec![0xff]),
+        ])
+        .await
+        .unwrap();
+        let stop = CancellationToken::new();
+        let following =
+            follow(Arc::clone(&keys), Arc::clone(&published), Published::apply_keys, stop.clone()).await.unwrap();
+        assert!(matches!(published.get(&format!("/{}", asap.kid())), Found::Document(_)));
+        assert!(matches!(published.get(&format!("/{}", transaction.kid())), Found::Nothing));
+        assert!(matches!(published.get("/media/damaged"), Found::Nothing));
+        let Found::Document(jwks) = published.get("/.well-known/jwks.json") else { panic!("a key set") };
+        let jwks: serde_json::Value = serde_json::from_slice(&jwks.body).unwrap();
+        assert_eq!(jwks["keys"][0]["kid"], transaction.kid().as_str());
+
+        let following = tokio::spawn(following);
+        keys.append(vec![Write::delete(asap.kid().as_str()), Write::delete(transaction.kid().as_str())]).await.unwrap();
+        let gone = async {
+            while matches!(published.get(&format!("/{}", asap.kid())), Found::Document(_)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
+        let Found::Document(jwks) = published.get("/.well-known/jwks.json") else { panic!("a key set") };
+        assert_eq!(&jwks.body[..], br#"{"keys":[]}"#);
+        stop.cancel();
+        following.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nothing_is_said_not_to_exist_while_keys_come_back_or_before_there_is_a_bundle() {
+        let Fixture { published, recovering, _dir, .. } = fixture().await;
+        assert!(matches!(published.get("/trust-bundle.pem"), Found::NotYet));
+        recovering.store(true, Ordering::SeqCst);
+        assert!(matches!(published.get("/media/1"), Found::NotYet));
+        assert!(matches!(published.get("/media//1"), Found::Nothing), "no kid, whatever comes back");
+        recovering.store(false, Ordering::SeqCst);
+        assert!(matches!(published.get("/media/1"), Found::Nothing));
+    }
+}

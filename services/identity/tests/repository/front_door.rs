@@ -142,6 +142,18 @@ impl Service {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// From now on every line of the audit log finds the disk full, or not any more.
+    pub fn fill_the_disk_of_the_audit_log(&self, full: bool) {
+        let path = self.dir.path().join("identity/audit.jsonl");
+        let aside = path.with_extension("aside");
+        if full {
+            std::fs::rename(&path, aside).unwrap();
+            std::os::unix::fs::symlink("/dev/full", path).unwrap();
+        } else {
+            std::fs::rename(aside, path).unwrap();
+        }
+    }
+
     fn client(&self, protocol: &[u8]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         for root in self.ca.bundle().roots() {
