@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc,
     thread,
@@ -64,7 +64,7 @@ impl Peer {
     ///
     /// # Errors
     /// It is not installed, or cannot be started.
-    pub fn node(authority: &std::path::Path) -> anyhow::Result<Self> {
+    pub fn node(authority: &Path) -> anyhow::Result<Self> {
         let modules = target()?.join("node/node_modules");
         let package = modules.join("jwt-authentication");
         ensure!(package.exists(), "{} is missing: run `make deps`", package.display());
@@ -80,7 +80,7 @@ impl Peer {
     ///
     /// # Errors
     /// It is not built, or cannot be started.
-    pub fn asap_crate(authority: &std::path::Path) -> anyhow::Result<Self> {
+    pub fn asap_crate(authority: &Path) -> anyhow::Result<Self> {
         let program = target()?.join("peers/debug/asap-peer");
         ensure!(program.exists(), "{} is missing: run `make deps`", program.display());
         let mut command = Command::new(program);
@@ -271,21 +271,29 @@ impl Outside {
         }
     }
 
-    /// What `tenon asap verify` prints, with its exit code.
+    /// As [`verified_by_command`], by this repository.
     ///
     /// # Errors
-    /// It does not start, or prints no JSON.
+    /// The same.
     pub async fn command(&self, token: &str) -> anyhow::Result<(Value, Option<i32>)> {
-        let mut command = Command::new(binary("tenon")?);
-        command.args(["asap", "verify", "--audience", AUDIENCE, "--keys", &self.server.url(), "--ca"]);
-        command.arg(self.authority.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let token = format!("{token}\n");
-        let done = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let mut child = command.spawn()?;
-            child.stdin.take().context("stdin is piped")?.write_all(token.as_bytes())?;
-            Ok(child.wait_with_output()?)
-        });
-        let output = done.await??;
-        Ok((serde_json::from_slice(&output.stdout)?, output.status.code()))
+        verified_by_command(token, &self.server.url(), self.authority.path()).await
     }
+}
+
+/// What `tenon asap verify` prints of a token for [`AUDIENCE`], with its exit code.
+///
+/// # Errors
+/// It does not start, or prints no JSON.
+pub async fn verified_by_command(token: &str, url: &str, authority: &Path) -> anyhow::Result<(Value, Option<i32>)> {
+    let mut command = Command::new(binary("tenon")?);
+    command.args(["asap", "verify", "--audience", AUDIENCE, "--keys", url, "--ca"]).arg(authority);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let token = format!("{token}\n");
+    let done = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let mut child = command.spawn()?;
+        child.stdin.take().context("stdin is piped")?.write_all(token.as_bytes())?;
+        Ok(child.wait_with_output()?)
+    });
+    let output = done.await??;
+    Ok((serde_json::from_slice(&output.stdout)?, output.status.code()))
 }

@@ -1,6 +1,6 @@
 //! PyPI `atlassian-jwt-auth`, both ways, with all nine algorithms.
 
-use integration::asap::{AUDIENCE, ISSUER, OurRepository, Outside, Peer, keys, private_pem};
+use integration::asap::{AUDIENCE, ISSUER, OurRepository, Outside, Peer, keys, private_pem, verified_by_command};
 use serde_json::{Value, json};
 
 fn verify(peer: &mut Peer, token: &str, audience: &str, ours: &OurRepository) -> Value {
@@ -20,6 +20,8 @@ async fn theirs_verifies_ours_through_our_key_repository() {
         assert_eq!(answer["claims"]["iss"], ISSUER, "{}: {answer}", key.algorithm().name());
         let answer = verify(&mut peer, &token, "issues", &ours);
         assert!(answer["error"].as_str().is_some_and(|error| error.contains("udience")), "another audience: {answer}");
+        let (printed, code) = verified_by_command(&token, &ours.url, &ours.bundle).await.expect("it answers");
+        assert_eq!((&printed["valid"], code), (&json!(true), Some(0)), "ours is one more library: {printed}");
     }
     let unknown = mesh_asap::SigningKey::generate(ISSUER).expect("a key").mint(AUDIENCE, now, 300);
     let answer = verify(&mut peer, &unknown, AUDIENCE, &ours);

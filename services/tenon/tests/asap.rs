@@ -298,6 +298,11 @@ async fn places_are_asked_in_order_and_each_says_what_it_said() {
     let (printed, _) = place.verified(&format!("--audience media --keys {}", second.url()), &token);
     assert_eq!(printed["reason"], "ASAP_KEYS_UNAVAILABLE", "{printed}");
 
+    let bare = Place::new().with("SSL_CERT_FILE", "missing.pem").with("SSL_CERT_DIR", "missing");
+    let output = bare.asap(&format!("verify --audience media --keys {}", second.url()), &token);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("name a PEM file of CA certificates with --ca"), "{}", said(&output));
+
     // As services have it in their environment.
     let place = place.with("ASAP_PUBLIC_KEY_REPOSITORY_URL", first.url());
     let place = place.with("ASAP_PUBLIC_KEY_FALLBACK_REPOSITORY_URL", second.url());

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mesh_asap::{Kid, Lookup, PublicKey};
-use mesh_identity::repository::{self, Settings};
+use mesh_identity::repository::{self, Settings, SettingsError};
 use serde::Serialize;
 
 use super::Surroundings;
@@ -64,9 +64,7 @@ impl Sources {
             }
             let settings =
                 Settings { roots: roots.clone(), fetch_deadline: DEADLINE, ..Settings::new([name.as_str()]) };
-            settings
-                .check()
-                .map_err(|error| Failure::usage(error.to_string()).next("name a folder or an https URL"))?;
+            settings.check().map_err(|error| unusable(&error))?;
             Ok(Source::Repository(settings))
         };
         named.iter().map(source).collect::<Result<_, _>>().map(Self)
@@ -119,6 +117,15 @@ impl std::fmt::Display for Source {
         match self {
             Self::Folder(folder) => write!(out, "{}", folder.display()),
             Self::Repository(settings) => out.write_str(&settings.bases.join(" ")),
+        }
+    }
+}
+
+fn unusable(error: &SettingsError) -> Failure {
+    match error {
+        SettingsError::Roots(_) => Failure::new(error.to_string()).next("name a PEM file of CA certificates with --ca"),
+        SettingsError::NoBase | SettingsError::Base(_) => {
+            Failure::usage(error.to_string()).next("name a folder or an https URL")
         }
     }
 }

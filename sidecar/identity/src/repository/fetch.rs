@@ -26,6 +26,10 @@ use crate::clock::Steady;
 const PEM: &str = "application/x-pem-file";
 /// Longest body, in bytes: a PEM of the largest key that is accepted has 1,600.
 const MAX_BODY: usize = 16 * 1024;
+/// Longest head of an answer, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+/// Connections to one repository that are kept.
+const MAX_IDLE: usize = 4;
 /// Redirects on one host that are followed.
 const MAX_REDIRECTS: usize = 3;
 /// Connections are kept for the next key for so long.
@@ -92,6 +96,8 @@ impl Client {
         let http = HttpClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_max_buf_size(MAX_HEAD)
             .build(https);
         Ok(Self { http, bases, deadline })
     }
