@@ -8,6 +8,7 @@ use std::io::{self, Read as _};
 use mesh_asap::{Expect, Lookup, MAX_TOKEN_BYTES, VerifyError, env::Environment, precheck, verify};
 use mesh_identity::clock;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use self::keys::{Asked, Sources};
 use crate::{
@@ -52,12 +53,19 @@ pub async fn run(command: cli::Asap) -> Result<Answer, Failure> {
                 Failure::new(format!("this is not a token: {error}"))
                     .next("give the token alone on standard input, without \"Bearer \" before it")
             })?;
-            out.json(&serde_json::json!({"header": inspected.header, "claims": inspected.claims}))?;
+            out.json(&Parts { header: inspected.header, claims: inspected.claims })?;
             Answer::Yes
         }
     };
     out.flush()?;
     Ok(answer)
+}
+
+/// What `inspect` prints.
+#[derive(Debug, Serialize)]
+struct Parts {
+    header: Map<String, Value>,
+    claims: Map<String, Value>,
 }
 
 /// What `verify` prints.
