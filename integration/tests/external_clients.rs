@@ -227,7 +227,7 @@ async fn a_key_repository_that_is_down_refuses_those_alone_who_need_it_and_recov
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_is_removed_revoked_or_of_another_ca_is_cut_off() {
+async fn a_client_that_is_removed_revoked_quarantined_or_of_another_ca_is_cut_off() {
     let partner = Partner::new().await;
     let mesh = mesh_with(&partner).await;
     let inbound = mesh.inbound("media", "us-east");
@@ -277,7 +277,24 @@ async fn a_client_that_is_removed_revoked_or_of_another_ca_is_cut_off() {
         .await;
         again();
     }
-    enter().await;
+
+    // A key and a quarantine end calls, and not the connection.
+    let (mut client, mut stream) = enter().await;
+    let quarantine = "\n---\napiVersion: tenon.dev/v1\nkind: Quarantine\nmetadata: {name: q}\nspec: {services: [billing], reason: test}\n";
+    apply(with(&partner.ca) + quarantine);
+    let ended = tokio::time::timeout(SOON, stream.message()).await.expect("the stream ends");
+    assert_eq!(reason(&ended.expect_err("cut off")).as_deref(), Some("QUARANTINED"));
+    assert_eq!(outcome(&list(&mut client, &partner.token()).await), "QUARANTINED");
+    apply(with(&partner.ca));
+
+    let (mut client, mut stream) = enter().await;
+    mesh.tenon_ok(&["identity", "revoke", "--kid", partner.key.kid().as_str()]).expect("revoked");
+    let ended = tokio::time::timeout(SOON, stream.message()).await.expect("the stream ends");
+    assert_eq!(reason(&ended.expect_err("cut off")).as_deref(), Some("ASAP_KEY_UNKNOWN"));
+    assert_eq!(outcome(&list(&mut client, &partner.token()).await), "ASAP_KEY_UNKNOWN");
+    let other = SigningKey::generate("partner/billing").expect("a key");
+    partner.publish(&other);
+    assert_eq!(outcome(&list(&mut client, &other.mint("media", clock::unix_seconds(), 300)).await), "ALLOWED");
 }
 
 /// What `tenon identity svid` writes: certificate, key, and the ASAP key of the service.

@@ -10,8 +10,13 @@ use integration::{
     mesh::{Mesh, Plan, SOON, binary},
     traffic::Traffic,
 };
+use mesh_identity::{testing, tls};
 use serde_json::{Value, json};
 use tenon_proto::media::v1::{ListRequest, media_client::MediaClient};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 
@@ -163,6 +168,47 @@ async fn a_revoked_caller_is_cut_off_within_a_second_and_the_others_notice_nothi
     is_kept(&world, (&["--service", "wiki"], ROUNDS), "ASAP_ISSUER", &mut client, open).await;
     let serial = world.serial("wiki", "us-east").await;
     is_kept(&world, (&["--serial", &serial], 1), "ASAP_ISSUER", &mut client, open).await;
+    world.ends_well().await;
+}
+
+/// Which replicas of this sidecar hear their source.
+async fn connected(mesh: &Mesh, service: &str) -> Vec<String> {
+    let config = http_get(mesh.admin(service, "us-east"), "/config").await.expect("the admin listener answers");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    let replicas = config["replicas"].as_array().expect("a list").iter();
+    let connected = replicas.filter(|replica| replica["connected"] == true);
+    connected.map(|replica| replica["kind"].as_str().expect("text").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_part_of_the_mesh_lets_go_of_who_is_revoked_whether_it_reads_or_not() {
+    let world = World::new().await;
+    let out = world.mesh.scratch().join("wiki");
+    world
+        .mesh
+        .tenon_ok(&["identity", "svid", "--service", "wiki", "--out", &out.display().to_string()])
+        .expect("an SVID");
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).expect("a file");
+    let chain = pem::parse_many(read("svid.pem")).expect("PEM").into_iter().map(|block| block.into_contents().into());
+    let key = pem::parse(read("key.pem")).expect("PEM").into_contents();
+    let config = testing::client_config(Some((chain.collect(), key.into())), &[b"h2"]);
+    let tcp = TcpStream::connect(world.mesh.inbound("media", "us-east")).await.expect("the listener accepts");
+    let mut silent = tls::connect(&config, tcp).await.expect("the handshake");
+    silent.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("the preface");
+    silent.read_exact(&mut [0; 9]).await.expect("SETTINGS: it is in");
+    holds("everything is followed", async || connected(&world.mesh, "wiki").await.len() == 8).await;
+
+    let returned = world.revoke(&["--service", "wiki"]).await;
+    // Whatever it is told before, the connection ends.
+    let mut rest = Vec::new();
+    let _closed = tokio::time::timeout(SOON, silent.read_to_end(&mut rest)).await.expect("the connection ends");
+    let took = returned.elapsed();
+    println!("the connection was closed {took:?} after the command had returned");
+    assert!(took < PROMISE, "{took:?}");
+    // Identity, policy and tenant service alike.
+    holds("nothing is followed", async || connected(&world.mesh, "wiki").await.is_empty()).await;
+    world.revoke(&["--lift", "--service", "wiki"]).await;
+    holds("everything is followed again", async || connected(&world.mesh, "wiki").await.len() == 8).await;
     world.ends_well().await;
 }
 

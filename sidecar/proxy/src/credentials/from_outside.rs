@@ -73,3 +73,6 @@ impl FromOutside {
         &mut remembered.memory
     }
 }
+
+#[cfg(test)]
+mod tests;
