@@ -22,7 +22,7 @@ use mesh_identity::Peer;
 use serde_json::{Map, Value};
 use tenon_proto::identity::v1::{IssueTransactionTokenRequest, IssueTransactionTokenResponse, Key, KeyUse};
 use tonic::Status;
-use uuid::Uuid;
+use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::audit::{AuditError, Event};
 use crate::authority::Authority;
@@ -32,6 +32,7 @@ use exchange::{Exchange, Scope, Subject, SubjectToken};
 
 pub(crate) use endpoint::{AUTHORIZATION, route};
 pub use keys::KeyFileError;
+pub(crate) use keys::TRANSACTION_KID;
 pub(crate) use serve::start;
 
 /// A gateway asks once a request from outside; what it may not do is fill the audit log of all others.
@@ -94,7 +95,7 @@ enum MintError {
 /// Signs a token and writes it into the audit log, and gives none that does not stand there.
 fn mint(authority: &Authority, wanted: &Wanted<'_>, now: u64) -> Result<Minted, MintError> {
     let key = authority.transactions.signing.load_full().ok_or(MintError::NoKey)?;
-    let txn = Uuid::now_v7().to_string();
+    let txn = Uuid::new_v7(Timestamp::from_unix(NoContext, now, 0)).to_string();
     let token = key.mint_transaction(
         &txn::NewToken {
             trust_domain: authority.ca.trust_domain().as_str(),
@@ -129,7 +130,7 @@ async fn exchange(authority: &Authority, peer: &Peer, form: &[u8], now: u64) -> 
     let requester = peer.id.to_string();
     let outcome = exchange_unaudited(authority, peer, &requester, form, now).await;
     if let Err(refused) = &outcome {
-        tracing::info!(requester, error = refused.code, why = refused.description, "no transaction token");
+        tracing::debug!(requester, error = refused.code, why = refused.description, "no transaction token");
         authority.audit.refused("token", Some(&requester), &refused.description);
     }
     outcome
