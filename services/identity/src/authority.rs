@@ -182,18 +182,24 @@ impl Authority {
     /// The certificate is signed before the token is consumed, so a token is never spent on a request that cannot be
     /// granted; the token is consumed before the key is recorded, so that of two holders of one token only the first
     /// gets a key into the repository; and nothing is answered before both are durable. When the key cannot be
-    /// recorded, the token is given back.
+    /// recorded, the token is given back. Whoever never got the answer may ask again for the same public key.
     pub(crate) async fn attest(&self, proof: Proof<'_>, asked: Asked, now: u64) -> Result<Admitted, AdmitError> {
         let join_token = match proof {
             Proof::JoinToken(token) => token,
             Proof::Oidc(token) => return self.attest_platform(token, asked, now).await,
         };
-        let token = self.tokens.look_up(join_token, now).await?;
+        let token = match self.tokens.look_up(join_token, now).await {
+            Err(TokenError::Used) => {
+                let by = Csr::parse(&asked.csr)?.holder();
+                self.tokens.look_up_again(join_token, &by, now).await?
+            }
+            found => found?,
+        };
         let admitting = Admitting::parse(asked, &token.service)?;
         self.keys.check(&admitting.key).await?;
         let (issued, bundle) = self.issue(&admitting, now)?;
 
-        let consumed = self.tokens.consume(token, now).await?;
+        let consumed = self.tokens.consume(token, &admitting.csr.holder(), now).await?;
         let recorded = async {
             let position = self.keys.confirm(&admitting.key, now).await?;
             self.record("attest", "join-token", &admitting, &issued)?;

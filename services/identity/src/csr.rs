@@ -88,6 +88,13 @@ impl Csr {
         }
     }
 
+    /// Who asked: the SHA-256 of the public key.
+    pub(crate) fn holder(&self) -> [u8; 32] {
+        let key = rcgen::PublicKeyData::subject_public_key_info(&self.public_key);
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key);
+        hash.as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
     pub(crate) fn public_key(&self) -> &SubjectPublicKeyInfo {
         &self.public_key
     }

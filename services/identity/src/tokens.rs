@@ -21,6 +21,9 @@ pub(crate) const DEFAULT_TTL: u32 = 600;
 pub(crate) const MAX_TTL: u32 = 86_400;
 /// 256 bits.
 const TOKEN_BYTES: usize = 32;
+/// For this long after its use a token is good for whoever used it, in seconds. No longer: with a stolen key it would be
+/// worth another certificate after the first was revoked.
+const AGAIN: u64 = 300;
 /// Longer texts are no tokens; they are not even hashed.
 const MAX_TEXT_BYTES: usize = 256;
 
@@ -35,7 +38,13 @@ struct Record {
     /// 0: not used yet. A used one is kept until it expires, so that a second use is told from a mistyped token.
     #[prost(uint64, tag = "3")]
     used_unix_seconds: u64,
+    /// Whom it attested: the SHA-256 of the public key that the certificate was for.
+    #[prost(bytes = "vec", tag = "4")]
+    used_by: Vec<u8>,
 }
+
+/// The SHA-256 of the public key that a certificate is asked for. The request is signed by it, so nobody else can show it.
+pub(crate) type Holder = [u8; 32];
 
 /// The tokens that were made and have not expired.
 #[derive(Clone)]
@@ -93,7 +102,8 @@ impl JoinTokens {
         rand::fill(&mut *bytes).expect("the operating system gives randomness");
         let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes));
         let expires_unix_seconds = now + u64::from(ttl);
-        let record = Record { service: service.to_string(), expires_unix_seconds, used_unix_seconds: 0 };
+        let record =
+            Record { service: service.to_string(), expires_unix_seconds, used_unix_seconds: 0, used_by: Vec::new() };
 
         let mut writes = self.expired(now).await?;
         writes.push(Write::put(key_of(&token), record.encode_to_vec()).expecting(Expected::Absent));
@@ -103,6 +113,19 @@ impl JoinTokens {
 
     /// Looks a token up and changes nothing.
     pub(crate) async fn look_up(&self, token: &str, now: u64) -> Result<Presented, TokenError> {
+        let found = self.find(token, now).await?;
+        if found.record.used_unix_seconds != 0 { Err(TokenError::Used) } else { Ok(found) }
+    }
+
+    /// The same for a token that was used: it is still good for whoever used it, since the answer may have been lost with
+    /// the process that was to send it.
+    pub(crate) async fn look_up_again(&self, token: &str, by: &Holder, now: u64) -> Result<Presented, TokenError> {
+        let found = self.find(token, now).await?;
+        let in_time = now < found.record.used_unix_seconds + AGAIN;
+        if found.record.used_by == by && in_time { Ok(found) } else { Err(TokenError::Used) }
+    }
+
+    async fn find(&self, token: &str, now: u64) -> Result<Presented, TokenError> {
         if token.is_empty() || token.len() > MAX_TEXT_BYTES {
             return Err(TokenError::Unknown);
         }
@@ -110,19 +133,18 @@ impl JoinTokens {
         let found = self.journal.get(&key).await?.ok_or(TokenError::Unknown)?;
         let record = Record::decode(found.value).map_err(|_| TokenError::Unknown)?;
         let service = ServiceName::try_from(record.service.as_str()).map_err(|_| TokenError::Unknown)?;
-        if record.used_unix_seconds != 0 {
-            return Err(TokenError::Used);
-        }
+        // That it was used is told even then: a used token is no mistyped one.
         if now >= record.expires_unix_seconds {
-            return Err(TokenError::Expired);
+            return Err(if record.used_unix_seconds == 0 { TokenError::Expired } else { TokenError::Used });
         }
         Ok(Presented { service, key, revision: found.revision, record })
     }
 
     /// Makes the token this attempt's own: of any number of attempts at once exactly one succeeds.
-    pub(crate) async fn consume(&self, token: Presented, now: u64) -> Result<Consumed, TokenError> {
+    pub(crate) async fn consume(&self, token: Presented, by: &Holder, now: u64) -> Result<Consumed, TokenError> {
         let Presented { key, revision, record, .. } = token;
-        let used = Record { used_unix_seconds: now.max(1), ..record.clone() };
+        let first_use = if record.used_unix_seconds == 0 { now.max(1) } else { record.used_unix_seconds };
+        let used = Record { used_unix_seconds: first_use, used_by: by.to_vec(), ..record.clone() };
         let write = Write::put(key.clone(), used.encode_to_vec()).expecting(Expected::Revision(revision));
         match self.journal.append(vec![write]).await {
             Ok(position) => Ok(Consumed { key, revision: position.revision, record }),

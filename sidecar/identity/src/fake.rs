@@ -25,7 +25,7 @@ use crate::{Identity, Peer, clock};
 pub(crate) const JOIN_TOKEN: &str = "good";
 /// Attests the service "media" alone.
 pub(crate) const OIDC_TOKEN: &str = "platform";
-/// Good for one attestation.
+/// Good for one public key.
 pub(crate) const SINGLE_USE: &str = "once";
 
 pub(crate) const TABLE: &[Rpc] = &[
@@ -43,8 +43,8 @@ pub(crate) struct Counts {
     pub attested: AtomicU32,
     pub renewed: AtomicU32,
     pub confirmed: AtomicU32,
-    /// Uses of [`SINGLE_USE`].
-    used: AtomicU32,
+    /// The public key that [`SINGLE_USE`] attested.
+    used_by: Mutex<Option<Vec<u8>>>,
 }
 
 /// How it behaves from now on.
@@ -184,16 +184,21 @@ impl Service for Fake {
     async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<IssueResponse>, Status> {
         self.counts.attested.fetch_add(1, Ordering::Relaxed);
         let request = request.into_inner();
-        let kid = request.asap_key.unwrap().kid;
-        let (service, _) = kid.split_once('/').unwrap();
+        let kid = request.asap_key.unwrap_or_default().kid;
+        let service = kid.split_once('/').map_or("", |(service, _)| service);
         let attested = match (request.join_token.as_str(), request.oidc_token.as_str()) {
             (JOIN_TOKEN, "") => true,
-            (SINGLE_USE, "") => self.counts.used.fetch_add(1, Ordering::Relaxed) == 0,
+            (SINGLE_USE, "") => {
+                let key =
+                    rcgen::CertificateSigningRequestParams::from_der(&request.csr.to_vec().into()).unwrap().public_key;
+                let key = rcgen::PublicKeyData::der_bytes(&key).to_vec();
+                *self.counts.used_by.lock().unwrap().get_or_insert_with(|| key.clone()) == key
+            }
             ("", OIDC_TOKEN) => service == "media",
             _ => false,
         };
         if !attested {
-            return Err(Status::unauthenticated("attests nobody"));
+            return Err(Status::unauthenticated("no such join token"));
         }
         self.behaviour.lock().unwrap().instances.push(request.instance);
         let issued = self.issue(&request.csr, service);

@@ -130,6 +130,20 @@ async fn a_token_gives_one_certificate_and_the_key_is_recorded_before_the_answer
     assert_eq!(fixture.kids().await.len(), 1);
 }
 
+#[tokio::test]
+async fn who_never_got_the_answer_asks_again_with_the_same_keys_and_nobody_else_can() {
+    let fixture = fixture().await;
+    let (token, mine, asap) = (fixture.token("media").await, csr(None), key("media"));
+    let attest =
+        async |csr: &[u8]| fixture.authority.attest(Proof::JoinToken(&token), asked(csr, asap.clone()), NOW).await;
+    let lost = attest(&mine).await.unwrap();
+    let again = attest(&mine).await.unwrap();
+    assert_ne!(lost.issued.serial, again.issued.serial);
+    assert_eq!(fixture.kids().await.len(), 1);
+    assert!(matches!(attest(&csr(None)).await, Err(AdmitError::Token(TokenError::Used))));
+    assert!(attest(&mine).await.is_ok(), "a stranger's attempt takes nothing away");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_attempts_at_once_one_is_granted_and_only_its_key_is_recorded() {
     let fixture = fixture().await;

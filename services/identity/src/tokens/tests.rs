@@ -20,6 +20,8 @@ fn media() -> ServiceName {
     "media".parse().unwrap()
 }
 
+const HOLDER: Holder = [7; 32];
+
 #[tokio::test]
 async fn a_token_attests_its_service_once() {
     let store = store();
@@ -27,7 +29,7 @@ async fn a_token_attests_its_service_once() {
     assert_eq!(expires, NOW + 600);
     let presented = store.tokens.look_up(&token, NOW + 599).await.unwrap();
     assert_eq!(presented.service, "media");
-    store.tokens.consume(presented, NOW + 599).await.unwrap();
+    store.tokens.consume(presented, &HOLDER, NOW + 599).await.unwrap();
     assert!(matches!(store.tokens.look_up(&token, NOW + 599).await, Err(TokenError::Used)));
 }
 
@@ -37,8 +39,8 @@ async fn of_two_attempts_that_both_saw_a_good_token_one_wins() {
     let (token, _) = store.tokens.create(&media(), 600, NOW).await.unwrap();
     let one = store.tokens.look_up(&token, NOW).await.unwrap();
     let two = store.tokens.look_up(&token, NOW).await.unwrap();
-    store.tokens.consume(two, NOW).await.unwrap();
-    assert!(matches!(store.tokens.consume(one, NOW).await, Err(TokenError::Used)));
+    store.tokens.consume(two, &HOLDER, NOW).await.unwrap();
+    assert!(matches!(store.tokens.consume(one, &HOLDER, NOW).await, Err(TokenError::Used)));
 }
 
 #[tokio::test]
@@ -54,7 +56,7 @@ async fn a_token_that_is_given_back_is_good_again() {
     let store = store();
     let (token, _) = store.tokens.create(&media(), 600, NOW).await.unwrap();
     let presented = store.tokens.look_up(&token, NOW).await.unwrap();
-    let consumed = store.tokens.consume(presented, NOW).await.unwrap();
+    let consumed = store.tokens.consume(presented, &HOLDER, NOW).await.unwrap();
     store.tokens.release(consumed).await.unwrap();
     assert!(store.tokens.look_up(&token, NOW).await.is_ok());
 }
@@ -90,4 +92,20 @@ async fn expired_records_go_when_the_next_token_is_made() {
     store.tokens.create(&media(), 6000, NOW).await.unwrap();
     store.tokens.create(&media(), 600, NOW + 600).await.unwrap();
     assert_eq!(store.journal.snapshot().await.unwrap().records.len(), 2);
+}
+
+#[tokio::test]
+async fn a_used_token_is_good_for_its_user_alone_and_for_five_minutes() {
+    let store = store();
+    let (token, _) = store.tokens.create(&media(), 600, NOW).await.unwrap();
+    assert!(store.tokens.look_up_again(&token, &HOLDER, NOW).await.is_err(), "nobody has used it");
+    let presented = store.tokens.look_up(&token, NOW).await.unwrap();
+    store.tokens.consume(presented, &HOLDER, NOW).await.unwrap();
+    for _ in 0..2 {
+        let again = store.tokens.look_up_again(&token, &HOLDER, NOW + 299).await.unwrap();
+        store.tokens.consume(again, &HOLDER, NOW + 299).await.unwrap();
+    }
+    assert!(matches!(store.tokens.look_up_again(&token, &[8; 32], NOW).await, Err(TokenError::Used)));
+    assert!(matches!(store.tokens.look_up_again(&token, &HOLDER, NOW + 300).await, Err(TokenError::Used)));
+    assert!(matches!(store.tokens.look_up(&token, NOW).await, Err(TokenError::Used)));
 }

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use super::proof::Proof;
-use super::state::{self, AsapKey};
+use super::state;
 use super::{Config, JoinError, Joined, instance};
 use crate::{Identity, SpiffeId, Svid, TrustBundle, clock, grpc, tls};
 
@@ -27,12 +27,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The first SVID of a process whose state folder has none that is of use.
 pub(super) async fn join(config: &Config, pin: &str, proofs: &[Proof]) -> Result<Joined, JoinError> {
-    state::prepare(&config.state_dir)?;
+    let attempt = state::attempt(&config.state_dir, &config.service)?;
     let instance = instance::of(&config.state_dir, &config.service)?;
     let known = state::known_bundle(&config.state_dir, pin);
     let bundle = trusted_bundle(config, pin, known).await?;
-    let asap_key = AsapKey::generate(&config.service, clock::unix_seconds())?;
-    let issued = attest(config, bundle, proofs, &asap_key.key, &instance).await?;
+    let asap_key = attempt.asap_key;
+    let issued = attest(config, bundle, proofs, &attempt.key, &asap_key.key, &instance).await?;
     state::store_all(&config.state_dir, pin, &issued.svid, &issued.bundle, &asap_key)?;
     Ok(Joined {
         identity: Identity::new(issued.svid, issued.bundle),
@@ -43,11 +43,13 @@ pub(super) async fn join(config: &Config, pin: &str, proofs: &[Proof]) -> Result
     })
 }
 
-/// Shows each proof until one is taken, to whoever `bundle` proves to be the identity service.
+/// Shows each proof until one is taken, to whoever `bundle` proves to be the identity service. `key` is to be the SVID's: a
+/// join token whose answer was lost is good again for the same one.
 pub(super) async fn attest(
     config: &Config,
     bundle: TrustBundle,
     proofs: &[Proof],
+    key: &KeyPair,
     asap_key: &SigningKey,
     instance: &str,
 ) -> Result<Issued, JoinError> {
@@ -58,7 +60,7 @@ pub(super) async fn attest(
 
     let mut refusal = None;
     for proof in proofs {
-        let request = Request::new(&id)?;
+        let request = Request::of(&id, key)?;
         let (join_token, oidc_token) = match proof {
             Proof::JoinToken(token) => (token.to_string(), String::new()),
             Proof::Oidc { token, .. } => (String::new(), token.to_string()),
@@ -126,13 +128,17 @@ pub(super) struct Issued {
 }
 
 impl Request {
+    /// For a new key.
     pub(super) fn new(id: &SpiffeId) -> Result<Self, JoinError> {
+        Self::of(id, &KeyPair::generate().map_err(|error| JoinError::Answer(error.to_string()))?)
+    }
+
+    fn of(id: &SpiffeId, key: &KeyPair) -> Result<Self, JoinError> {
         let answer = |error: rcgen::Error| JoinError::Answer(error.to_string());
-        let key = KeyPair::generate().map_err(answer)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().map_err(answer)?)];
-        let csr = params.serialize_request(&key).map_err(answer)?.der().to_vec();
+        let csr = params.serialize_request(key).map_err(answer)?.der().to_vec();
         Ok(Self { csr, key: Zeroizing::new(key.serialize_der()) })
     }
 

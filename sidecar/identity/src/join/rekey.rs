@@ -168,12 +168,13 @@ fn report(member: &Membership, error: &JoinError) {
     }
 }
 
-/// Pauses after a failure; a revocation ends the pause.
+/// Pauses after a failure; a revocation ends the pause, and so does the identity service when it is heard again.
 async fn wait(member: &Membership, pause: &mut Option<Duration>) {
     let mut changes = member.identity.changes();
     let time = *pause.insert(member.timing.pause(*pause));
     tokio::select! {
         () = tokio::time::sleep(time) => {}
+        () = member.heard.notified() => {}
         _ = changes.changed() => {}
     }
 }

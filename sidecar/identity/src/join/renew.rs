@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attest::{self, Issued, Request};
 use super::membership::{Deed, Membership};
+use super::state::{self, Attempt};
 use super::{Config, JoinError, checked_pin};
 use crate::{Identity, Svid, TrustBundle, clock, grpc};
 
@@ -116,8 +117,19 @@ async fn attest_again(member: &Membership, config: &Config) -> Result<Issued, Jo
     }
     let (pin, known) = (checked_pin(&config.pin)?, TrustBundle::clone(&member.identity.bundle()));
     let bundle = attest::trusted_bundle(config, &pin, Some(known)).await?;
-    let asap_key = Arc::clone(&member.key.borrow());
-    attest::attest(config, bundle, &proofs, &asap_key, &member.instance).await
+    let (asap_key, service) = (Arc::clone(&member.key.borrow()), member.service.clone());
+    let attempt = match member.on_disk(move |dir| state::attempt(dir, &service)).await {
+        Ok(attempt) => attempt,
+        Err(error) => {
+            tracing::warn!(%error, "attesting with keys that are not on disk");
+            Attempt::fresh(&member.service)?
+        }
+    };
+    let issued = attest::attest(config, bundle, &proofs, &attempt.key, &asap_key, &member.instance).await?;
+    if let Err(error) = member.on_disk(state::forget_attempt).await {
+        tracing::warn!(%error, "the keys of an attempt that has worked stay on disk");
+    }
+    Ok(issued)
 }
 
 /// A bundle that is older than what replication has brought meanwhile is left out.

@@ -10,10 +10,13 @@ use zeroize::Zeroizing;
 
 pub(super) use asap_key::{AsapKey, discard_next, load_key, load_next, promote_next, store_key, store_next};
 
+pub(super) use attempt::{Attempt, attempt, forget_attempt};
+
 use super::{Config, JoinError};
 use crate::{Rotation, Svid, TrustBundle};
 
 mod asap_key;
+mod attempt;
 
 /// Private key and chain in one file, so that no crash leaves a key beside the certificate of another.
 const SVID: &str = "svid.pem";
@@ -24,8 +27,6 @@ const BUNDLE: &str = "bundle.pem";
 const PINS: &str = "bundle.pin";
 /// Pins that are kept beside the first.
 const LATEST_PINS: usize = 16;
-/// More than all of these files together.
-const ROOM: usize = 16 * 1024;
 
 /// What a start without the network begins with.
 #[derive(Debug)]
@@ -103,15 +104,6 @@ fn is_right(pin: &str, pins: &str, bundle: &TrustBundle) -> bool {
     pins.lines().any(|known| known.trim() == pin) || bundle.pinned_by(pin).is_some()
 }
 
-/// Makes the folder, and sees that there is room in it: before a join token is spent.
-pub(super) fn prepare(dir: &Path) -> Result<(), JoinError> {
-    create(dir)?;
-    write(dir, "room", &[0; ROOM])?;
-    // Whatever is left of it is overwritten the next time.
-    let _ = fs::remove_file(dir.join("room"));
-    Ok(())
-}
-
 /// The pins go last: state without them counts as absent.
 pub(super) fn store_all(
     dir: &Path,
@@ -126,7 +118,8 @@ pub(super) fn store_all(
     discard_next(dir)?;
     store_key(dir, asap_key)?;
     write_svid(dir, svid, bundle)?;
-    write(dir, PINS, with_pins(pins.as_deref().map_or("", String::as_str), &[pin, &bundle.pin()]).as_bytes())
+    write(dir, PINS, with_pins(pins.as_deref().map_or("", String::as_str), &[pin, &bundle.pin()]).as_bytes())?;
+    forget_attempt(dir)
 }
 
 /// What was replaced while the process ran. The pins come first, so that a mesh whose roots have changed twice is still

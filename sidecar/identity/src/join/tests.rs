@@ -357,7 +357,7 @@ async fn tokens_are_read_anew_for_each_attempt() {
     let config = fixture.with_files(None, Some(path));
     let error = join(config.clone()).await.unwrap_err();
     assert!(matches!(error, JoinError::RefusedPlatform { .. }), "{error}");
-    assert!(error.to_string().contains("platform-token: attests nobody; an Attestor document"), "{error}");
+    assert!(error.to_string().contains("platform-token: no such join token; an Attestor document"), "{error}");
     fixture.file("platform-token", OIDC_TOKEN);
     assert!(join(config).await.is_ok());
 }
@@ -394,6 +394,22 @@ async fn of_two_processes_with_one_token_at_once_exactly_one_gets_in() {
 }
 
 #[tokio::test]
+async fn a_join_token_whose_answer_was_lost_is_shown_again_with_the_same_keys() {
+    let fixture = Fixture::with(|fake| Fake { dies: 2.into(), ..fake }).await;
+    for _ in 0..2 {
+        assert!(matches!(join(fixture.config(Some(SINGLE_USE))).await, Err(JoinError::Call { call: "Attest", .. })));
+    }
+    let other = Config { state_dir: fixture.dir.path().join("other"), ..fixture.config(Some(SINGLE_USE)) };
+    assert!(matches!(join(other).await, Err(JoinError::Refused(..))), "nobody else can");
+    let joined = join(fixture.config(Some(SINGLE_USE))).await.unwrap();
+    assert_eq!(join(fixture.config(None)).await.unwrap().asap_key.kid(), joined.asap_key.kid());
+    assert!(!fixture.state().join("attempt.key").exists());
+    // Keys of an attempt are not used for another.
+    std::fs::remove_file(fixture.state().join("svid.pem")).unwrap();
+    assert!(matches!(join(fixture.config(Some(SINGLE_USE))).await, Err(JoinError::Refused(..))));
+}
+
+#[tokio::test]
 async fn an_identity_service_that_dies_between_attesting_and_answering_leaves_nothing_half_done() {
     let fixture = Fixture::with(|fake| Fake { dies: 1.into(), ..fake }).await;
     let oidc = fixture.file("platform-token", OIDC_TOKEN);
@@ -407,11 +423,11 @@ async fn an_identity_service_that_dies_between_attesting_and_answering_leaves_no
 async fn a_folder_without_room_ends_the_join_before_the_token_is_shown() {
     let fixture = Fixture::new().await;
     // Somebody else's file where the first one is to be written: whoever runs the tests, it cannot be replaced.
-    std::fs::create_dir_all(fixture.state().join("room")).unwrap();
+    std::fs::create_dir_all(fixture.state().join("attempt.key")).unwrap();
     let error = join(fixture.config(Some(SINGLE_USE))).await.unwrap_err();
     assert!(matches!(error, JoinError::State { .. }), "{error}");
     assert_eq!(fixture.attested(), 0);
-    std::fs::remove_dir(fixture.state().join("room")).unwrap();
+    std::fs::remove_dir(fixture.state().join("attempt.key")).unwrap();
     assert!(join(fixture.config(Some(SINGLE_USE))).await.is_ok());
 }
 

@@ -30,14 +30,14 @@ impl AsapKey {
         Ok(Self { key: Arc::new(key), created: now })
     }
 
-    fn parse(text: &str, service: &ServiceName) -> Option<Self> {
+    pub(super) fn parse(text: &str, service: &ServiceName) -> Option<Self> {
         let mut lines = text.lines();
         let key = SigningKey::from_data_uri(lines.next()?.trim()).ok()?;
         let created = lines.find_map(|line| line.strip_prefix("created: ")?.trim().parse().ok()).unwrap_or_default();
         (key.issuer() == service.as_str()).then(|| Self { key: Arc::new(key), created })
     }
 
-    fn text(&self) -> Zeroizing<String> {
+    pub(super) fn text(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}\ncreated: {}\n", self.key.to_data_uri().as_str(), self.created))
     }
 }
