@@ -119,10 +119,12 @@ impl PublishError {
 }
 
 impl Authority {
-    /// Where the replicated bundle stands; none before it was first published.
+    /// Where the present bundle stands in its journal; none before it is published. Who has acknowledged an earlier one
+    /// holds no part of this one.
     pub(super) async fn bundle_position(&self) -> Result<Option<Position>, ReadError> {
         let record = self.bundles.get(self.ca.trust_domain().as_str()).await?;
-        let Some(record) = record else { return Ok(None) };
+        let present = self.ca.bundle().to_proto().encode_to_vec();
+        let Some(record) = record.filter(|record| *record.value == *present) else { return Ok(None) };
         Ok(Some(Position::new(self.bundles.head().await?.epoch, record.revision)))
     }
 }

@@ -109,3 +109,17 @@ async fn a_disk_without_room_for_the_ca_is_an_error_that_says_so_and_changes_not
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     assert!(status.message().starts_with("no room left on the disk of the CA; nothing has changed"), "{status}");
 }
+
+#[tokio::test]
+async fn a_bundle_that_could_not_be_published_is_not_taken_for_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = authority(dir.path(), NOW).await;
+    settle(&authority, NOW).await.unwrap();
+    let before = authority.bundle_position().await.unwrap();
+    assert!(before.is_some());
+    // A new root is in the CA's files, and the store had no room for the bundle with it.
+    authority.ca.prepare_root(NOW).unwrap();
+    assert_eq!(authority.bundle_position().await.unwrap(), None);
+    settle(&authority, NOW).await.unwrap();
+    assert!(authority.bundle_position().await.unwrap() > before);
+}
