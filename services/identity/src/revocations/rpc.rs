@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use journal::AppendError;
 use mesh_identity::Peer;
-use tenon_proto::identity::v1::{LiftRevocationRequest, ListRevocationsResponse, RevokeRequest, RevokeResponse};
+use tenon_proto::identity::v1::{Key, LiftRevocationRequest, ListRevocationsResponse, RevokeRequest, RevokeResponse};
 use tonic::Status;
 
 use super::{RevocationStoreError, Selector, SelectorError};
@@ -34,12 +34,14 @@ pub(crate) async fn revoke(
     let (authority, by) = (Arc::clone(authority), operator.id.to_string());
     // To its end even when the caller goes away.
     let work = tokio::spawn(async move {
-        let known = known(&authority, &selector).await;
+        let key_known = knows_key(&authority, &selector).await;
         let position = authority.revocations.revoke(&selector, &by, &request.reason, now).await?;
         let deleted = delete_keys(&authority, &selector).await;
         let (what, reason, revision) = (selector.to_string(), request.reason.as_str(), position.revision);
         authority.audit.note(Event::Revoke { by: &by, what: &what, reason, revision });
         tracing::warn!(by, what, reason, revision, "revoked");
+        // After it counts: the audit log may be gigabytes long.
+        let known = key_known && knows_certificate(&authority, &selector).await;
         let warning = match (deleted, known) {
             (Err(warning), _) => warning,
             (Ok(()), false) => unknown(&selector),
@@ -78,23 +80,22 @@ pub(crate) fn list(authority: &Authority) -> ListRevocationsResponse {
     ListRevocationsResponse { revocations: authority.revocations.all() }
 }
 
-/// Whether anything is known of what is to be revoked. When that cannot be found out, it is taken as known.
-async fn known(authority: &Arc<Authority>, selector: &Selector) -> bool {
-    match selector {
-        Selector::Service(service) => {
-            let of_service = |key: &tenon_proto::identity::v1::Key| key.issuer == service.as_str();
-            authority.keys.list().await.map_or(true, |keys| keys.iter().any(of_service))
-        }
-        Selector::Kid(kid) => {
-            let is_it = |key: &tenon_proto::identity::v1::Key| key.kid == kid.as_str();
-            authority.keys.list().await.map_or(true, |keys| keys.iter().any(is_it))
-        }
-        Selector::Serial(serial) => {
-            let (authority, serial) = (Arc::clone(authority), serial.clone());
-            let search = tokio::task::spawn_blocking(move || authority.audit.names_serial(&serial).unwrap_or(true));
-            search.await.unwrap_or(true)
-        }
-    }
+/// Whether there is a key of what is to be revoked; said of a certificate too. When that cannot be found out, there is.
+async fn knows_key(authority: &Authority, selector: &Selector) -> bool {
+    let is_it = |key: &Key| match selector {
+        Selector::Service(service) => key.issuer == service.as_str(),
+        Selector::Kid(kid) => key.kid == kid.as_str(),
+        Selector::Serial(_) => true,
+    };
+    matches!(selector, Selector::Serial(_)) || authority.keys.list().await.map_or(true, |keys| keys.iter().any(is_it))
+}
+
+/// Whether a certificate was ever issued; said of all else too. When that cannot be found out, it was.
+async fn knows_certificate(authority: &Arc<Authority>, selector: &Selector) -> bool {
+    let Selector::Serial(serial) = selector else { return true };
+    let (authority, serial) = (Arc::clone(authority), serial.clone());
+    let search = tokio::task::spawn_blocking(move || authority.audit.names_serial(&serial).unwrap_or(true));
+    search.await.unwrap_or(true)
 }
 
 fn unknown(selector: &Selector) -> String {

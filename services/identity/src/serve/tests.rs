@@ -10,7 +10,8 @@ use prost::Message as _;
 use replica::{Follow, Replica, Value};
 use tenon_proto::identity::v1::identity_client::IdentityClient;
 use tenon_proto::identity::v1::{
-    AsapKey, CreateJoinTokenRequest, GetTrustBundleRequest, KeyUse, ListKeysRequest, RenewRequest,
+    AsapKey, CreateJoinTokenRequest, GetTrustBundleRequest, KeyUse, ListKeysRequest, ListRevocationsRequest,
+    RenewRequest, RevokeRequest, revoke_request,
 };
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -260,6 +261,32 @@ async fn the_trust_bundle_and_an_empty_set_of_revocations_are_replicated() {
     let bundle = bundles.get("demo.example").unwrap();
     assert_eq!(bundle.raw(), service.ca.bundle().to_proto().encode_to_vec());
     assert!(revocations.entries().is_empty());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_revocation_of_a_serial_counts_before_a_long_audit_log_is_searched_for_it() {
+    let service = Service::start().await;
+    let mut operator = IdentityClient::new(service.channel(&service.operator()));
+    // A log that has no end before somebody writes one.
+    let log = service.dir.path().join("identity").join(audit::FILE);
+    fs::remove_file(&log).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&log).status().unwrap().success());
+    let mut held = fs::OpenOptions::new().read(true).write(true).open(&log).unwrap();
+
+    let what = Some(revoke_request::What::Serial("ab".to_owned()));
+    let mut revoking = operator.clone();
+    let revoking = tokio::spawn(async move { revoking.revoke(RevokeRequest { what, reason: String::new() }).await });
+    let revoked = async {
+        while operator.list_revocations(ListRevocationsRequest {}).await.unwrap().into_inner().revocations.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(DEADLINE, revoked).await;
+    let searching = !revoking.is_finished();
+    io::Write::write_all(&mut held, b"\"serial\":\"ab\"\n").unwrap();
+    assert!(in_time.is_ok() && searching);
+    assert_eq!(revoking.await.unwrap().unwrap().into_inner().warning, "");
     service.stop().await;
 }
 
