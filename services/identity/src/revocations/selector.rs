@@ -7,6 +7,8 @@ use mesh_config::names::{NameError, ServiceName, control_plane};
 use tenon_proto::identity::v1::revocation::What;
 use tenon_proto::identity::v1::{LiftRevocationRequest, RevokeRequest, lift_revocation_request, revoke_request};
 
+use crate::transaction::TRANSACTION_KID;
+
 /// RFC 5280 §4.1.2.2: a serial has at most 20 bytes.
 const MAX_SERIAL_DIGITS: usize = 40;
 /// A reason is for people.
@@ -45,7 +47,8 @@ pub(crate) enum SelectorError {
 }
 
 impl Selector {
-    /// What an operator may revoke, and why.
+    /// What an operator may revoke, and why. Of the control plane that is a key of transaction tokens: no process gets in
+    /// by it, and another one is always prepared.
     ///
     /// # Errors
     /// It breaks its grammar, or belongs to the control plane.
@@ -59,6 +62,7 @@ impl Selector {
             revoke_request::What::Serial(serial) => What::Serial(serial),
         }))?;
         match &selector {
+            Self::Kid(kid) if kid.as_str().starts_with(TRANSACTION_KID) => Ok(selector),
             Self::Service(_) | Self::Kid(_) if selector.name().starts_with(control_plane::PREFIX) => {
                 Err(SelectorError::ControlPlane(selector.name().to_owned()))
             }

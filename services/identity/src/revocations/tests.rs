@@ -61,7 +61,9 @@ fn names_that_break_their_grammar_and_those_of_the_control_plane_are_refused() {
     assert_eq!(kid("media/1").unwrap().to_string(), "kid/media/1");
     assert!(matches!(service("Media"), Err(SelectorError::Service(_))));
     assert!(matches!(kid("media/../1"), Err(SelectorError::Kid(_))));
-    for refused in [service("tenon-identity"), service("tenon-tcs"), kid("tenon-identity/1")] {
+    // As docs/transaction-tokens.md says: a stolen key must not go on making tokens for any tenant.
+    assert_eq!(kid("tenon-identity/txn-1").unwrap().to_string(), "kid/tenon-identity/txn-1");
+    for refused in [service("tenon-identity"), service("tenon-tcs"), kid("tenon-identity/1"), kid("tenon-tcs/txn-1")] {
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("belongs to the control plane"), "{text}");
     }
