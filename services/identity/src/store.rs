@@ -17,7 +17,7 @@ use tonic::Status;
 
 use crate::ca::hex;
 use crate::service::with_source;
-use crate::{Ca, RotateError};
+use crate::{Ca, RotateError, tokens};
 
 /// Kind and key of the record with the mark. Never replicated.
 const MARK: &str = "store_mark";
@@ -57,12 +57,25 @@ pub(crate) async fn of(ca: &Arc<Ca>, store: Embedded) -> Result<Embedded, StoreE
                 seconds = RECOVERY.as_secs(),
                 "the store was put back from a backup: no keys are published until instances confirm theirs"
             );
-            (store.renew_epoch()?, true)
+            let store = store.renew_epoch()?;
+            forget_join_tokens(&store).await?;
+            (store, true)
         }
         (_, _) => (store, ca.store_is_recovering()),
     };
     mark(ca, &store, recovering).await?;
     Ok(store)
+}
+
+/// Those that were used since the backup would be good again.
+async fn forget_join_tokens(store: &Embedded) -> Result<(), StoreError> {
+    let journal = store.kind(tokens::KIND)?;
+    let tokens: Vec<_> = journal.snapshot().await?.records.into_iter().map(|token| Write::delete(token.key)).collect();
+    if !tokens.is_empty() {
+        tracing::warn!(tokens = tokens.len(), "join tokens of the backup are good no longer: make others");
+        journal.append(tokens).await?;
+    }
+    Ok(())
 }
 
 /// Marks both anew. Who is killed in between comes up with a store that looks put back, which costs followers a snapshot.

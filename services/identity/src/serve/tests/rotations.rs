@@ -4,7 +4,7 @@ use mesh_identity::TrustBundle;
 use mesh_identity::join::Membership;
 use replica::{FollowTrust, Trust};
 use tenon_proto::identity::v1::rotate_request::Step;
-use tenon_proto::identity::v1::{ConfirmRequest, RevokeRequest, RotateRequest, RotateResponse, revoke_request};
+use tenon_proto::identity::v1::{ConfirmRequest, RotateRequest, RotateResponse};
 use tenon_proto::replication::v1::replication_client::ReplicationClient;
 use tenon_proto::replication::v1::{FollowRequest, Mode, Start, follow_request};
 use x509_parser::certificate::X509Certificate;
@@ -302,6 +302,27 @@ async fn a_store_that_was_put_back_from_a_backup_is_another_history_and_filled_u
     for member in [&media, &issues] {
         assert!(keys.get(member.asap_key.kid().as_str()).is_some(), "the first that a follower sees is the whole set");
     }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_join_token_that_was_used_since_the_backup_is_not_good_again() {
+    let service = Service::start().await;
+    let token = service.token("media").await;
+    let dir = service.stop().await;
+    let (store, backup) = (dir.path().join("identity/store.redb"), dir.path().join("backup"));
+    fs::copy(&store, &backup).unwrap();
+    let service = Service::start_in(dir).await;
+    join::join(service.joining("media", Some(token.clone()))).await.unwrap();
+    let dir = service.stop().await;
+    fs::copy(&backup, &store).unwrap();
+
+    let service = Service::start_in(dir).await;
+    let mut config = service.joining("media", Some(token));
+    config.state_dir = service.dir.path().join("elsewhere");
+    let error = join::join(config).await.unwrap_err().to_string();
+    assert!(error.contains("is not known"), "{error}");
+    service.join("issues").await;
     service.stop().await;
 }
 
