@@ -13,7 +13,7 @@ use mesh_asap::{Kid, SigningKey, txn};
 use mesh_identity::{
     Identity, clock,
     join::{self, Attestation},
-    testing::service,
+    testing::{self, service},
     tls,
 };
 use serde_json::{Map, Value, json};
@@ -22,6 +22,7 @@ use tenon_proto::{
     media::v1::{ListRequest, media_client::MediaClient},
 };
 use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::Channel;
 
 /// The demo, where wiki asks for tokens, and every call for a tenant wants one.
@@ -181,7 +182,17 @@ async fn joined(mesh: &Mesh, name: &str) -> Arc<Identity> {
 async fn exchange(mesh: &Mesh, identity: &Arc<Identity>, form: &str) -> (u16, Value) {
     let tcp = TcpStream::connect(identity_address(mesh)).await.expect("connects");
     let config = tls::client_config(identity, &service("tenon-identity"));
-    let stream = tls::connect(&config, tcp).await.expect("the handshake");
+    post(tls::connect(&config, tcp).await.expect("the handshake"), form).await
+}
+
+/// The same without any certificate.
+async fn exchange_anonymously(mesh: &Mesh, form: &str) -> (u16, Value) {
+    let tcp = TcpStream::connect(identity_address(mesh)).await.expect("connects");
+    let connector = TlsConnector::from(testing::client_config(None, &[b"h2"]));
+    post(connector.connect(tls::server_name(), tcp).await.expect("the handshake"), form).await
+}
+
+async fn post(stream: TlsStream<TcpStream>, form: &str) -> (u16, Value) {
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
     let connection = tokio::spawn(connection);
@@ -218,6 +229,7 @@ async fn a_service_at_the_edge_gets_a_token_by_exchange_and_it_lets_the_whole_ch
 
     let (status, body) = exchange(&mesh, &issues, FORM).await;
     assert_eq!((status, &body["error"]), (403, &json!("unauthorized_client")));
+    assert_eq!(exchange_anonymously(&mesh, FORM).await, (401, Value::Null));
     let (status, body) = exchange(&mesh, &wiki, &FORM.replace("test.example", "other.example")).await;
     assert_eq!((status, &body["error"]), (400, &json!("invalid_target")));
 
