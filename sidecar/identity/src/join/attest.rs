@@ -86,7 +86,8 @@ pub(super) async fn attest(
 }
 
 /// What to trust for the one conversation that attests: of what whoever answers says, as much as the pin covers; else
-/// what this process came to know of the mesh before its roots were rotated. Nothing secret is sent before that.
+/// what this process came to know of the mesh before its roots were rotated. A root that it knows to be retired is not
+/// trusted again for the pin's sake: its key may be in other hands. Nothing secret is sent before that.
 pub(super) async fn trusted_bundle(
     config: &Config,
     pin: &str,
@@ -95,7 +96,8 @@ pub(super) async fn trusted_bundle(
     let answer = unverified_bundle(config).await?;
     // What is no bundle cannot be the pinned one either.
     let pinned = TrustBundle::from_proto(&answer).ok().and_then(|bundle| bundle.pinned_by(pin));
-    pinned.or(known).ok_or(JoinError::PinMismatch { address: config.identity_address })
+    let retired = known.as_ref().is_some_and(|known| known.pinned_by(pin).is_none());
+    pinned.filter(|_| !retired).or(known).ok_or(JoinError::PinMismatch { address: config.identity_address })
 }
 
 async fn unverified_bundle(config: &Config) -> Result<proto::TrustBundle, JoinError> {

@@ -322,6 +322,22 @@ async fn who_was_away_until_its_svid_ended_and_the_roots_were_rotated_gets_in_wi
 }
 
 #[tokio::test]
+async fn whoever_has_the_key_of_a_retired_root_gets_no_token_by_the_pin_of_that_root() {
+    let fixture = Fixture::new().await;
+    join(fixture.config(Some(JOIN_TOKEN))).await.unwrap();
+    let new = Arc::new(Ca::new("demo.example"));
+    let now = clock::unix_seconds();
+    let leaf = crate::testing::Leaf::uri(&fixture.ca.id("media").to_string());
+    let ended = new.svid_of(&crate::testing::Leaf { not_before: now - 7200, not_after: now - 3600, ..leaf });
+    state::store_svid(&fixture.state(), &ended, &new.bundle()).unwrap();
+
+    // Who answers now is of the root that the pin is of, and that the mesh has retired.
+    let error = join(fixture.config(Some(JOIN_TOKEN))).await.unwrap_err();
+    assert!(matches!(error, JoinError::Call { call: "Attest", .. }), "{error}");
+    assert_eq!(fixture.attested(), 1);
+}
+
+#[tokio::test]
 async fn how_far_rotations_are_is_known_after_a_restart() {
     let fixture = Fixture::new().await;
     let rotation = Rotation { sequence: 9, issuing_authority: Some([0xab; 32]), rekey_created_before: 1_800_000_000 };
