@@ -1,6 +1,6 @@
 //! Whole meshes for tests, benchmarks and the demo: real binaries, real TLS, loopback only.
 //!
-//! A [`Mesh`] is `tenon up` on a folder of its own with ports of its own; dropping it ends every process of it. The
+//! A [`mesh::Mesh`] is `tenon up` on a folder of its own with ports of its own; dropping it ends every process of it. The
 //! binaries are those that `cargo build --workspace --bins` put beside the test: `make test` does that first.
 
 pub mod asap;

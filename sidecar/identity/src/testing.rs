@@ -23,7 +23,7 @@ pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// What a certificate shall look like. [`Leaf::service`] is a good one; set the fields that shall be wrong.
+/// What a certificate shall look like. [`Leaf::uri`] is a good one; set the fields that shall be wrong.
 #[derive(Clone, Debug)]
 pub struct Leaf {
     /// URI names, any number.

@@ -218,12 +218,12 @@ async fn a15_a_silent_repository_is_given_up_after_the_deadline_and_the_next_one
     silent.tell(kid.as_str(), Reply::Silence);
     good.tell(kid.as_str(), mesh.reply());
     let settings = |bases: &[&KeyServer]| Settings {
-        fetch_deadline: Duration::from_millis(1500),
+        fetch_deadline: Duration::from_millis(2500),
         ..Settings::new(bases.iter().map(|server| server.url())).with_roots(vec![mesh.ca.root()])
     };
     let began = Instant::now();
     assert_eq!(asked(&mesh.with(settings(&[&silent, &good])), &kid).await, "found");
-    assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_millis(2500), "{:?}", began.elapsed());
     assert_eq!(asked(&mesh.with(settings(&[&silent])), &kid).await, "unavailable");
     // Nobody listens there any more.
     let gone = KeyServer::start(&mesh.ca).await.url();
