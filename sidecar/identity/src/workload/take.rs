@@ -91,6 +91,8 @@ struct Update {
 /// # Errors
 /// See [`TakeError`]. Nothing is kept on disk: the agent beside this process is the one that keeps it.
 pub async fn take(source: &Source) -> Result<Arc<Identity>, TakeError> {
+    // As in `join`: nothing was judged by the clock yet.
+    clock::look_again();
     let mut stream = open(source).await?;
     let Update { svid, bundle } = next(source, &mut stream).await?;
     tracing::info!(
