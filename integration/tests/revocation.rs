@@ -23,7 +23,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::H
 /// What is promised from the return of the command on.
 const PROMISE: Duration = Duration::from_secs(1);
 /// Times that each revocation is measured: the median is held against the promise, for a machine may be busy for a moment.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// Calls of the services that nobody revokes, a second.
 const STEADY: u32 = 250;
 
