@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use journal::{AppendError, Journal, Position, Publisher, ReadError, Write};
@@ -14,6 +15,8 @@ use mesh_identity::SpiffeId;
 use prost::Message;
 use tenon_proto::identity::v1 as proto;
 use tenon_proto::kind;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::ca::SVID_LIFETIME;
 
@@ -26,6 +29,10 @@ pub(crate) const KIND: &str = "instance";
 
 /// That an instance was seen is written down to this many seconds. What it holds is written down at once.
 const SEEN_KEPT: u64 = 600;
+/// What is to be written down within this time is written together.
+const GATHERING: Duration = Duration::from_millis(50);
+/// Between two attempts to write.
+const RETRY: Duration = Duration::from_secs(10);
 /// Longer names are no names.
 const MAX_NAME_BYTES: usize = 128;
 /// What the names of the control plane's services begin with.
@@ -97,6 +104,10 @@ pub(crate) struct BadName;
 pub(crate) struct Registry {
     journal: Arc<dyn Journal>,
     known: Mutex<BTreeMap<String, Known>>,
+    /// Something is to be written down.
+    dirty: Notify,
+    /// Held while something is written: records change in the order of what is known.
+    writing: tokio::sync::Mutex<()>,
     /// Who follows what, and how far.
     publishers: Vec<Publisher>,
     /// How far the instances of the mesh have come with the keys: thousands ask that, each for its own key.
@@ -117,6 +128,8 @@ struct Known {
     instance: Instance,
     /// As it was last written down.
     written: Option<Instance>,
+    /// Whether it is to be written down.
+    dirty: bool,
 }
 
 impl Registry {
@@ -126,10 +139,17 @@ impl Registry {
         for record in journal.snapshot().await?.records {
             // What does not decode is forgotten: the instance will be heard of again.
             if let Ok(instance) = Instance::decode(record.value) {
-                known.insert(record.key, Known { written: Some(instance.clone()), instance });
+                known.insert(record.key, Known { written: Some(instance.clone()), instance, dirty: false });
             }
         }
-        Ok(Self { journal, known: Mutex::new(known), publishers, come: Mutex::default() })
+        Ok(Self {
+            journal,
+            known: Mutex::new(known),
+            dirty: Notify::new(),
+            writing: tokio::sync::Mutex::default(),
+            publishers,
+            come: Mutex::default(),
+        })
     }
 
     /// The name that an instance gives itself; none when it gives none.
@@ -147,14 +167,14 @@ impl Registry {
         format!("serial-{serial}")
     }
 
-    /// An instance was given a first SVID, and its key was recorded: it can have no other.
+    /// An instance was given a first SVID, and its key was recorded: it can have no other. Written down when this returns.
     pub(crate) async fn attested(&self, service: &ServiceName, name: &str, given: Holding, kid: &str, now: u64) {
         self.update(service, name, now, |instance| {
             instance.holds = given.clone();
             instance.given = given;
             kid.clone_into(&mut instance.kid);
-        })
-        .await;
+        });
+        self.write_down().await;
     }
 
     /// An instance was given another SVID. It holds it once it says so; one that cannot say so, for it has no name of its
@@ -174,15 +194,14 @@ impl Registry {
             }
             instance.given = given;
             kid.clone_into(&mut instance.kid);
-        })
-        .await;
+        });
         if let Some(before) = before {
             self.forget(vec![format!("{service}/{before}")]).await;
         }
     }
 
     /// An instance says what it has. The key is one that it may not sign with yet: see [`Self::signs_with`].
-    pub(crate) async fn confirmed(
+    pub(crate) fn confirmed(
         &self,
         service: &ServiceName,
         name: &str,
@@ -202,13 +221,12 @@ impl Registry {
             if instance.kid.is_empty() {
                 kid.clone_into(&mut instance.kid);
             }
-        })
-        .await;
+        });
     }
 
     /// An instance was told that everybody has its key: from now on it signs with it.
-    pub(crate) async fn signs_with(&self, service: &ServiceName, name: &str, kid: &str, now: u64) {
-        self.update(service, name, now, |instance| kid.clone_into(&mut instance.kid)).await;
+    pub(crate) fn signs_with(&self, service: &ServiceName, name: &str, kid: &str, now: u64) {
+        self.update(service, name, now, |instance| kid.clone_into(&mut instance.kid));
     }
 
     /// Those whose SVID has not ended, in the order of their names.
@@ -274,37 +292,84 @@ impl Registry {
         count
     }
 
-    /// Changes what is known of an instance, and writes it down when it matters: when it comes up again, this process
-    /// must not take an instance for gone. What cannot be written now is written at the next occasion.
-    async fn update(&self, service: &ServiceName, name: &str, now: u64, change: impl FnOnce(&mut Instance)) {
-        let key = format!("{service}/{name}");
-        let (instance, write) = {
+    /// Changes what is known of an instance, and marks it to be written down when it matters: when it comes up again,
+    /// this process must not take an instance for gone.
+    fn update(&self, service: &ServiceName, name: &str, now: u64, change: impl FnOnce(&mut Instance)) {
+        let dirty = {
             let mut known = self.known();
-            let known = known.entry(key.clone()).or_insert_with(|| Known {
+            let known = known.entry(format!("{service}/{name}")).or_insert_with(|| Known {
                 instance: Instance { service: service.to_string(), name: name.to_owned(), ..Instance::default() },
                 written: None,
+                dirty: false,
             });
             change(&mut known.instance);
             known.instance.seen = now;
             let written = known.written.as_ref();
             let recent = written.is_some_and(|written| now < written.seen + SEEN_KEPT);
             let same = written.is_some_and(|written| Instance { seen: now, ..written.clone() } == known.instance);
-            (known.instance.clone(), !(same && recent))
+            known.dirty = !(same && recent);
+            known.dirty
         };
-        if !write {
-            return;
-        }
-        match self.journal.append(vec![Write::put(key.clone(), instance.encode_to_vec())]).await {
-            Ok(_) => {
-                if let Some(known) = self.known().get_mut(&key) {
-                    known.written = Some(instance);
-                }
-            }
-            Err(error) => unwritten(&error),
+        if dirty {
+            self.dirty.notify_one();
         }
     }
 
+    /// Writes down all that is marked, in one go. What cannot be written stays marked; whether all is written.
+    pub(crate) async fn write_down(&self) -> bool {
+        let _in_order = self.writing.lock().await;
+        let marked: Vec<_> = {
+            let mut known = self.known();
+            let marked = known.iter_mut().filter(|(_, known)| known.dirty);
+            marked
+                .map(|(key, known)| {
+                    known.dirty = false;
+                    (key.clone(), known.instance.clone())
+                })
+                .collect()
+        };
+        if marked.is_empty() {
+            return true;
+        }
+        let writes = marked.iter().map(|(key, instance)| Write::put(key.clone(), instance.encode_to_vec())).collect();
+        let outcome = self.journal.append(writes).await;
+        let mut known = self.known();
+        for (key, instance) in marked {
+            let Some(known) = known.get_mut(&key) else { continue };
+            match &outcome {
+                Ok(_) => known.written = Some(instance),
+                Err(_) => known.dirty = true,
+            }
+        }
+        drop(known);
+        outcome.inspect_err(unwritten).is_ok()
+    }
+
+    /// Writes down what is marked, soon after it was, and a last time at the shutdown. Thousands that renew or confirm at
+    /// the same time cost a few writes.
+    pub(crate) async fn keep_written(&self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = self.dirty.notified() => {}
+            }
+            let mut pause = GATHERING;
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                if self.write_down().await {
+                    break;
+                }
+                pause = RETRY;
+            }
+        }
+        self.write_down().await;
+    }
+
     async fn forget(&self, keys: Vec<String>) {
+        let _in_order = self.writing.lock().await;
         let writes: Vec<_> = {
             let mut known = self.known();
             let gone = keys.into_iter().filter(|key| known.remove(key).is_some_and(|gone| gone.written.is_some()));

@@ -151,6 +151,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     rotation::settle(&authority, clock::unix_seconds()).await?;
     tokio::spawn(store::recover(Arc::clone(&ca), shutdown.clone()));
     tokio::spawn(maintain(Arc::clone(&authority), shutdown.clone()));
+    let registering = tokio::spawn(register(Arc::clone(&authority), shutdown.clone()));
     let following = policy.map(|policy| follow_policy(&authority, policy, &data_dir, &shutdown)).transpose()?;
     let key_files = data_dir.join(TRANSACTION_KEYS);
     let signing = transaction::start(&authority, key_files, passphrase, shutdown.clone()).await?;
@@ -166,11 +167,11 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;
     signing.abort();
-    // What it knows of the policy goes to disk.
+    // What it knows of the policy and of instances goes to disk.
     drop(ending);
-    for task in following.into_iter().flatten() {
+    for task in following.into_iter().flatten().chain([registering]) {
         if let Err(error) = task.await {
-            tracing::error!(%error, "following the policy failed");
+            tracing::error!(%error, "not everything that is known was written down");
         }
     }
     store::mark_at_end(&ca, &store).await;
@@ -217,6 +218,11 @@ fn open_ca(dir: &Path, trust_domain: &TrustDomain, passphrase: Option<&Passphras
     let ca = Ca::create(dir, trust_domain, passphrase, now)?;
     tracing::info!(dir = %dir.display(), %trust_domain, encrypted = passphrase.is_some(), "CA created");
     Ok(ca)
+}
+
+/// Writes down who lives, until the shutdown.
+async fn register(authority: Arc<Authority>, shutdown: CancellationToken) {
+    authority.registry.keep_written(shutdown).await;
 }
 
 /// Does what is to be done from time to time, until the shutdown.

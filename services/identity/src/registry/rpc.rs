@@ -26,12 +26,12 @@ pub(crate) async fn confirm(
     let key = ServiceKey::parse(asap_key, service).map_err(AdmitError::from)?;
     let position = authority.keys.confirm(&key, now).await?;
     let registry = &authority.registry;
-    registry.confirmed(service, &name, issuing_authority, not_after, key.kid().as_str(), now).await;
+    registry.confirmed(service, &name, issuing_authority, not_after, key.kid().as_str(), now);
 
     let counts = |instance: &Instance| !authority.is_revoked(instance);
     let behind = registry.behind_with_keys(authority.ca.trust_domain(), position, now, counts);
     if behind == 0 {
-        registry.signs_with(service, &name, key.kid().as_str(), now).await;
+        registry.signs_with(service, &name, key.kid().as_str(), now);
     }
     Ok(ConfirmResponse {
         key_epoch: position.epoch,

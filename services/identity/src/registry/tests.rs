@@ -55,19 +55,19 @@ async fn what_was_given_is_held_once_it_is_confirmed() {
     registry.renewed(&media(), "media-1", None, given(2, NOW + 5400, 7), "media/k", NOW + 1800).await;
     let holds = || registry.live(NOW + 1800)[0].holds.clone();
     assert_eq!(holds(), given(1, NOW + 3600, 1), "the answer may never have arrived");
-    let confirm = async |authority, ends| {
-        registry.confirmed(&media(), "media-1", vec![authority; 32].into(), ends, "media/k", NOW + 1801).await;
+    let confirm = |authority, ends| {
+        registry.confirmed(&media(), "media-1", vec![authority; 32].into(), ends, "media/k", NOW + 1801);
     };
-    confirm(1, NOW + 3600).await;
+    confirm(1, NOW + 3600);
     assert_eq!(holds(), given(1, NOW + 3600, 1));
-    confirm(2, NOW + 5400).await;
+    confirm(2, NOW + 5400);
     assert_eq!(holds(), given(2, NOW + 5400, 7), "with the certificate it took the bundle");
 }
 
 #[tokio::test]
 async fn nobody_lives_longer_than_a_certificate_does_by_saying_so() {
     let Store { registry, .. } = store().await;
-    registry.confirmed(&media(), "media-1", Bytes::new(), u64::MAX, "media/k", NOW).await;
+    registry.confirmed(&media(), "media-1", Bytes::new(), u64::MAX, "media/k", NOW);
     assert_eq!(registry.live(NOW)[0].ends(), NOW + 3600);
 }
 
@@ -85,9 +85,9 @@ async fn who_has_no_name_goes_by_its_certificate_and_is_one_instance_still() {
 async fn a_key_is_signed_with_once_everybody_has_it() {
     let Store { registry, .. } = store().await;
     registry.attested(&media(), "media-1", given(1, NOW + 3600, 1), "media/old", NOW).await;
-    registry.confirmed(&media(), "media-1", Bytes::new(), NOW + 3600, "media/new", NOW).await;
+    registry.confirmed(&media(), "media-1", Bytes::new(), NOW + 3600, "media/new", NOW);
     assert_eq!(registry.live(NOW)[0].kid, "media/old");
-    registry.signs_with(&media(), "media-1", "media/new", NOW).await;
+    registry.signs_with(&media(), "media-1", "media/new", NOW);
     assert_eq!(registry.live(NOW)[0].kid, "media/new");
 }
 
@@ -97,10 +97,12 @@ async fn what_is_known_outlives_a_restart_and_costs_one_write_in_ten_minutes() {
     registry.attested(&media(), "media-1", given(1, NOW + 3600, 1), "media/k", NOW).await;
     for minute in 1..10 {
         let (authority, ends) = (vec![1; 32].into(), NOW + 3600);
-        registry.confirmed(&media(), "media-1", authority, ends, "media/k", NOW + minute * 60).await;
+        registry.confirmed(&media(), "media-1", authority, ends, "media/k", NOW + minute * 60);
+        assert!(registry.write_down().await);
     }
     assert_eq!(journal.head().await.unwrap().revision, 1);
-    registry.confirmed(&media(), "media-1", vec![1; 32].into(), NOW + 3600, "media/k", NOW + 600).await;
+    registry.confirmed(&media(), "media-1", vec![1; 32].into(), NOW + 3600, "media/k", NOW + 600);
+    assert!(registry.write_down().await);
     assert_eq!(journal.head().await.unwrap().revision, 2);
     let known = registry.live(NOW + 600);
     let again = Registry::open(journal, Vec::new()).await.unwrap();
@@ -121,4 +123,23 @@ async fn who_does_not_follow_is_behind() {
     assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW, |_| true), 2, "a new one counts at once");
     assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW + 1, |one| one.name != "media-1"), 1);
     assert_eq!(registry.behind_with_keys(&domain, Position::new(1, 1), NOW + 3601, |_| true), 0, "dead ones do not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_come_together_are_written_together() {
+    let Store { registry, journal, _dir } = store().await;
+    let registry = Arc::new(registry);
+    let (writing, shutdown) = (Arc::clone(&registry), CancellationToken::new());
+    let stop = shutdown.clone();
+    let task = tokio::spawn(async move { writing.keep_written(stop).await });
+    for n in 0..100 {
+        registry.confirmed(&media(), &format!("media-{n}"), Bytes::new(), NOW + 3600, "media/k", NOW);
+    }
+    let mut tail = journal.tail(Position::new(journal.head().await.unwrap().epoch, 0));
+    let written = futures_util::StreamExt::next(&mut tail).await.unwrap().unwrap();
+    assert_eq!(written.len(), 100);
+    registry.signs_with(&media(), "media-0", "media/new", NOW);
+    shutdown.cancel();
+    task.await.unwrap();
+    assert_eq!(journal.head().await.unwrap().revision, 101, "nothing is lost at the end");
 }
