@@ -11,6 +11,7 @@ use mesh_config::names::ServiceName;
 use prost::Message as _;
 use tenon_proto::identity::v1::{AsapKey, Key, KeyUse};
 
+use crate::limits::{Limited, Limits, Rate, Settings};
 use crate::revocations::{Revocations, Selector};
 
 pub(crate) use pruning::keep_pruned;
@@ -23,6 +24,10 @@ const CONFIRMATION_KEPT: u64 = 600;
 /// A key that nobody has confirmed for so long, in seconds, is nobody's any more: tokens live an hour at most, and who
 /// replaces a key goes on confirming the old one no longer.
 const UNCONFIRMED_LIFETIME: u64 = 7200;
+/// New keys: each is held by every sidecar for two hours at least, and none of them may run out of memory because one
+/// service was broken into. All instances of a mesh may come with theirs at once, as after a store was lost.
+const NEW_KEYS: Settings =
+    Settings { service: Rate { burst: 20_000, per_second: 2 }, all: Rate { burst: 100_000, per_second: 100 } };
 
 /// A service's key that may stand in the repository: its id is the service's (A5) and its type is fit (A2).
 #[derive(Debug, Clone)]
@@ -52,6 +57,8 @@ pub(crate) enum KeyStoreError {
     Taken(Kid),
     #[error("{0} is revoked: an operator must lift that first (`tenon identity revoke --lift`)")]
     Revoked(Selector),
+    #[error("too many new keys were made: try again in {} s", .0.retry_after.as_secs())]
+    TooMany(#[source] Limited),
     #[error("the store of keys holds a record that does not decode")]
     Damaged(#[from] prost::DecodeError),
     #[error("the store of keys cannot be read")]
@@ -82,11 +89,13 @@ impl ServiceKey {
 pub(crate) struct Keys {
     journal: Arc<dyn Journal>,
     revocations: Arc<Revocations>,
+    /// Asked for each key that is not there yet.
+    limits: Arc<Limits>,
 }
 
 impl Keys {
     pub(crate) fn new(journal: Arc<dyn Journal>, revocations: Arc<Revocations>) -> Self {
-        Self { journal, revocations }
+        Self { journal, revocations, limits: Arc::new(Limits::new(NEW_KEYS)) }
     }
 
     /// Refuses a key whose id is another's already, or that is revoked or its service, and changes nothing.
@@ -107,6 +116,9 @@ impl Keys {
                 && now < record.confirmed_unix_seconds + CONFIRMATION_KEPT
             {
                 return Ok(Position { epoch: self.journal.head().await?.epoch, revision: *revision });
+            }
+            if present.is_none() && attempt == 1 {
+                self.limits.take(key.issuer.as_str(), now).map_err(KeyStoreError::TooMany)?;
             }
             let record = Key {
                 kid: key.kid.to_string(),

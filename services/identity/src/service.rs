@@ -273,6 +273,7 @@ impl From<KeyStoreError> for Status {
         match error {
             KeyStoreError::Taken(_) => refused(Self::already_exists(error.to_string())),
             KeyStoreError::Revoked(_) => refused(Self::permission_denied(error.to_string())),
+            KeyStoreError::TooMany(_) => refused(Self::resource_exhausted(error.to_string())),
             KeyStoreError::Write(AppendError::Full(_)) => store_full(&error),
             KeyStoreError::Damaged(_) | KeyStoreError::Read(_) | KeyStoreError::Write(_) => store_failed(&error),
         }

@@ -127,3 +127,20 @@ async fn a_revoked_key_or_the_key_of_a_revoked_service_is_not_added_until_that_i
         keys.confirm(&own, NOW).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn one_service_cannot_fill_the_memory_of_every_sidecar_with_keys() {
+    let Fixture { mut keys, _dir, .. } = fixture().await;
+    let rate = Rate { burst: 3, per_second: 1 };
+    keys.limits = Arc::new(Limits::new(Settings { service: rate, all: Rate { burst: 100, per_second: 100 } }));
+    let fresh = |service: &str| ServiceKey::parse(Some(key(service)), &service.parse().unwrap()).unwrap();
+    let first = fresh("media");
+    keys.confirm(&first, NOW).await.unwrap();
+    for _ in 0..2 {
+        keys.confirm(&fresh("media"), NOW).await.unwrap();
+    }
+    assert!(matches!(keys.confirm(&fresh("media"), NOW).await, Err(KeyStoreError::TooMany(_))));
+    // Keys that are there are confirmed as ever, and others are not held up.
+    keys.confirm(&first, NOW + CONFIRMATION_KEPT).await.unwrap();
+    keys.confirm(&fresh("issues"), NOW).await.unwrap();
+}
