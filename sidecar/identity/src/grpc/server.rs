@@ -24,6 +24,13 @@ const DRAIN: Duration = if cfg!(test) { Duration::from_millis(100) } else { Dura
 /// Handshakes under way at once; further connections wait in the listener's queue.
 const HANDSHAKES: usize = 4096;
 
+/// Connections without a certificate at once. Further ones are closed, so that whoever has none cannot take the
+/// descriptors that those who renew need.
+const STRANGERS: usize = if cfg!(test) { 16 } else { 2048 };
+
+/// How long a connection without a certificate lives: joining takes two calls of at most 10 s.
+const STRANGER_LIFE: Duration = Duration::from_secs(30);
+
 /// A server of the control plane, ready to run. `routes` are the services; health and reflection are added to them.
 #[derive(Debug)]
 pub struct Server {
@@ -56,6 +63,7 @@ impl Server {
             identity: Arc::clone(&self.identity),
             ready,
             closed: closed.clone(),
+            strangers: Arc::new(Semaphore::new(STRANGERS)),
             failures: Failures::default(),
         };
         let accepting = tokio::spawn(accept(self.listener, Arc::new(acceptor), shutdown.clone()));
@@ -109,6 +117,8 @@ struct Acceptor {
     identity: Arc<Identity>,
     ready: mpsc::Sender<io::Result<Io>>,
     closed: CancellationToken,
+    /// Places for connections without a certificate.
+    strangers: Arc<Semaphore>,
     failures: Failures,
 }
 
@@ -138,8 +148,10 @@ async fn accept(listener: TcpListener, acceptor: Arc<Acceptor>, shutdown: Cancel
             match tls::accept(&acceptor.config, stream).await {
                 Ok((stream, peer)) => {
                     drop(permit);
-                    // Fails only when the server is gone.
-                    let _ = acceptor.ready.send(Ok(acceptor.connection(stream, peer))).await;
+                    if let Some(connection) = acceptor.connection(stream, peer) {
+                        // Fails only when the server is gone.
+                        let _ = acceptor.ready.send(Ok(connection)).await;
+                    }
                 }
                 Err(error) => acceptor.failures.log(remote, &error),
             }
@@ -148,12 +160,20 @@ async fn accept(listener: TcpListener, acceptor: Arc<Acceptor>, shutdown: Cancel
 }
 
 impl Acceptor {
-    fn connection(&self, stream: TlsStream<TcpStream>, peer: Option<Peer>) -> Io {
+    /// None when there is no place for another one without a certificate.
+    fn connection(&self, stream: TlsStream<TcpStream>, peer: Option<Peer>) -> Option<Io> {
         let peer = peer.map(Arc::new);
+        let place = match peer {
+            Some(_) => None,
+            None => Some(Arc::clone(&self.strangers).try_acquire_owned().ok()?),
+        };
         let (identity, closed, shown) = (Arc::clone(&self.identity), self.closed.clone(), peer.clone());
         let end = async move {
+            let _place = place;
             match shown {
-                None => closed.cancelled().await,
+                None => {
+                    let _over = tokio::time::timeout(STRANGER_LIFE, closed.cancelled()).await;
+                }
                 Some(peer) => tokio::select! {
                     () = closed.cancelled() => {}
                     () = peer.until_revoked(&identity) => {
@@ -162,7 +182,7 @@ impl Acceptor {
                 },
             }
         };
-        Ending::new(stream, peer, end)
+        Some(Ending::new(stream, peer, end))
     }
 }
 

@@ -161,6 +161,31 @@ async fn clients_that_say_nothing_delay_nobody() {
 }
 
 #[tokio::test]
+async fn clients_without_a_certificate_take_no_place_from_those_that_have_one() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let get = async |channel: Channel| IdentityClient::new(channel).get_trust_bundle(GetTrustBundleRequest {}).await;
+    let mut held = Vec::new();
+    loop {
+        let channel = anonymous(&running, &ca);
+        match get(channel.clone()).await {
+            Ok(_) => held.push(channel),
+            Err(_) => break,
+        }
+        assert!(held.len() < 100, "there is no end of them");
+    }
+    get(identified(&running, &ca.identity("media"))).await.unwrap();
+    held.pop();
+    let place = async {
+        while get(anonymous(&running, &ca)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), place).await.expect("a place that is given back is given again");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn both_reflections_list_the_services_of_the_table_and_no_others() {
     let ca = Arc::new(Ca::new("demo.example"));
     let running = Fake::new(&ca).start().await;
