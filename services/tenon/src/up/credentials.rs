@@ -1,6 +1,6 @@
 //! The CA of a local mesh, and the operator's certificate that `tenon up` and the commands use.
 
-use std::{fs, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, fs, rc::Rc, sync::Arc, time::Duration};
 
 use identity::{Ca, CaError, OPERATOR_LIFETIME, Passphrase};
 use mesh_config::names::{ServiceName, TrustDomain};
@@ -31,6 +31,8 @@ pub struct Credentials {
     data: Data,
     operator: String,
     identity: Arc<Identity>,
+    /// What was begun when the CA changed is not done yet, or not on the disk.
+    behind: Rc<Cell<bool>>,
 }
 
 impl Credentials {
@@ -57,7 +59,7 @@ impl Credentials {
         let operator = operator_name();
         let svid = issue(&ca, &operator, now)?;
         let identity = Identity::new(svid, ca.bundle());
-        let credentials = Self { ca: Rc::new(ca), data: data.clone(), operator, identity };
+        let credentials = Self { ca: Rc::new(ca), data: data.clone(), operator, identity, behind: Rc::default() };
         credentials.write()?;
         Ok(credentials)
     }
@@ -99,16 +101,19 @@ impl Credentials {
         let (bundle, svid) = (self.ca.bundle(), self.identity.svid());
         let changed = *self.identity.bundle() != bundle;
         let old = now + LIFETIME.as_secs() / 2 >= svid.not_after();
-        if !changed && !old {
+        if !changed && !old && !self.behind.get() {
             return Ok(());
         }
+        self.behind.set(true);
         let mismatch = |error: Mismatch| Failure::new(error.to_string());
         let authority = bundle.rotation().issuing_authority;
         self.identity.set_bundle(bundle).map_err(mismatch)?;
         if old || svid.issuing_authority() != authority {
             self.identity.set_svid(issue(&self.ca, &self.operator, now)?).map_err(mismatch)?;
         }
-        self.write()
+        self.write()?;
+        self.behind.set(false);
+        Ok(())
     }
 
     fn write(&self) -> Result<(), Failure> {
@@ -257,6 +262,26 @@ mod tests {
         // A backup of the CA alone is enough to begin with.
         fs::remove_file(data.trust_bundle()).unwrap();
         Credentials::prepare(&data, &domain("demo.example")).unwrap();
+    }
+
+    #[test]
+    fn credentials_that_could_not_be_written_when_the_root_was_rotated_are_written_once_that_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::new(dir.path());
+        let credentials = Credentials::prepare(&data, &domain("demo.example")).unwrap();
+        let now = clock::unix_seconds();
+        credentials.ca.prepare_root(now).unwrap();
+        credentials.ca.activate_root(now).unwrap();
+        let bundle = data.trust_bundle();
+        fs::remove_file(&bundle).unwrap();
+        fs::create_dir_all(bundle.join("in the way")).unwrap();
+        assert!(credentials.follow(now).is_err());
+        assert!(credentials.follow(now).is_err(), "it is tried again");
+        fs::remove_dir_all(&bundle).unwrap();
+        credentials.follow(now).unwrap();
+        let read = crate::operator::credentials(&data, "demo.example").unwrap();
+        assert_eq!(read.bundle().roots().len(), 2);
+        assert_eq!(read.svid().issuing_authority(), credentials.ca.bundle().rotation().issuing_authority);
     }
 
     #[test]
