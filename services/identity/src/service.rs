@@ -64,6 +64,14 @@ impl IdentityService {
         })
     }
 
+    /// The outcome as it is; a refusal is in the audit log then.
+    fn audited<T>(&self, rpc: &str, by: &SpiffeId, outcome: Result<T, Status>) -> Result<Response<T>, Status> {
+        if let Err(status) = &outcome {
+            self.authority.audit.refused(rpc, Some(&by.to_string()), status.message());
+        }
+        outcome.map(Response::new)
+    }
+
     /// Runs to its end even when the caller goes away, so that nothing is left half done.
     async fn admit<F>(&self, rpc: &str, by: Option<&SpiffeId>, work: F) -> Result<Response<IssueResponse>, Status>
     where
@@ -127,10 +135,9 @@ impl Identity for IdentityService {
         let CreateJoinTokenRequest { service, ttl_seconds } = request.into_inner();
         let service =
             ServiceName::try_from(service.as_str()).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let (token, expires_unix_seconds) = self
-            .authority
-            .create_join_token(&operator.to_string(), &service, ttl_seconds, clock::unix_seconds())
-            .await?;
+        let (by, now) = (operator.to_string(), clock::unix_seconds());
+        let created = self.authority.create_join_token(&by, &service, ttl_seconds, now).await.map_err(Status::from);
+        let (token, expires_unix_seconds) = self.audited("CreateJoinToken", &operator, created)?.into_inner();
         tracing::info!(%operator, %service, expires_unix_seconds, "join token created");
         Ok(Response::new(CreateJoinTokenResponse { join_token: token.as_str().to_owned(), expires_unix_seconds }))
     }
@@ -144,12 +151,14 @@ impl Identity for IdentityService {
         request: Request<proto::ConfirmRequest>,
     ) -> Result<Response<proto::ConfirmResponse>, Status> {
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
-        registry::confirm(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
+        let outcome = registry::confirm(&self.authority, &peer, request, clock::unix_seconds()).await;
+        self.audited("Confirm", &peer.id, outcome)
     }
 
     async fn revoke(&self, request: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
-        revocations::revoke(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
+        let outcome = revocations::revoke(&self.authority, &peer, request, clock::unix_seconds()).await;
+        self.audited("Revoke", &peer.id, outcome)
     }
 
     async fn lift_revocation(
@@ -157,7 +166,8 @@ impl Identity for IdentityService {
         request: Request<proto::LiftRevocationRequest>,
     ) -> Result<Response<proto::RevokeResponse>, Status> {
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
-        revocations::lift(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
+        let outcome = revocations::lift(&self.authority, &peer, request, clock::unix_seconds()).await;
+        self.audited("LiftRevocation", &peer.id, outcome)
     }
 
     async fn list_revocations(
@@ -182,7 +192,8 @@ impl Identity for IdentityService {
         request: Request<proto::IssueTransactionTokenRequest>,
     ) -> Result<Response<proto::IssueTransactionTokenResponse>, Status> {
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
-        transaction::issue(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
+        let outcome = transaction::issue(&self.authority, &peer, request, clock::unix_seconds()).await;
+        self.audited("IssueTransactionToken", &peer.id, outcome)
     }
 }
 

@@ -10,8 +10,8 @@ use prost::Message as _;
 use replica::{Follow, Replica, Value};
 use tenon_proto::identity::v1::identity_client::IdentityClient;
 use tenon_proto::identity::v1::{
-    AsapKey, CreateJoinTokenRequest, GetTrustBundleRequest, KeyUse, ListKeysRequest, ListRevocationsRequest,
-    RenewRequest, RevokeRequest, revoke_request,
+    AsapKey, ConfirmRequest, CreateJoinTokenRequest, GetTrustBundleRequest, IssueTransactionTokenRequest, KeyUse,
+    ListKeysRequest, ListRevocationsRequest, RenewRequest, RevokeRequest, revoke_request,
 };
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -262,6 +262,31 @@ async fn the_trust_bundle_and_an_empty_set_of_revocations_are_replicated() {
     assert_eq!(bundle.raw(), service.ca.bundle().to_proto().encode_to_vec());
     assert!(revocations.entries().is_empty());
     service.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_for_what_is_not_its_own_stands_in_the_audit_log_whichever_rpc_it_takes() {
+    let service = Service::start().await;
+    let issues = service.join("issues").await;
+    let key = AsapKey { kid: issues.asap_key.kid().to_string(), spki: issues.asap_key.public_spki().into() };
+    let mut media = IdentityClient::new(service.channel(&service.service("media")));
+    let confirm = ConfirmRequest { asap_key: Some(key), ..ConfirmRequest::default() };
+    assert_eq!(media.confirm(confirm).await.unwrap_err().code(), Code::PermissionDenied);
+    let mut operator = IdentityClient::new(service.channel(&service.operator()));
+    operator.revoke(RevokeRequest::default()).await.unwrap_err();
+    operator.issue_transaction_token(IssueTransactionTokenRequest::default()).await.unwrap_err();
+    let too_long = CreateJoinTokenRequest { service: "media".to_owned(), ttl_seconds: 86_401 };
+    operator.create_join_token(too_long).await.unwrap_err();
+    let dir = service.stop().await;
+    let log = fs::read_to_string(dir.path().join("identity").join(audit::FILE)).unwrap();
+    let refused = |by: &str, rpc: &str| {
+        let (by, rpc) = (format!("/{by}\""), format!("\"rpc\":\"{rpc}\""));
+        log.lines().any(|line| line.contains("\"refuse\"") && line.contains(&rpc) && line.contains(&by))
+    };
+    assert!(refused("svc/media", "Confirm"), "{log}");
+    for rpc in ["Revoke", "IssueTransactionToken", "CreateJoinToken"] {
+        assert!(refused("operator/ada", rpc), "{log}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use mesh_identity::TrustBundle;
 use mesh_identity::join::Membership;
 use replica::{FollowTrust, Trust};
 use tenon_proto::identity::v1::rotate_request::Step;
-use tenon_proto::identity::v1::{ConfirmRequest, RotateRequest, RotateResponse};
+use tenon_proto::identity::v1::{RotateRequest, RotateResponse};
 use tenon_proto::replication::v1::replication_client::ReplicationClient;
 use tenon_proto::replication::v1::{FollowRequest, Mode, Start, follow_request};
 use x509_parser::certificate::X509Certificate;
