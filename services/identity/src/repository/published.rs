@@ -114,7 +114,8 @@ impl Published {
         let Some(found) = self.keys.pin().get(kid.as_str()).cloned() else {
             return if (self.recovering)() { Found::NotYet } else { Found::Nothing };
         };
-        let issuer = kid.issuer().and_then(|issuer| ServiceName::try_from(issuer).ok());
+        // What stands before the first slash: a service's key ids may have more of them.
+        let issuer = kid.segments().next().and_then(|issuer| ServiceName::try_from(issuer).ok());
         let revoked =
             self.revocations.names_kid(&kid) || issuer.is_some_and(|issuer| self.revocations.names_service(&issuer));
         if revoked { Found::Nothing } else { Found::Document(found) }
@@ -319,6 +320,20 @@ mod tests {
         assert_eq!(&jwks.body[..], br#"{"keys":[]}"#);
         stop.cancel();
         following.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn every_key_of_a_revoked_service_is_gone_before_its_record_is_however_many_slashes_its_id_has() {
+        let Fixture { published, _dir, .. } = fixture().await;
+        let key = SigningKey::generate("media").unwrap();
+        let entry =
+            |kid: &str| Entry { key: kid.to_owned(), revision: 1, value: Some(record(&key, KeyUse::Unspecified)) };
+        published.apply_keys(News::All(["media/1", "media/a/b", "issues/1"].map(entry).into()));
+        let media = crate::revocations::Selector::Service("media".parse().unwrap());
+        published.revocations.revoke(&media, "ann", "", 1).await.unwrap();
+        assert!(matches!(published.get("/media/1"), Found::Nothing));
+        assert!(matches!(published.get("/media/a/b"), Found::Nothing));
+        assert!(matches!(published.get("/issues/1"), Found::Document(_)));
     }
 
     #[tokio::test]
