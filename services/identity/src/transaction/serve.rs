@@ -84,8 +84,9 @@ impl Surroundings for Around<'_> {
         if ca.store_is_recovering() {
             return false;
         }
-        // The services of the control plane verify no transaction tokens.
-        let live: Vec<_> = registry.live(now).into_iter().filter(Instance::is_of_the_mesh).collect();
+        // The services of the control plane verify no transaction tokens, and revoked ones are let in nowhere.
+        let verifies = |instance: &Instance| instance.is_of_the_mesh() && !self.0.is_revoked(instance);
+        let live: Vec<_> = registry.live(now).into_iter().filter(verifies).collect();
         registry.behind(&live, ca.trust_domain(), kind::KEY, position).is_empty()
     }
 

@@ -330,3 +330,21 @@ async fn nothing_is_signed_with_a_revoked_key() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn a_new_key_does_not_wait_for_a_service_that_is_revoked() {
+    let fixture = Fixture::new().await;
+    let (authority, now) = (&fixture.authority, clock::unix_seconds());
+    let given = crate::registry::Holding { svid_not_after: now + 3600, ..Default::default() };
+    authority.registry.attested(&"wiki".parse().unwrap(), "wiki-1", given, "wiki/1", now).await;
+    let kid = authority.transactions.signing.load_full().unwrap().kid().clone();
+    let revoke = async |selector| authority.revocations.revoke(&selector, "ann", "", now).await.unwrap();
+    revoke(crate::revocations::Selector::Service("wiki".parse().unwrap())).await;
+    revoke(crate::revocations::Selector::Kid(kid.clone())).await;
+    let another = async {
+        while authority.transactions.signing.load_full().is_none_or(|key| *key.kid() == kid) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), another).await.expect("another key signs");
+}
