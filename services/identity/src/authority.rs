@@ -21,6 +21,7 @@ use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
 use crate::registry::{self, BadName, Holding, Registry};
 use crate::revocations::{RevocationStoreError, Revocations};
+use crate::svid::{self, Lent};
 use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
 use crate::transaction::Transactions;
 use crate::{Ca, Csr, IssueError, Issued};
@@ -45,6 +46,7 @@ pub(crate) struct Authority {
     pub rotating: tokio::sync::Mutex<()>,
     pub attestors: Attestors,
     pub transactions: Transactions,
+    pub lent: Lent,
 }
 
 /// What attests a process that has no certificate yet.
@@ -120,6 +122,10 @@ pub(crate) enum AdmitError {
     Limited(#[from] Limited),
     #[error(transparent)]
     Audit(#[from] AuditError),
+    #[error(
+        "the certificate was given to an operator and is not renewed: ask for another one with `tenon identity svid`"
+    )]
+    Lent,
     /// The platform's token attests nobody; the status says why.
     #[error("{}", .0.message())]
     Platform(#[from] Status),
@@ -174,6 +180,7 @@ impl Authority {
             rotating: tokio::sync::Mutex::default(),
             attestors: Attestors::default(),
             transactions: Transactions::default(),
+            lent: Lent::new(journal(svid::KIND)?),
         })
     }
 
@@ -241,6 +248,9 @@ impl Authority {
         asked: Asked,
         now: u64,
     ) -> Result<Admitted, AdmitError> {
+        if self.lent.has(&peer.serial).await.map_err(KeyStoreError::from)? {
+            return Err(AdmitError::Lent);
+        }
         let admitting = Admitting::parse(asked, service)?;
         let (issued, bundle) = self.issue(&admitting, now)?;
         let key = self.keys.confirm(&admitting.key, now).await?;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use journal::{Journal, ReadError, Record, Write};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Peer, SpiffeId};
 use tenon_proto::identity::v1::{IssueResponse, IssueSvidRequest};
@@ -11,12 +12,38 @@ use tonic::Status;
 use crate::Csr;
 use crate::audit::Event;
 use crate::authority::{AdmitError, Authority};
-use crate::keys::ServiceKey;
+use crate::keys::{KeyStoreError, ServiceKey};
 
 /// Life of a certificate whose operator names none, in seconds.
 const DEFAULT_TTL: u32 = 900;
 /// The longest life, in seconds: that of any service's.
 const MAX_TTL: u32 = 3_600;
+
+/// Kind of the journal that keeps the serials of such certificates. Never replicated.
+pub(crate) const KIND: &str = "lent_svid";
+
+/// The certificates that operators were given and that have not ended. None of them is renewed: it would be one of the
+/// service's own then, for ever, and no operator's name beside it.
+pub(crate) struct Lent(Arc<dyn Journal>);
+
+impl Lent {
+    pub(crate) fn new(journal: Arc<dyn Journal>) -> Self {
+        Self(journal)
+    }
+
+    pub(crate) async fn has(&self, serial: &str) -> Result<bool, ReadError> {
+        Ok(self.0.get(serial).await?.is_some())
+    }
+
+    async fn add(&self, serial: &str, not_after: u64, now: u64) -> Result<(), KeyStoreError> {
+        let ended = |lent: &Record| lent.value[..].try_into().is_ok_and(|end| now > u64::from_be_bytes(end));
+        let records = self.0.snapshot().await?.records.into_iter();
+        let mut writes: Vec<_> = records.filter(ended).map(|lent| Write::delete(lent.key)).collect();
+        writes.push(Write::put(serial, not_after.to_be_bytes().to_vec()));
+        self.0.append(writes).await?;
+        Ok(())
+    }
+}
 
 /// `IssueSvid`. In the audit log, with the operator's name, before the operator has it.
 pub(crate) async fn issue(
@@ -70,6 +97,7 @@ async fn issue_for(
     authority.limits.take(service.as_str(), now)?;
     let id = SpiffeId::service(authority.ca.trust_domain().clone(), service.clone());
     let issued = authority.ca.issue(&csr, &id, Duration::from_secs(ttl.into()), now)?;
+    authority.lent.add(&issued.serial, issued.not_after, now).await?;
     let position = match &key {
         Some(key) => Some(authority.keys.confirm(key, now).await?),
         None => None,

@@ -10,8 +10,9 @@ use prost::Message as _;
 use replica::{Follow, Replica, Value};
 use tenon_proto::identity::v1::identity_client::IdentityClient;
 use tenon_proto::identity::v1::{
-    AsapKey, ConfirmRequest, CreateJoinTokenRequest, GetTrustBundleRequest, IssueTransactionTokenRequest, KeyUse,
-    ListKeysRequest, ListRevocationsRequest, RenewRequest, RevokeRequest, revoke_request,
+    AsapKey, ConfirmRequest, CreateJoinTokenRequest, GetTrustBundleRequest, IssueSvidRequest,
+    IssueTransactionTokenRequest, KeyUse, ListKeysRequest, ListRevocationsRequest, RenewRequest, RevokeRequest,
+    revoke_request,
 };
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -261,6 +262,30 @@ async fn the_trust_bundle_and_an_empty_set_of_revocations_are_replicated() {
     let bundle = bundles.get("demo.example").unwrap();
     assert_eq!(bundle.raw(), service.ca.bundle().to_proto().encode_to_vec());
     assert!(revocations.entries().is_empty());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_an_operator_was_given_is_not_renewed_after_a_restart_either() {
+    let service = Service::start().await;
+    let mut operator = IdentityClient::new(service.channel(&service.operator()));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec().into();
+    let request = IssueSvidRequest { service: "media".to_owned(), csr, ..IssueSvidRequest::default() };
+    let answer = operator.issue_svid(request).await.unwrap().into_inner();
+    let chain = answer.chain.iter().map(|der| der.to_vec().into()).collect();
+    let svid = mesh_identity::Svid::from_der(chain, zeroize::Zeroizing::new(key.serialize_der())).unwrap();
+    let lent = Identity::new(svid, service.ca.bundle());
+
+    let service = Service::start_in(service.stop().await).await;
+    let asap_key = mesh_asap::SigningKey::generate("media").unwrap();
+    let asap_key = AsapKey { kid: asap_key.kid().to_string(), spki: asap_key.public_spki().into() };
+    let renew = RenewRequest { csr: testing::csr().into(), asap_key: Some(asap_key), instance: String::new() };
+    let mut media = IdentityClient::new(service.channel(&lent));
+    let refused = media.renew(renew.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    let mut media = IdentityClient::new(service.channel(&service.service("media")));
+    media.renew(renew).await.unwrap();
     service.stop().await;
 }
 
