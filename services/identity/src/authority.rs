@@ -149,6 +149,8 @@ pub(crate) enum CreateTokenError {
     Ttl(u32),
     #[error("{0} is revoked: lift that first (`tenon identity revoke --lift --service {0}`)")]
     Revoked(ServiceName),
+    #[error("{0} makes its own certificate and joins by no token: who could be it could be anybody")]
+    Own(ServiceName),
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error(transparent)]
@@ -299,6 +301,9 @@ impl Authority {
         let ttl = if ttl == 0 { DEFAULT_TTL } else { ttl };
         if ttl > MAX_TTL {
             return Err(CreateTokenError::Ttl(ttl));
+        }
+        if self.identity.service() == Some(service) {
+            return Err(CreateTokenError::Own(service.clone()));
         }
         if self.revocations.names_service(service) {
             return Err(CreateTokenError::Revoked(service.clone()));

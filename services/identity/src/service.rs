@@ -274,6 +274,7 @@ impl From<CreateTokenError> for Status {
         match error {
             CreateTokenError::Ttl(_) => Self::invalid_argument(error.to_string()),
             CreateTokenError::Revoked(_) => Self::failed_precondition(error.to_string()),
+            CreateTokenError::Own(_) => Self::permission_denied(error.to_string()),
             CreateTokenError::Audit(error) => error.into(),
             CreateTokenError::Token(error) => error.into(),
         }

@@ -250,6 +250,13 @@ async fn the_control_plane_attests_with_tokens_made_for_it_like_anybody() {
 }
 
 #[tokio::test]
+async fn nobody_joins_as_the_identity_service() {
+    let fixture = fixture().await;
+    let made = fixture.authority.create_join_token("ann", &"tenon-identity".parse().unwrap(), 0, NOW).await;
+    assert!(matches!(made, Err(CreateTokenError::Own(_))));
+}
+
+#[tokio::test]
 async fn a_token_lives_ten_minutes_unless_told_otherwise_and_a_day_at_most() {
     let fixture = fixture().await;
     let service: ServiceName = "media".parse().unwrap();
