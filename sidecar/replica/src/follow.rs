@@ -59,7 +59,8 @@ impl<P: Parent> Follow<P> {
         observer: impl FnMut(Event<'_, V>) + Send + 'static,
         shutdown: CancellationToken,
     ) -> (Replica<V>, JoinHandle<()>) {
-        self.start_guarded(Guard::default(), observer, shutdown)
+        let guard = Guard::of(self.kind);
+        self.start_guarded(guard, observer, shutdown)
     }
 
     /// As [`Follow::start`], with another guard than the usual one.

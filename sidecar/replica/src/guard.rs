@@ -1,5 +1,7 @@
 //! What a snapshot must not do to a map that is in use (DESIGN §5, poison guards).
 
+use tenon_proto::kind;
+
 /// The most that a snapshot may shrink a map that a follower holds.
 ///
 /// The accident it stops: an emptied table upstream empties every cache below it. An operator who means it removes the
@@ -19,6 +21,18 @@ impl Default for Guard {
 }
 
 impl Guard {
+    /// The guard of a kind, for every follower of it.
+    ///
+    /// Lists of who is refused have none: that a shorter one is not believed would keep the next refusal out for ever. Nor
+    /// do keys: a mesh is scaled down overnight, and a key that is missing comes back with its instance's next
+    /// confirmation, within a minute.
+    pub fn of(kind: &str) -> Self {
+        match kind {
+            kind::KEY | kind::REVOCATION | kind::QUARANTINE => Self::OFF,
+            _ => Self::default(),
+        }
+    }
+
     /// Accepts every snapshot.
     pub const OFF: Self = Self { largest_shrink_percent: 100, unguarded_records: 0 };
 

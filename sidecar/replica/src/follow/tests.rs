@@ -75,9 +75,13 @@ struct Run {
 }
 
 fn run(state_dir: Option<PathBuf>) -> Run {
+    run_kind("tenant", state_dir)
+}
+
+fn run_kind(kind: &'static str, state_dir: Option<PathBuf>) -> Run {
     let (sender, streams) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
-    let follow = Follow { kind: "tenant", instance: "test".to_owned(), channel: Script(sender), state_dir };
+    let follow = Follow { kind, instance: "test".to_owned(), channel: Script(sender), state_dir };
     let (replica, task) = follow.start(|_| {}, shutdown.clone());
     Run { replica, streams, task, shutdown }
 }
@@ -217,4 +221,19 @@ async fn a_damaged_state_file_is_ignored() {
     assert_eq!(run.replica.position(), None);
     assert_eq!(run.stream().await.resume().await, None);
     run.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_revocations_that_became_short_while_nobody_listened_keeps_no_new_one_out() {
+    for (kind, taken) in [("revocation", true), ("quarantine", true), ("key", true), ("tenant", false)] {
+        let mut run = run_kind(kind, None);
+        let mut stream = run.stream().await;
+        stream.resume().await;
+        stream.snapshot(at(30), 30);
+        assert!(matches!(stream.request().await, Request::Ack(_)));
+        stream.snapshot(at(56), 6);
+        let answer = stream.request().await;
+        assert_eq!(matches!(answer, Request::Ack(_)), taken, "{kind}: {answer:?}");
+        run.end().await;
+    }
 }
