@@ -123,8 +123,11 @@ fn name(step: Step) -> &'static str {
 }
 
 impl Authority {
-    /// How things stand, and nothing else.
+    /// How things stand, and nothing else. Of a store that comes back it is not said that nobody is waited for.
     async fn rotation_status(&self, now: u64) -> Result<RotateResponse, StepError> {
+        if self.ca.store_is_recovering() {
+            return Ok(self.answer(false, RECOVERING.to_owned(), std::iter::empty()));
+        }
         let standings = self.standings(now).await?;
         Ok(self.answer(true, String::new(), standings.into_iter().filter(|one| !one.lacks.is_empty())))
     }
@@ -141,8 +144,7 @@ impl Authority {
             Ok(self.answer(false, message, waiting.into_iter()))
         };
         if self.ca.store_is_recovering() {
-            let message = "the store is new or put back, and who lives is not known yet: try again in two minutes";
-            return refuse(message.to_owned(), Vec::new());
+            return refuse(RECOVERING.to_owned(), Vec::new());
         }
         if let Some(need) = needs(step, self.ca.phase()) {
             let mut waiting = self.standings(now).await?;
@@ -233,6 +235,8 @@ impl Authority {
         }
     }
 }
+
+const RECOVERING: &str = "the store is new or put back, and who lives is not known yet: try again in two minutes";
 
 fn refusal(need: Lack, count: usize) -> String {
     let instances = if count == 1 { "1 live instance does".to_owned() } else { format!("{count} live instances do") };

@@ -98,7 +98,7 @@ impl Rotation<'_> {
     async fn followed(&self, answer: RotateResponse, wait: bool) -> Result<(RotateResponse, bool), Failure> {
         let mut answer = answer;
         loop {
-            let done = !answer.waiting.iter().any(|instance| lacks(instance, brings(self.step)));
+            let done = answer.done && !answer.waiting.iter().any(|instance| lacks(instance, brings(self.step)));
             let patient = wait && Instant::now() + POLL <= self.until;
             if done || !patient {
                 return Ok((answer, done || !(wait || self.step == Step::Unspecified)));
@@ -199,9 +199,9 @@ fn report(args: &RotateArgs, step: Step, answer: &RotateResponse) -> Result<(), 
             out.line(&format!("ASAP keys      all of before {since} are replaced"))?;
         }
     }
-    if answer.waiting.is_empty() {
+    if answer.waiting.is_empty() && answer.done {
         out.line("waiting for    nobody")?;
-    } else {
+    } else if !answer.waiting.is_empty() {
         out.line("")?;
         out.table(&["service", "instance", "lacks", "seen", "certificate ends"], &rows(&answer.waiting))?;
     }
