@@ -1,6 +1,6 @@
 //! The admin listener: `/metrics`, `/live`, `/ready`, `/config` over HTTP, health and reflection over gRPC.
 
-use std::{io, sync::Arc};
+use std::{borrow::Cow, io, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use axum::{
@@ -29,13 +29,20 @@ pub struct Admin {
     metrics: Arc<Metrics>,
     live: Arc<ArcSwapOption<Live>>,
     membership: Arc<ArcSwapOption<Membership>>,
+    /// Why the last attempt to join failed.
+    refused: Arc<ArcSwapOption<String>>,
     stopping: CancellationToken,
 }
 
 impl Admin {
     /// `live` is set once the sidecar has joined; `stopping` makes it unready before its listeners close.
     pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, stopping: CancellationToken) -> Self {
-        Self { config, metrics, live: Arc::default(), membership: Arc::default(), stopping }
+        Self { config, metrics, live: Arc::default(), membership: Arc::default(), refused: Arc::default(), stopping }
+    }
+
+    /// An attempt to join the mesh failed.
+    pub fn cannot_join(&self, why: &str) {
+        self.refused.store(Some(Arc::new(why.to_owned())));
     }
 
     /// The sidecar has joined the mesh.
@@ -92,17 +99,18 @@ impl Admin {
         }
     }
 
-    fn missing(&self) -> Vec<&'static str> {
+    fn missing(&self) -> Vec<Cow<'static, str>> {
         if self.stopping.is_cancelled() {
-            return vec!["the sidecar is stopping"];
+            return vec!["the sidecar is stopping".into()];
         }
         let (live, membership) = (self.live.load(), self.membership.load());
         let (Some(live), Some(membership)) = (live.as_ref(), membership.as_ref()) else {
-            return vec!["the sidecar has not joined the mesh"];
+            let why = self.refused.load().as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            return vec![format!("the sidecar has not joined the mesh{why}").into()];
         };
-        let mut missing = live.missing();
+        let mut missing: Vec<_> = live.missing().into_iter().map(Cow::Borrowed).collect();
         if membership.standing().svid_seconds_left < 0 {
-            missing.push("this sidecar's certificate has ended");
+            missing.push("this sidecar's certificate has ended".into());
         }
         missing
     }

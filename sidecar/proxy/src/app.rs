@@ -137,7 +137,7 @@ impl Run {
 
     async fn serve(&self, listeners: Listeners, end: &CancellationToken) -> anyhow::Result<()> {
         let Listeners { outbound, inbound, workload_api } = listeners;
-        let Some(joined) = joining::join(&self.config, &self.shutdown).await? else { return Ok(()) };
+        let Some(joined) = joining::join(&self.config, &self.admin, &self.shutdown).await? else { return Ok(()) };
         let minting = Minting::new(Arc::clone(&joined.asap_key));
         let (live, mut tasks) =
             Live::start(&self.config, &joined.identity, &joined.instance, &self.metrics, minting, end);

@@ -10,16 +10,20 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::config::{Config, SvidFrom};
+use crate::{
+    admin::Admin,
+    config::{Config, SvidFrom},
+};
 
 /// Between two attempts to join: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// Joins, however long whoever gives identities takes to come. `None` when asked to end first.
+/// Joins, however long whoever gives identities takes to come; `admin` is told why it takes so long. `None` when asked
+/// to end first.
 ///
 /// # Errors
 /// Somebody must change something before it can work.
-pub async fn join(config: &Config, shutdown: &CancellationToken) -> anyhow::Result<Option<Joined>> {
+pub async fn join(config: &Config, admin: &Admin, shutdown: &CancellationToken) -> anyhow::Result<Option<Joined>> {
     let (mut wait, longest) = RETRY;
     loop {
         let error = tokio::select! {
@@ -31,6 +35,7 @@ pub async fn join(config: &Config, shutdown: &CancellationToken) -> anyhow::Resu
             },
         };
         warn!(%error, "cannot join the mesh yet");
+        admin.cannot_join(&error);
         tokio::select! {
             () = shutdown.cancelled() => return Ok(None),
             () = tokio::time::sleep(wait) => wait = (wait * 2).min(longest),
