@@ -46,7 +46,7 @@ pub struct Revoke {
 /// who got it. Writes svid.pem, key.pem, bundle.pem, asap.key and asap.env.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon identity svid --service wiki --out wiki\n  (. wiki/asap.env; grpcurl -cacert wiki/bundle.pem -cert wiki/svid.pem -key wiki/key.pem \\\n      -authority media.svc.demo.example -H \"x-asap-token: $(tenon asap mint --audience media)\" \\\n      -H 'x-tenant-id: acme' -proto media.proto -d '{}' 127.0.0.1:15206 media.v1.Media/Get)"
+    after_help = "Example:\n  tenon identity svid --service wiki --out wiki\n  (. wiki/asap.env; grpcurl -cacert wiki/bundle.pem -cert wiki/svid.pem -key wiki/key.pem \\\n      -authority media.svc.demo.example -H \"x-asap-token: $(tenon asap mint --audience media)\" \\\n      -H 'x-tenant-id: acme' -proto media.proto 127.0.0.1:15206 media.v1.Media/List)"
 )]
 pub struct IssueSvid {
     /// The service to be.

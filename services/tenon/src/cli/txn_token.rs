@@ -9,7 +9,7 @@ use super::{MeshArgs, OutputArgs};
 /// For debugging, with grpcurl say. It lives for 5 minutes. The audit log of the identity service says who got it.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  grpcurl -plaintext -authority media -H 'x-tenant-id: acme' \\\n      -H \"txn-token: $(tenon identity txn-token --tenant acme --subject ann --scope media.read)\" \\\n      -proto media.proto -d '{}' 127.0.0.1:15001 media.v1.Media/Get\n\nThe token is printed alone."
+    after_help = "Example:\n  grpcurl -plaintext -authority media -H 'x-tenant-id: acme' \\\n      -H \"txn-token: $(tenon identity txn-token --tenant acme --subject ann --scope media.read)\" \\\n      -proto media.proto 127.0.0.1:15001 media.v1.Media/List\n\nThe token is printed alone."
 )]
 pub struct TxnToken {
     /// The tenant of the transaction.

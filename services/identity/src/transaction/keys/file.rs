@@ -33,7 +33,7 @@ pub enum KeyFileError {
     #[error("{} is not a key of transaction tokens: restore it, or remove it and a new one is made", .0.display())]
     Content(PathBuf),
     /// The key is encrypted, and the passphrase is missing or another one.
-    #[error("{} does not open: check TENON_CA_PASSPHRASE", .0.display())]
+    #[error("{} does not open: set TENON_CA_PASSPHRASE to what it was encrypted with, or remove it and a new one is made", .0.display())]
     Passphrase(PathBuf),
 }
 
