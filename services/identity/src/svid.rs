@@ -82,7 +82,7 @@ async fn issue_for(
     let service =
         ServiceName::try_from(service.as_str()).map_err(|error| Status::invalid_argument(error.to_string()))?;
     if service.as_str().starts_with(control_plane::PREFIX) {
-        return Err(Status::permission_denied(format!(
+        return Err(Status::failed_precondition(format!(
             "{service} belongs to the control plane: who could be it could be anybody. Operators have an SVID of their \
              own for the control plane's RPCs"
         )));

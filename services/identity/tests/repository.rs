@@ -230,7 +230,7 @@ async fn an_operator_gets_an_svid_of_a_service_but_not_of_the_control_plane_and_
     assert_eq!((&line["by"], &line["service"]), (&"spiffe://demo.example/operator/ada".into(), &"media".into()));
     assert!(line["kid"].as_str().unwrap().starts_with("media/"));
 
-    assert_eq!(service.svid("tenon-tcs", 60).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(service.svid("tenon-tcs", 60).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(service.svid("media", 3_601).await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(service.svid("Media", 60).await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(service.audited().iter().filter(|line| line["rpc"] == "IssueSvid").count(), 3);

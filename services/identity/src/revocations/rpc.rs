@@ -100,8 +100,14 @@ async fn knows_certificate(authority: &Arc<Authority>, selector: &Selector) -> b
 
 fn unknown(selector: &Selector) -> String {
     match selector {
-        Selector::Service(service) => format!("no key of {service} is known: is the name right?"),
-        Selector::Kid(kid) => format!("no key {kid} is known: is the kid right? `tenon identity keys` lists them"),
+        Selector::Service(service) => {
+            format!("no key of {service} is known: is the name right? (Of an ExternalClient none ever is.)")
+        }
+        Selector::Kid(kid) => {
+            format!(
+                "no key {kid} is known: is the kid right? `tenon identity keys` lists them, but those of ExternalClients"
+            )
+        }
         Selector::Serial(serial) => {
             format!("no certificate {serial} stands in the audit log: is the serial right?")
         }

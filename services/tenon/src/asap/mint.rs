@@ -91,6 +91,10 @@ fn same_kid(key: SigningKey, kid: Option<&Kid>) -> Result<SigningKey, Failure> {
 }
 
 fn unusable(name: &str, error: &KeyError) -> Failure {
+    if matches!(error, KeyError::Issuer) {
+        return Failure::usage(error.to_string())
+            .next("give a --kid like partner/2026-05, where partner is the issuer");
+    }
     Failure::new(format!("{name}: {error}"))
         .next("make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256")
 }

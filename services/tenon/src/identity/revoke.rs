@@ -35,7 +35,8 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
             _ => lift_revocation_request::What::Serial(name.clone()),
         };
         let answer = client.clone().lift_revocation(LiftRevocationRequest { what: Some(what) }).await;
-        let failed = |status| mesh.failure(Role::Identity, &format!("the revocation of {kind} {name} stays"), &status);
+        let failed =
+            |status| mesh.failure(Role::Identity, &format!("cannot lift the revocation of {kind} {name}"), &status);
         ("no longer revoked", answer.map_err(failed)?.into_inner())
     } else {
         let what = match kind {
