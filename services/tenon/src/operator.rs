@@ -151,13 +151,13 @@ impl Mesh {
                 .next("is the mesh running? start it with `tenon up -f DIR`; `tenon check` says what is wrong with a running one");
         }
         let next = match status.code() {
-            Code::PermissionDenied | Code::Unauthenticated => {
-                "use the data folder of the mesh that listens there: name it with --data"
-            }
+            Code::Unauthenticated => "use the data folder of the mesh that listens there: name it with --data",
             Code::ResourceExhausted if text.contains(NO_ROOM) => "make room on the disk of the data folder and repeat",
-            Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
-                "correct what it names and try again"
-            }
+            Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::AlreadyExists
+            | Code::NotFound => "correct what it names and try again",
             Code::Ok
             | Code::Cancelled
             | Code::Unknown
