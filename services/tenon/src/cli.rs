@@ -123,7 +123,7 @@ pub enum Tenants {
 /// be applied again.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon tenants import tenants.jsonl\n  echo '{\"tenantId\":\"acme\",\"status\":\"ACTIVE\",\"region\":\"us-east\",\"products\":{\"media\":{\"state\":\"ACTIVE\"}}}' | tenon tenants apply -"
+    after_help = "Examples:\n  tenon tenants import tenants.jsonl\n  head -1 tenants.jsonl | tenon tenants apply -\n\nA line of the file:\n{\"tenantId\":\"acme\",\"status\":\"ACTIVE\",\"region\":\"us-east\",\"products\":{\"media\":{\"state\":\"ACTIVE\"}}}"
 )]
 pub struct Import {
     /// File of tenants; `-` is standard input.
@@ -231,7 +231,7 @@ pub struct PolicyStatus {
 /// mesh is asked for its policy and for the tenant. Exits 0 when the call is allowed, 1 when it is not.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon policy explain --caller issues --service media --path /media.v1.Media/Get --tenant acme\n  tenon policy explain -f mesh-config/demo --tenants tenants.jsonl --caller wiki --service media \\\n      --path /media.v1.Media/Upload --tenant acme --region us-east -o json\n  tenon policy explain --caller edge --service media --path /media.v1.Media/Erase --tenant acme --transaction acme"
+    after_help = "Examples:\n  tenon policy explain --caller issues --service media --path /media.v1.Media/Get --tenant acme\n  tenon policy explain -f mesh-config/demo --tenants tenants.jsonl --caller wiki --service media \\\n      --path /media.v1.Media/Upload --tenant acme --region us-east -o json\n  tenon policy explain --caller edge --service media --path /media.v1.Media/Erase --tenant acme \\\n      --transaction acme"
 )]
 pub struct Explain {
     /// Read the policy from this folder instead of the running mesh.
@@ -294,7 +294,7 @@ pub enum Identity {
 /// Make a token with which one process of a service gets its first certificate, once.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon identity join-token --service media\n  tenon identity join-token --service media --ttl-seconds 3600 > join-token\n\nThe token is printed alone. Pass it to the sidecar in a file: `tenon-sidecar --join-token-file PATH`."
+    after_help = "Examples:\n  tenon identity join-token --service media\n  tenon identity join-token --service media --ttl-seconds 3600 > join-token\n\nThe token is printed alone. Pass it to the sidecar in a file:\n`tenon-sidecar --join-token-file PATH`."
 )]
 pub struct JoinToken {
     /// The service that the token attests.

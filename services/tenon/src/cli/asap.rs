@@ -19,7 +19,7 @@ pub enum Asap {
 /// ASAP_PRIVATE_KEY, which is a data URI with the key's id in it, or PEM. No mesh is needed.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon asap mint --issuer partner --audience media --kid partner/2026-05 --key partner.pem\n  ASAP_PRIVATE_KEY=\"$(cat key.uri)\" tenon asap mint --audience media\n  curl -H \"authorization: Bearer $(tenon asap mint --audience media)\" https://media.example/\n\nA key of your own: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out partner.pem\nIts public half, as a key repository serves it: openssl pkey -in partner.pem -pubout -out keys/partner/2026-05"
+    after_help = "Examples:\n  tenon asap mint --issuer partner --audience media --kid partner/2026-05 --key partner.pem\n  ASAP_PRIVATE_KEY=\"$(cat key.uri)\" tenon asap mint --audience media\n  curl -H \"authorization: Bearer $(tenon asap mint --audience media)\" https://media.example/\n\nA key of your own: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out partner.pem\nIts public half, as a key repository serves it:\n  openssl pkey -in partner.pem -pubout -out keys/partner/2026-05"
 )]
 pub struct Mint {
     /// Who the token is from (`iss`), a service that owns the key [default: ASAP_ISSUER, else what stands before the last
@@ -49,7 +49,7 @@ pub struct Mint {
 /// valid, and what each place said that was asked for its key. Exits 0 when the token is valid, 1 when it is not.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon asap mint | tenon asap verify --audience media --keys keys\n  tenon asap verify --audience media --keys https://keys.example/ --keys https://fallback.example/ < token\n  tenon asap verify --audience media --keys https://127.0.0.1:15011/ --ca bundle.pem < token\n\nA folder holds the public key DIR/<kid>, as a key repository serves it."
+    after_help = "Examples:\n  tenon asap mint | tenon asap verify --audience media --keys keys\n  tenon asap verify --audience media --keys https://keys.example/ \\\n      --keys https://fallback.example/ < token\n  tenon asap verify --audience media --keys https://127.0.0.1:15011/ --ca bundle.pem < token\n\nA folder holds the public key DIR/<kid>, as a key repository serves it."
 )]
 pub struct Verify {
     /// Whom the token must be for [default: ASAP_AUDIENCE].

@@ -40,7 +40,7 @@ pub struct JoinArgs {
 /// Run the identity service: the mesh's CA and the key repository.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity --listen 127.0.0.1:15010 \\\n      --key-repository 0.0.0.0:15011 --key-repository-name keys.demo.example"
+    after_help = "Example:\n  tenon identity serve --trust-domain demo.example --ca ca --state-dir identity \\\n      --listen 127.0.0.1:15010 --key-repository 0.0.0.0:15011 \\\n      --key-repository-name keys.demo.example"
 )]
 pub struct IdentityServe {
     /// Address to listen on.
