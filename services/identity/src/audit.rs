@@ -78,7 +78,7 @@ pub(crate) enum Event<'a> {
     /// An operator ended the trust in something.
     Revoke {
         by: &'a str,
-        /// "service/NAME", "kid/KID" or "serial/HEX".
+        /// "service/NAME", "operator/NAME", "kid/KID" or "serial/HEX".
         what: &'a str,
         reason: &'a str,
         revision: u64,
@@ -172,10 +172,19 @@ impl Audit {
 
     /// Whether a certificate with this serial stands in the log. Reads the file: for people who wait, not for tasks.
     pub(crate) fn names_serial(&self, serial: &str) -> io::Result<bool> {
+        self.contains(&[format!("\"serial\":\"{serial}\"")])
+    }
+
+    /// Whether this operator did or got anything, as far as the log says. As [`Self::names_serial`].
+    pub(crate) fn names_operator(&self, name: &str) -> io::Result<bool> {
+        self.contains(&[format!("/operator/{name}\""), format!("\"service\":\"operator/{name}\"")])
+    }
+
+    fn contains(&self, any: &[String]) -> io::Result<bool> {
         use io::BufRead as _;
-        let wanted = format!("\"serial\":\"{serial}\"");
         for line in io::BufReader::new(File::open(&self.path)?).lines() {
-            if line?.contains(&wanted) {
+            let line = line?;
+            if any.iter().any(|text| line.contains(text)) {
                 return Ok(true);
             }
         }

@@ -20,7 +20,7 @@ use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
 use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
 use crate::registry::{self, BadName, Holding, Registry};
-use crate::revocations::{RevocationStoreError, Revocations};
+use crate::revocations::{RevocationStoreError, Revocations, Selector};
 use crate::svid::{self, Lent};
 use crate::tokens::{self, Consumed, DEFAULT_TTL, JoinTokens, MAX_TTL, TokenError};
 use crate::transaction::Transactions;
@@ -126,6 +126,9 @@ pub(crate) enum AdmitError {
         "the certificate was given to an operator and is not renewed: ask for another one with `tenon identity svid`"
     )]
     Lent,
+    /// Refused before it comes here, unless it was revoked since.
+    #[error("{0} is revoked: another operator must lift that first (`tenon identity revoke --lift`)")]
+    Revoked(Selector),
     /// The platform's token attests nobody; the status says why.
     #[error("{}", .0.message())]
     Platform(#[from] Status),
@@ -273,7 +276,12 @@ impl Authority {
     /// The next certificate of an operator. Operators are people: no instance, no ASAP key.
     pub(crate) async fn renew_operator(&self, id: &SpiffeId, csr: &[u8], now: u64) -> Result<Admitted, AdmitError> {
         let csr = Csr::parse(csr)?;
-        let whose = format!("operator/{}", id.operator_name().unwrap_or_default());
+        let name = id.operator_name().unwrap_or_default();
+        let whose = format!("operator/{name}");
+        let _held = self.revocations.hold().await;
+        if self.revocations.names_operator(name) {
+            return Err(AdmitError::Revoked(Selector::Operator(name.to_owned())));
+        }
         self.limits.take(&whose, now)?;
         let issued = self.ca.issue(&csr, id, OPERATOR_LIFETIME, now)?;
         let (serial, not_after) = (issued.serial.as_str(), issued.not_after);

@@ -1,9 +1,9 @@
-//! Whom the mesh trusts no longer: services, ASAP keys, certificates. Never reads the clock.
+//! Whom the mesh trusts no longer: services, operators, ASAP keys, certificates. Never reads the clock.
 
 mod rpc;
 mod selector;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use journal::{AppendError, Journal, Position, ReadError, Write};
@@ -70,6 +70,10 @@ impl Revocations {
         self.names(&Selector::Service(service.clone()))
     }
 
+    pub(crate) fn names_operator(&self, name: &str) -> bool {
+        self.names(&Selector::Operator(name.to_owned()))
+    }
+
     pub(crate) fn names_kid(&self, kid: &Kid) -> bool {
         self.names(&Selector::Kid(kid.clone()))
     }
@@ -129,21 +133,22 @@ impl Revocations {
         Ok(Some(position))
     }
 
-    /// All of them: services, kids, serials, each in their order.
+    /// All of them: services, operators, kids, serials, each in their order.
     pub(crate) fn all(&self) -> Vec<Revocation> {
         self.records().values().cloned().collect()
     }
 
     fn announce(&self) {
-        let (mut services, mut serials, mut kids) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let mut revoked = Revoked::default();
         for selector in self.records().keys() {
             match selector {
-                Selector::Service(service) => drop(services.insert(service.clone())),
-                Selector::Kid(kid) => drop(kids.insert(kid.to_string())),
-                Selector::Serial(serial) => drop(serials.insert(serial.clone())),
+                Selector::Service(service) => drop(revoked.services.insert(service.clone())),
+                Selector::Operator(name) => drop(revoked.operators.insert(name.clone())),
+                Selector::Kid(kid) => drop(revoked.kids.insert(kid.to_string())),
+                Selector::Serial(serial) => drop(revoked.serials.insert(serial.clone())),
             }
         }
-        (self.apply)(Revoked { services, serials, kids });
+        (self.apply)(revoked);
     }
 
     fn records(&self) -> MutexGuard<'_, BTreeMap<Selector, Revocation>> {

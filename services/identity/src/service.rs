@@ -210,7 +210,7 @@ impl From<AdmitError> for Status {
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
             AdmitError::Csr(error) => error.into(),
             AdmitError::Instance(error) => refused(error.into()),
-            AdmitError::Lent => refused(Self::permission_denied(error.to_string())),
+            AdmitError::Lent | AdmitError::Revoked(_) => refused(Self::permission_denied(error.to_string())),
             AdmitError::Issue(error) => error.into(),
             AdmitError::Limited(error) => error.into(),
             AdmitError::Audit(error) => error.into(),

@@ -9,8 +9,8 @@ use front_door::{Https, Service};
 use mesh_asap::{PublicKey, SigningKey};
 use tenon_proto::identity::v1::revoke_request::What;
 use tenon_proto::identity::v1::{
-    AsapKey, LiftRevocationRequest, ListKeysRequest, ListRevocationsRequest, RevokeRequest, RotateRequest,
-    lift_revocation_request, rotate_request,
+    AsapKey, LiftRevocationRequest, ListKeysRequest, ListRevocationsRequest, RenewRequest, RevokeRequest,
+    RotateRequest, lift_revocation_request, revocation, rotate_request,
 };
 use tonic::Code;
 
@@ -194,6 +194,41 @@ async fn a_revoked_serial_is_refused_however_it_is_written_and_its_service_is_no
     assert!(revoked.warning.contains("audit log"), "it was not issued by this process: {}", revoked.warning);
     assert!(service.renew_as(&stolen, asap(&SigningKey::generate("media").unwrap())).await.is_err());
     service.renew_as(&other, asap(&SigningKey::generate("media").unwrap())).await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_revoked_operator_renews_no_more_and_is_refused_everything_until_another_lifts_that() {
+    let service = Service::start().await;
+    let (ada, ann) = (service.operator_named("ada"), service.operator_named("ann"));
+    let (mut of_ada, mut of_ann) = (service.operator_as(&ada), service.operator_as(&ann));
+    let renew = || RenewRequest { csr: front_door::csr(), ..RenewRequest::default() };
+    let renewed = of_ada.renew(renew()).await.unwrap();
+    assert_eq!(renewed.into_inner().chain.len(), 2);
+
+    let own = of_ada.revoke(revoke(What::Operator("ada".to_owned()))).await.unwrap_err();
+    assert!(own.code() == Code::FailedPrecondition && own.message().contains("that you are calling with"), "{own}");
+    let typo = of_ann.revoke(revoke(What::Operator("adda".to_owned()))).await.unwrap().into_inner();
+    assert!(typo.warning.contains("is the name right?"), "{}", typo.warning);
+    let revoked = of_ann.revoke(revoke(What::Operator("ada".to_owned()))).await.unwrap().into_inner();
+    assert_eq!((revoked.revision > 0, revoked.warning.as_str()), (true, ""), "it had renewed");
+
+    of_ada.renew(renew()).await.unwrap_err();
+    of_ada.list_keys(ListKeysRequest {}).await.unwrap_err();
+    // Another certificate of the name is of no more use.
+    let mut again = service.operator_as(&service.operator_named("ada"));
+    again.renew(renew()).await.unwrap_err();
+    let what = || Some(lift_revocation_request::What::Operator("ada".to_owned()));
+    again.lift_revocation(LiftRevocationRequest { what: what() }).await.unwrap_err();
+
+    let listed = of_ann.list_revocations(ListRevocationsRequest {}).await.unwrap().into_inner().revocations;
+    assert!(listed.iter().any(|one| one.what == Some(revocation::What::Operator("ada".to_owned()))), "{listed:?}");
+    of_ann.lift_revocation(LiftRevocationRequest { what: what() }).await.unwrap();
+    of_ada.renew(renew()).await.unwrap();
+    let audited = service.audited();
+    for event in ["revoke", "lift"] {
+        assert!(audited.iter().any(|line| line["event"] == event && line["what"] == "operator/ada"), "{audited:?}");
+    }
     service.stop().await;
 }
 

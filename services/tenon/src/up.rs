@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use self::credentials::{ca_failure, passphrase};
+pub use self::credentials::{ca_failure, operator_name, passphrase};
 use self::{credentials::Credentials, lock::Lock, printer::Printer, startup::Startup, supervisor::Stop};
 use crate::{
     cli,

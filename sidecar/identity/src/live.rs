@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use mesh_config::names::ServiceName;
 use tokio::sync::watch;
 
-use crate::{Peer, SpiffeId, Svid, TrustBundle};
+use crate::{Peer, SpiffeId, Svid, TrustBundle, Workload};
 
 /// Who this process is, whom it trusts and whom no longer. Shared; its parts are swapped while it is in use, and a
 /// handshake sees either the old or the new one, never half of each.
@@ -27,6 +27,8 @@ pub struct Identity {
 pub struct Revoked {
     /// Every SVID of these services.
     pub services: HashSet<ServiceName>,
+    /// Every certificate of these operators, those that they renewed too: "ann" of `…/operator/ann`.
+    pub operators: HashSet<String>,
     /// These certificates: lower hexadecimal without leading zero bytes.
     pub serials: HashSet<String>,
     /// Tokens signed with these ASAP keys. TLS knows nothing of them.
@@ -129,7 +131,7 @@ impl Identity {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether this peer's service or certificate is revoked.
+    /// Whether this peer's service, operator or certificate is revoked.
     pub fn is_revoked(&self, peer: &Peer) -> bool {
         self.revoked.load().names(&peer.id, &peer.serial)
     }
@@ -142,6 +144,10 @@ impl Revoked {
     }
 
     pub(crate) fn names(&self, id: &SpiffeId, serial: &str) -> bool {
-        self.serials.contains(serial) || id.service_name().is_some_and(|name| self.services.contains(name))
+        self.serials.contains(serial)
+            || match id.workload() {
+                Workload::Service(name) => self.services.contains(name),
+                Workload::Operator(name) => self.operators.contains(name),
+            }
     }
 }

@@ -56,6 +56,7 @@ pub struct RevocationRecord {
 #[derive(Clone, Debug)]
 enum What {
     Service(ServiceName),
+    Operator(String),
     Kid(String),
     Serial(String),
 }
@@ -68,6 +69,7 @@ impl Value for RevocationRecord {
             Raw::Service(name) => {
                 What::Service(ServiceName::try_from(name.as_str()).map_err(|error| error.to_string())?)
             }
+            Raw::Operator(name) => What::Operator(name),
             Raw::Kid(kid) => What::Kid(kid),
             Raw::Serial(serial) => What::Serial(serial),
         };
@@ -210,6 +212,9 @@ fn revoked<'r>(held: impl Iterator<Item = &'r What>) -> Revoked {
         match what {
             What::Service(name) => {
                 revoked.services.insert(name.clone());
+            }
+            What::Operator(name) => {
+                revoked.operators.insert(name.clone());
             }
             What::Kid(kid) => {
                 revoked.kids.insert(kid.clone());

@@ -216,6 +216,23 @@ async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_revoked_operator_is_issued_nothing_until_that_is_lifted() {
+    let Fixture { authority, _dir, .. } = fixture().await;
+    let ada: SpiffeId = "spiffe://demo.example/operator/ada".parse().unwrap();
+    let ann: SpiffeId = "spiffe://demo.example/operator/ann".parse().unwrap();
+    let csr = csr(None);
+    authority.renew_operator(&ada, &csr, NOW).await.unwrap();
+    let selector = Selector::Operator("ada".to_owned());
+    authority.revocations.revoke(&selector, "ann", "", NOW).await.unwrap();
+    let refused = authority.renew_operator(&ada, &csr, NOW).await.unwrap_err();
+    assert!(matches!(&refused, AdmitError::Revoked(revoked) if *revoked == selector), "{refused}");
+    assert_eq!(Status::from(refused).code(), tonic::Code::PermissionDenied);
+    authority.renew_operator(&ann, &csr, NOW).await.unwrap();
+    authority.revocations.lift(&selector).await.unwrap();
+    authority.renew_operator(&ada, &csr, NOW).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_full_disk_spends_no_token_and_leaves_no_key() {
     let fixture = fixture().await;
     let token = fixture.token("media").await;

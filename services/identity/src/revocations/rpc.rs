@@ -31,6 +31,10 @@ pub(crate) async fn revoke(
             return Err(Status::failed_precondition(text));
         }
     }
+    if matches!(&selector, Selector::Operator(name) if operator.id.operator_name() == Some(name)) {
+        let text = "this is the name that you are calling with: let another operator revoke it";
+        return Err(Status::failed_precondition(text));
+    }
     let (authority, by) = (Arc::clone(authority), operator.id.to_string());
     // To its end even when the caller goes away.
     let work = tokio::spawn(async move {
@@ -41,7 +45,7 @@ pub(crate) async fn revoke(
         authority.audit.note(Event::Revoke { by: &by, what: &what, reason, revision });
         tracing::warn!(by, what, reason, revision, "revoked");
         // After it counts: the audit log may be gigabytes long.
-        let known = key_known && knows_certificate(&authority, &selector).await;
+        let known = key_known && is_audited(&authority, &selector).await;
         let warning = match (deleted, known) {
             (Err(warning), _) => warning,
             (Ok(()), false) => unknown(&selector),
@@ -80,28 +84,37 @@ pub(crate) fn list(authority: &Authority) -> ListRevocationsResponse {
     ListRevocationsResponse { revocations: authority.revocations.all() }
 }
 
-/// Whether there is a key of what is to be revoked; said of a certificate too. When that cannot be found out, there is.
+/// Whether there is a key of what is to be revoked; said of operators and certificates too. When that cannot be found
+/// out, there is.
 async fn knows_key(authority: &Authority, selector: &Selector) -> bool {
-    let is_it = |key: &Key| match selector {
-        Selector::Service(service) => key.issuer == service.as_str(),
-        Selector::Kid(kid) => key.kid == kid.as_str(),
-        Selector::Serial(_) => true,
+    let (issuer, id) = match selector {
+        Selector::Service(service) => (Some(service.as_str()), None),
+        Selector::Kid(kid) => (None, Some(kid.as_str())),
+        Selector::Operator(_) | Selector::Serial(_) => return true,
     };
-    matches!(selector, Selector::Serial(_)) || authority.keys.list().await.map_or(true, |keys| keys.iter().any(is_it))
+    let is_it = |key: &Key| issuer == Some(&*key.issuer) || id == Some(&*key.kid);
+    authority.keys.list().await.map_or(true, |keys| keys.iter().any(is_it))
 }
 
-/// Whether a certificate was ever issued; said of all else too. When that cannot be found out, it was.
-async fn knows_certificate(authority: &Arc<Authority>, selector: &Selector) -> bool {
-    let Selector::Serial(serial) = selector else { return true };
-    let (authority, serial) = (Arc::clone(authority), serial.clone());
-    let search = tokio::task::spawn_blocking(move || authority.audit.names_serial(&serial).unwrap_or(true));
-    search.await.unwrap_or(true)
+/// Whether a certificate was ever issued, or an operator ever did anything; said of all else too. When that cannot be
+/// found out, so it was.
+async fn is_audited(authority: &Arc<Authority>, selector: &Selector) -> bool {
+    let (authority, selector) = (Arc::clone(authority), selector.clone());
+    let search = tokio::task::spawn_blocking(move || match &selector {
+        Selector::Service(_) | Selector::Kid(_) => Ok(true),
+        Selector::Operator(name) => authority.audit.names_operator(name),
+        Selector::Serial(serial) => authority.audit.names_serial(serial),
+    });
+    search.await.map_or(true, |found| found.unwrap_or(true))
 }
 
 fn unknown(selector: &Selector) -> String {
     match selector {
         Selector::Service(service) => {
             format!("no key of {service} is known: is the name right? (Of an ExternalClient none ever is.)")
+        }
+        Selector::Operator(name) => {
+            format!("nothing that an operator {name} did stands in the audit log: is the name right?")
         }
         Selector::Kid(kid) => {
             format!(
@@ -120,7 +133,7 @@ async fn delete_keys(authority: &Authority, selector: &Selector) -> Result<(), S
     let deleted = match selector {
         Selector::Service(service) => authority.keys.delete(|key| key.issuer == service.as_str()).await,
         Selector::Kid(kid) => authority.keys.delete(|key| key.kid == kid.as_str()).await,
-        Selector::Serial(_) => return Ok(()),
+        Selector::Operator(_) | Selector::Serial(_) => return Ok(()),
     };
     match deleted {
         Ok(_) => Ok(()),
@@ -138,6 +151,7 @@ impl From<SelectorError> for Status {
             SelectorError::ControlPlane(_) => Self::failed_precondition(error.to_string()),
             SelectorError::Nothing
             | SelectorError::Service(_)
+            | SelectorError::Operator(_)
             | SelectorError::Kid(_)
             | SelectorError::Serial
             | SelectorError::Reason => Self::invalid_argument(error.to_string()),

@@ -18,6 +18,8 @@ const MAX_REASON_BYTES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Selector {
     Service(ServiceName),
+    /// By the name in the SPIFFE id, which has the grammar of a service's.
+    Operator(String),
     Kid(Kid),
     /// Lower hexadecimal without leading zero bytes, as [`mesh_identity::Peer::serial`] has it.
     Serial(String),
@@ -26,10 +28,12 @@ pub(crate) enum Selector {
 /// Why something cannot be revoked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SelectorError {
-    #[error("neither a service nor a kid nor a serial is named")]
+    #[error("neither a service nor an operator nor a kid nor a serial is named")]
     Nothing,
     #[error(transparent)]
     Service(#[from] NameError),
+    #[error("not an operator's name: {0}")]
+    Operator(#[source] NameError),
     #[error("the kid breaks its grammar: {0}")]
     Kid(#[source] KidError),
     #[error(
@@ -58,6 +62,7 @@ impl Selector {
         }
         let selector = Self::of(request.what.clone().map(|what| match what {
             revoke_request::What::Service(service) => What::Service(service),
+            revoke_request::What::Operator(name) => What::Operator(name),
             revoke_request::What::Kid(kid) => What::Kid(kid),
             revoke_request::What::Serial(serial) => What::Serial(serial),
         }))?;
@@ -66,7 +71,7 @@ impl Selector {
             Self::Service(_) | Self::Kid(_) if selector.name().starts_with(control_plane::PREFIX) => {
                 Err(SelectorError::ControlPlane(selector.name().to_owned()))
             }
-            Self::Service(_) | Self::Kid(_) | Self::Serial(_) => Ok(selector),
+            Self::Service(_) | Self::Operator(_) | Self::Kid(_) | Self::Serial(_) => Ok(selector),
         }
     }
 
@@ -77,6 +82,7 @@ impl Selector {
     pub(crate) fn to_lift(request: &LiftRevocationRequest) -> Result<Self, SelectorError> {
         Self::of(request.what.clone().map(|what| match what {
             lift_revocation_request::What::Service(service) => What::Service(service),
+            lift_revocation_request::What::Operator(name) => What::Operator(name),
             lift_revocation_request::What::Kid(kid) => What::Kid(kid),
             lift_revocation_request::What::Serial(serial) => What::Serial(serial),
         }))
@@ -85,6 +91,10 @@ impl Selector {
     pub(super) fn of(what: Option<What>) -> Result<Self, SelectorError> {
         Ok(match what.ok_or(SelectorError::Nothing)? {
             What::Service(service) => Self::Service(ServiceName::try_from(service.as_str())?),
+            What::Operator(name) => {
+                let name = ServiceName::try_from(name.as_str()).map_err(SelectorError::Operator)?;
+                Self::Operator(name.to_string())
+            }
             What::Kid(kid) => Self::Kid(kid.parse().map_err(SelectorError::Kid)?),
             What::Serial(serial) => Self::Serial(normal_serial(&serial).ok_or(SelectorError::Serial)?),
         })
@@ -93,6 +103,7 @@ impl Selector {
     pub(super) fn to_proto(&self) -> What {
         match self {
             Self::Service(service) => What::Service(service.to_string()),
+            Self::Operator(name) => What::Operator(name.clone()),
             Self::Kid(kid) => What::Kid(kid.to_string()),
             Self::Serial(serial) => What::Serial(serial.clone()),
         }
@@ -102,16 +113,17 @@ impl Selector {
         match self {
             Self::Service(service) => service.as_str(),
             Self::Kid(kid) => kid.as_str(),
-            Self::Serial(serial) => serial,
+            Self::Operator(text) | Self::Serial(text) => text,
         }
     }
 }
 
-/// The record's key: "service/NAME", "kid/KID" or "serial/HEX".
+/// The record's key: "service/NAME", "operator/NAME", "kid/KID" or "serial/HEX".
 impl fmt::Display for Selector {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self {
             Self::Service(_) => "service",
+            Self::Operator(_) => "operator",
             Self::Kid(_) => "kid",
             Self::Serial(_) => "serial",
         };

@@ -41,6 +41,10 @@ fn kid(kid: &str) -> Result<Selector, SelectorError> {
     revoke(proto::revoke_request::What::Kid(kid.to_owned()))
 }
 
+fn operator(name: &str) -> Result<Selector, SelectorError> {
+    revoke(proto::revoke_request::What::Operator(name.to_owned()))
+}
+
 fn serial(text: &str) -> Result<Selector, SelectorError> {
     revoke(proto::revoke_request::What::Serial(text.to_owned()))
 }
@@ -66,6 +70,12 @@ fn names_that_break_their_grammar_and_those_of_the_control_plane_are_refused() {
     for refused in [service("tenon-identity"), service("tenon-tcs"), kid("tenon-identity/1"), kid("tenon-tcs/txn-1")] {
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("belongs to the control plane"), "{text}");
+    }
+    // Of an operator the name says nothing about the control plane.
+    assert_eq!(operator("tenon-ada").unwrap().to_string(), "operator/tenon-ada");
+    for text in ["", "Ada", "a/b", "operator/ada"] {
+        let refused = operator(text).unwrap_err();
+        assert!(matches!(refused, SelectorError::Operator(_)), "{text:?}: {refused}");
     }
     let nothing = proto::RevokeRequest { what: None, reason: String::new() };
     assert!(matches!(Selector::to_revoke(&nothing), Err(SelectorError::Nothing)));
@@ -104,6 +114,28 @@ async fn what_is_revoked_is_known_at_once_and_after_a_restart_until_it_is_lifted
     assert!(revocations.lift(&media).await.unwrap().is_none(), "there is none any more");
     assert!(applied.lock().unwrap().services.is_empty());
     assert!(!revocations.names_service(&"media".parse().unwrap()));
+}
+
+#[tokio::test]
+async fn an_operator_is_revoked_by_name_and_no_service_of_that_name_is_until_that_is_lifted() {
+    let Fixture { store, applied, revocations, _dir } = fixture().await;
+    let ada = operator("ada").unwrap();
+    revocations.revoke(&ada, "ann", "stolen", NOW).await.unwrap();
+    assert!(revocations.names_operator("ada") && !revocations.names_operator("ann"));
+    assert!(!revocations.names_service(&"ada".parse().unwrap()));
+    let expected = Revoked { operators: ["ada".to_owned()].into(), ..Revoked::default() };
+    assert_eq!(*applied.lock().unwrap(), expected);
+    drop(revocations);
+
+    let (revocations, applied) = open(&store).await;
+    assert_eq!(*applied.lock().unwrap(), expected, "after a restart too");
+    let listed = revocations.all();
+    assert_eq!(listed[0].what, Some(proto::revocation::What::Operator("ada".to_owned())));
+    assert_eq!(store.kind("revocation").unwrap().snapshot().await.unwrap().records[0].key, "operator/ada");
+    let what = Some(proto::lift_revocation_request::What::Operator("ada".to_owned()));
+    let lifted = Selector::to_lift(&proto::LiftRevocationRequest { what }).unwrap();
+    assert!(revocations.lift(&lifted).await.unwrap().is_some());
+    assert_eq!(*applied.lock().unwrap(), Revoked::default());
 }
 
 #[tokio::test]

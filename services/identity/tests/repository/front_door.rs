@@ -81,7 +81,11 @@ impl Service {
     }
 
     pub fn operator_identity(&self) -> Arc<Identity> {
-        let svid = self.ca.issue_operator("ada", LIFETIME, clock::unix_seconds()).unwrap();
+        self.operator_named("ada")
+    }
+
+    pub fn operator_named(&self, name: &str) -> Arc<Identity> {
+        let svid = self.ca.issue_operator(name, LIFETIME, clock::unix_seconds()).unwrap();
         Identity::new(svid, self.ca.bundle().clone())
     }
 
@@ -170,7 +174,7 @@ impl Service {
     }
 }
 
-fn csr() -> Bytes {
+pub fn csr() -> Bytes {
     let key = KeyPair::generate().unwrap();
     CertificateParams::default().serialize_request(&key).unwrap().der().to_vec().into()
 }

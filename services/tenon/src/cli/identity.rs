@@ -6,19 +6,23 @@ use clap::Args;
 
 use super::{MeshArgs, OutputArgs};
 
-/// End the trust in a service, a key or a certificate, everywhere, within a second.
+/// End the trust in a service, an operator, a key or a certificate, everywhere, within a second.
 ///
-/// Open connections of a revoked service or certificate are closed, calls with a revoked key are refused, and nothing of
-/// it is issued or registered again until the revocation is lifted. Returns when it is durable and prints its revision.
+/// Open connections of a revoked service, operator or certificate are closed, calls with a revoked key are refused, and
+/// nothing of it is issued or registered again until the revocation is lifted. Returns when it is durable and prints its
+/// revision.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon identity revoke --service wiki --reason 'host was stolen'\n  tenon identity revoke --kid wiki/0198a3\n  tenon identity revoke --serial \"$(openssl x509 -in svid.pem -noout -serial)\"\n  tenon identity revoke --lift --service wiki\n  tenon identity revoke --list -o json"
+    after_help = "Examples:\n  tenon identity revoke --service wiki --reason 'host was stolen'\n  tenon identity revoke --operator ann --reason 'laptop was stolen'\n  tenon identity revoke --kid wiki/0198a3\n  tenon identity revoke --serial \"$(openssl x509 -in svid.pem -noout -serial)\"\n  tenon identity revoke --lift --service wiki\n  tenon identity revoke --list -o json"
 )]
-#[group(id = "what", required = true, multiple = false, args = ["service", "kid", "serial", "list"])]
+#[group(id = "what", required = true, multiple = false, args = ["service", "operator", "kid", "serial", "list"])]
 pub struct Revoke {
     /// Every certificate and key of this service.
     #[arg(long, value_name = "NAME")]
     pub service: Option<String>,
+    /// Every certificate of this operator, also those that were renewed: the name at the end of the SPIFFE id.
+    #[arg(long, value_name = "NAME")]
+    pub operator: Option<String>,
     /// This ASAP key, as `tenon identity keys` lists it.
     #[arg(long, value_name = "KID")]
     pub kid: Option<String>,

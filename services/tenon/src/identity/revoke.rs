@@ -12,6 +12,7 @@ use crate::{
     failure::{Answer, Failure},
     operator::{Mesh, Role},
     output::{Output, rfc3339},
+    up::operator_name,
 };
 
 /// A list of revocations: two hundred bytes each.
@@ -31,6 +32,7 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
     let (what, RevokeResponse { epoch, revision, warning }) = if args.lift {
         let what = match kind {
             "service" => lift_revocation_request::What::Service(name.clone()),
+            "operator" => lift_revocation_request::What::Operator(name.clone()),
             "kid" => lift_revocation_request::What::Kid(name.clone()),
             _ => lift_revocation_request::What::Serial(name.clone()),
         };
@@ -41,6 +43,7 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
     } else {
         let what = match kind {
             "service" => revoke_request::What::Service(name.clone()),
+            "operator" => revoke_request::What::Operator(name.clone()),
             "kid" => revoke_request::What::Kid(name.clone()),
             _ => revoke_request::What::Serial(name.clone()),
         };
@@ -48,6 +51,8 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
         let failed = |status| mesh.failure(Role::Identity, &format!("{kind} {name} is not revoked"), &status);
         ("revoked", client.clone().revoke(request).await.map_err(failed)?.into_inner())
     };
+    let warning = [warning, of_tenon_up(kind, &name, args.lift)].into_iter().filter(|text| !text.is_empty());
+    let warning = warning.collect::<Vec<_>>().join("; ");
     if !warning.is_empty() {
         // Also with JSON, and where a pipe takes the output.
         let _ = writeln!(std::io::stderr(), "warning: {warning}");
@@ -65,11 +70,23 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
     Ok(Answer::Yes)
 }
 
+/// What to know when the operator is the one that `tenon up` of this user makes a certificate for.
+fn of_tenon_up(kind: &str, name: &str, lift: bool) -> String {
+    if lift || kind != "operator" || name != operator_name() {
+        return String::new();
+    }
+    "`tenon up` works under this name when you start it ($USER), and is refused until another operator lifts this"
+        .to_owned()
+}
+
 /// What the flags name; clap lets exactly one through.
 fn selected(args: &Revoke) -> Result<(&'static str, String), Failure> {
-    let flags = [("service", &args.service), ("kid", &args.kid), ("serial", &args.serial)];
+    let flags =
+        [("service", &args.service), ("operator", &args.operator), ("kid", &args.kid), ("serial", &args.serial)];
     let named = flags.into_iter().find_map(|(kind, name)| Some((kind, name.clone()?)));
-    named.ok_or_else(|| Failure::usage("nothing is named").next("name a --service, a --kid or a --serial"))
+    named.ok_or_else(|| {
+        Failure::usage("nothing is named").next("name a --service, an --operator, a --kid or a --serial")
+    })
 }
 
 async fn list(
@@ -115,8 +132,25 @@ async fn list(
 fn shown(revocation: &Revocation) -> (&'static str, &str) {
     match &revocation.what {
         Some(revocation::What::Service(service)) => ("service", service),
+        Some(revocation::What::Operator(name)) => ("operator", name),
         Some(revocation::What::Kid(kid)) => ("kid", kid),
         Some(revocation::What::Serial(serial)) => ("serial", serial),
         None => ("unknown", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whoever_revokes_the_operator_of_tenon_up_is_warned_of_that() {
+        let own = operator_name();
+        assert!(of_tenon_up("operator", &own, false).contains("tenon up"));
+        for (kind, name, lift) in
+            [("operator", own.as_str(), true), ("service", &own, false), ("operator", "x-nobody", false)]
+        {
+            assert_eq!(of_tenon_up(kind, name, lift), "", "{kind} {name}");
+        }
     }
 }

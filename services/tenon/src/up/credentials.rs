@@ -157,7 +157,7 @@ fn issue(ca: &Ca, operator: &str, now: u64) -> Result<Svid, Failure> {
 }
 
 /// The user, so that the policy service can say who applied what; `operator` when the name cannot stand in an SVID.
-fn operator_name() -> String {
+pub fn operator_name() -> String {
     let user = std::env::var("USER").unwrap_or_default().to_lowercase();
     ServiceName::try_from(user.as_str()).map_or_else(|_| "operator".to_owned(), |name| name.to_string())
 }

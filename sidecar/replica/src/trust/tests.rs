@@ -68,7 +68,7 @@ fn where_roots_come_from_elsewhere_only_rotations_are_taken() {
 
 #[test]
 fn revocations_come_one_by_one_and_are_lifted_again() {
-    use proto::revocation::What::{Kid, Serial, Service};
+    use proto::revocation::What::{Kid, Operator, Serial, Service};
     let identity = Ca::new("demo.example").identity("media");
     let mut changes = identity.changes();
     let mut take = take_revocations(Arc::clone(&identity));
@@ -80,7 +80,14 @@ fn revocations_come_one_by_one_and_are_lifted_again() {
     take(Event::Changed { key: "kid/wiki/1", old: None, new: Some(&kid) });
     take(Event::Changed { key: "serial/ab12", old: None, new: Some(&serial) });
     let revoked = identity.revoked();
+    assert!(revoked.operators.is_empty());
     assert!(revoked.kids.contains("wiki/1") && revoked.serials.contains("ab12") && revoked.services.contains("wiki"));
+
+    let operator = revocation(Operator("ada".into()));
+    take(Event::Changed { key: "operator/ada", old: None, new: Some(&operator) });
+    assert!(identity.revoked().operators.contains("ada") && !identity.revoked().services.contains("ada"));
+    take(Event::Changed { key: "operator/ada", old: None, new: None });
+    assert!(identity.revoked().operators.is_empty());
 
     take(Event::Changed { key: "service/wiki", old: None, new: None });
     assert!(identity.revoked().services.is_empty());

@@ -134,6 +134,33 @@ async fn the_open_streams_of_a_revoked_caller_end_at_once_and_those_of_others_go
 }
 
 #[tokio::test]
+async fn a_revoked_operator_is_cut_off_whichever_certificate_it_shows_and_nobody_of_the_same_name_is() {
+    let ca = Arc::new(Ca::new("demo.example"));
+    let running = Fake::new(&ca).start().await;
+    let (ada, namesake) = (ca.operator_identity("ada"), ca.identity("ada"));
+    let mut of_ada = watch(identified(&running, &ada)).await;
+    let mut of_ann = watch(identified(&running, &ca.operator_identity("ann"))).await;
+    let mut of_namesake = watch(identified(&running, &namesake)).await;
+    let mut client = HealthClient::new(identified(&running, &ada));
+    client.check(HealthCheckRequest::default()).await.unwrap();
+
+    running.identity.set_revoked(Revoked { operators: ["ada".to_owned()].into(), ..Revoked::default() });
+    let ended = tokio::time::timeout(Duration::from_millis(900), of_ada.message()).await.expect("ended in time");
+    ended.expect_err("the connection is closed");
+    assert!(of_ann.message().now_or_never().is_none(), "another operator's stream goes on");
+    assert!(of_namesake.message().now_or_never().is_none(), "so does that of a service of this name");
+    for _ in 0..2 {
+        client.check(HealthCheckRequest::default()).await.expect_err("revoked");
+    }
+    let renewed = identified(&running, &ca.operator_identity("ada"));
+    HealthClient::new(renewed).check(HealthCheckRequest::default()).await.expect_err("another certificate of it");
+
+    running.identity.set_revoked(Revoked::default());
+    watch(identified(&running, &ada)).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_channel_to_a_server_that_is_revoked_ends_its_streams_and_connects_no_more() {
     let ca = Arc::new(Ca::new("demo.example"));
     let running = Fake::new(&ca).start().await;
