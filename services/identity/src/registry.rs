@@ -281,6 +281,11 @@ impl Registry {
         publisher.map(Publisher::acknowledged).unwrap_or_default()
     }
 
+    /// An instance has ended as it should. One that starts again confirms what it holds, and is known again.
+    pub(crate) async fn left(&self, service: &ServiceName, name: &str) {
+        self.forget(vec![format!("{service}/{name}")]).await;
+    }
+
     /// Forgets those whose SVIDs have ended. Says how many.
     pub(crate) async fn prune(&self, now: u64) -> usize {
         let ended: Vec<_> = {

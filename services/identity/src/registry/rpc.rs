@@ -18,10 +18,15 @@ pub(crate) async fn confirm(
     now: u64,
 ) -> Result<ConfirmResponse, Status> {
     let service = peer.id.service_name().ok_or_else(|| Status::permission_denied("only services confirm"))?;
-    let ConfirmRequest { asap_key, instance, issuing_authority, svid_not_after_unix_seconds: not_after } = request;
+    let ConfirmRequest { asap_key, instance, issuing_authority, svid_not_after_unix_seconds: not_after, leaving } =
+        request;
     let name = Registry::name(instance)?.unwrap_or_else(|| Registry::unnamed(&peer.serial));
     if ![0, 32].contains(&issuing_authority.len()) {
         return Err(Status::invalid_argument("issuing_authority is a SHA-256, of 32 bytes"));
+    }
+    if leaving {
+        authority.registry.left(service, &name).await;
+        return Ok(ConfirmResponse::default());
     }
     let key = ServiceKey::parse(asap_key, service).map_err(AdmitError::from)?;
     let position = authority.keys.confirm(&key, now).await?;

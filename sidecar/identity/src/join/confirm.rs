@@ -16,10 +16,20 @@ use crate::grpc;
 /// The least time between two confirmations, however often one is asked for.
 const LEAST: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 500 });
 
+/// How long the end of a process may be held up by saying good-bye.
+const GOOD_BYE: Duration = Duration::from_secs(1);
+
 /// Confirms the key that signs every minute until `shutdown`; at once at the start, with a new SVID, with a new key, and
-/// whenever somebody asks for it.
+/// whenever somebody asks for it. At the end it says that this process need not be waited for.
 pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
     let mut line = Line::new(Arc::clone(&member));
+    stay(&member, &mut line, &shutdown).await;
+    // Whoever is not heard is waited for until its SVID has ended, as one that was killed is.
+    let key = Arc::clone(&member.key.borrow());
+    let _not_heard = tokio::time::timeout(GOOD_BYE, line.leave(&key)).await;
+}
+
+async fn stay(member: &Arc<Membership>, line: &mut Line, shutdown: &CancellationToken) {
     let mut pause = None;
     loop {
         let key = Arc::clone(&member.key.borrow());
@@ -43,7 +53,7 @@ pub(super) async fn run(member: Arc<Membership>, shutdown: CancellationToken) {
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
-            () = asked(&member, &line, &key) => {}
+            () = asked(member, line, &key) => {}
         }
     }
 }
@@ -83,12 +93,22 @@ impl Line {
         if self.is_old() {
             (self.channel, self.serial) = open(&self.member);
         }
+        self.send(key, false).await
+    }
+
+    /// Says that this process ends.
+    async fn leave(&mut self, key: &SigningKey) -> Result<ConfirmResponse, JoinError> {
+        self.send(key, true).await
+    }
+
+    async fn send(&self, key: &SigningKey, leaving: bool) -> Result<ConfirmResponse, JoinError> {
         let svid = self.member.identity.svid();
         let request = ConfirmRequest {
             asap_key: Some(attest::public_half(key)),
             instance: self.member.instance.to_string(),
             issuing_authority: svid.issuing_authority().map(|hash| hash.to_vec().into()).unwrap_or_default(),
             svid_not_after_unix_seconds: svid.not_after(),
+            leaving,
         };
         let mut client = attest::client(self.channel.clone());
         attest::deadline(client.confirm(request)).await.map_err(|status| JoinError::Call {

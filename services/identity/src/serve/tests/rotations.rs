@@ -145,10 +145,21 @@ async fn an_instance_that_does_not_follow_holds_up_the_activation_and_is_named()
     let (_, leaf) = X509Certificate::from_der(&answer.chain[0]).unwrap();
     let svid_not_after_unix_seconds = leaf.validity().not_after.timestamp().try_into().unwrap();
     let asap_key = Some(asap_key);
-    let confirm = ConfirmRequest { asap_key, instance, issuing_authority, svid_not_after_unix_seconds };
+    let confirm = ConfirmRequest { asap_key, instance, issuing_authority, svid_not_after_unix_seconds, leaving: false };
     client.confirm(confirm).await.unwrap();
     assert!(service.rotate(Step::RootActivate).await.unwrap().done);
     media.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_for_an_instance_that_has_ended_as_it_should() {
+    let service = Service::start().await;
+    let wiki = Member::start(&service, "wiki").await;
+    wiki.stop().await;
+    assert!(service.rotate(Step::RootPrepare).await.unwrap().done);
+    let activated = service.rotate(Step::RootActivate).await.unwrap();
+    assert!(activated.done, "{activated:?}");
     service.stop().await;
 }
 
@@ -261,6 +272,7 @@ async fn a_lost_store_is_filled_again_before_anybody_sees_its_keys() {
         instance: media.instance.to_string(),
         issuing_authority: media.identity.svid().issuing_authority().unwrap().to_vec().into(),
         svid_not_after_unix_seconds: media.identity.svid().not_after(),
+        leaving: false,
     };
     client.confirm(confirm).await.unwrap();
     let mut positions = keys.subscribe();
