@@ -257,7 +257,7 @@ mod tests {
                 Status::resource_exhausted("no room left on the disk of the store"),
                 "make room on the disk of the data folder and repeat",
             ),
-            (Status::permission_denied("no operator"), "with --data"),
+            (Status::permission_denied("no operator"), "correct what it names"),
         ] {
             let failure = mesh.failure(Role::Tcs, "nothing was imported", &status).to_string();
             assert!(failure.contains(says) && failure.contains(status.message()), "{failure}");
