@@ -164,7 +164,9 @@ fn reflection(services: &[&'static str]) -> tonic_reflection::server::Builder<'s
 pub fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr).init();
+    // What cannot be logged is dropped: complaining about it where it cannot be written either is a panic of whoever logs.
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(io::stderr);
+    logs.log_internal_errors(false).init();
 }
 
 /// A token that is cancelled by SIGTERM or Ctrl-C.

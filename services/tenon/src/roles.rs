@@ -96,7 +96,9 @@ fn serve(role: Role, work: impl AsyncFnOnce(CancellationToken) -> Result<(), Fai
 
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
+    // What cannot be logged is dropped: complaining about it where it cannot be written either is a panic of whoever logs.
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour);
+    logs.log_internal_errors(false).init();
     let runtime = tokio::runtime::Runtime::new().map_err(|error| {
         Failure::new(format!("cannot start: {error}")).next("free some memory and file descriptors")
     })?;
