@@ -2,8 +2,8 @@
 //! ever appended to.
 //!
 //! Who grants something records it first and grants nothing when it cannot be recorded ([`Audit::record`]: a full disk
-//! stops issuing). Who takes something away or refuses does not depend on it ([`Audit::note`]: a full disk stops no
-//! revocation). A line is with the operating system when `record` returns; it outlives this process, and the last lines
+//! stops issuing). Who takes something away or refuses does not depend on it ([`Audit::note`]: a log without room
+//! stops no revocation; a store without room does). A line is with the operating system when `record` returns; it outlives this process, and the last lines
 //! may not outlive the machine's power. Never a token, never a private key.
 
 use std::fs::{self, File, OpenOptions};
