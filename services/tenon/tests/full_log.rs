@@ -1,7 +1,5 @@
 //! A role whose log cannot be written, since the disk that it goes to is full.
 
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-
 use std::{
     fs,
     net::{TcpListener, TcpStream},
@@ -11,6 +9,7 @@ use std::{
 };
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the state of another process cannot be awaited")]
 fn a_role_that_cannot_write_its_log_serves_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
