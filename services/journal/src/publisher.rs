@@ -213,6 +213,8 @@ impl Publisher {
             head: Some(self.inner.journal.head().await?.into()),
             records: self.inner.journal.count().await?,
             followers: self.inner.followers.list(),
+            alarms: Vec::new(),
+            guard_rules: None,
         })
     }
 }

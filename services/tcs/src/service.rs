@@ -8,7 +8,7 @@ use tenon_proto::tcs::v1::tenant_context::Status as TenantStatus;
 use tenon_proto::tcs::v1::tenants_server::Tenants;
 use tenon_proto::tcs::v1::{
     DeleteRequest, GetRequest, ImportRequest, ImportResponse, ListRequest, SuspendRequest, TenantContext,
-    UnsuspendRequest, WriteResponse,
+    UnsuspendRequest, WatchRequest, WatchResponse, WriteResponse,
 };
 use tokio_stream::{Iter, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -24,6 +24,7 @@ pub(crate) const TENANTS_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.tcs.v1.Tenants/Suspend", who: Who::Operators },
     Rpc { path: "/tenon.tcs.v1.Tenants/Unsuspend", who: Who::Operators },
     Rpc { path: "/tenon.tcs.v1.Tenants/Delete", who: Who::Operators },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Watch", who: Who::Operators },
 ];
 
 /// Decoded as they are sent, so that a list of any length takes the memory of the encoded records alone.
@@ -91,6 +92,12 @@ impl Tenants for TenantsService {
         let (operator, id) = (operator(&request), request.into_inner().tenant_id);
         let position = self.store.delete(id.clone()).await?;
         Ok(written(&operator, &id, "deleted", position))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 }
 

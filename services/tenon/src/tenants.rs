@@ -45,7 +45,7 @@ async fn get(args: GetTenant) -> Result<Answer, Failure> {
         (None, None) => return Err(Failure::usage("no tenant named").next("give its id, or a host with --host")),
     };
     let tenant = client(&mesh)
-        .get(GetRequest { by: Some(by) })
+        .get(GetRequest { by: Some(by), at_least: None })
         .await
         .map_err(|status| unknown(&mesh, &name, &status))?
         .into_inner();

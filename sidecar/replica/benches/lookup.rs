@@ -66,7 +66,7 @@ impl Parent for Million {
             })
             .collect();
         let position = Some(Position { epoch: 1, revision: 1 }.into());
-        let start = Response::SnapshotStart(SnapshotStart { position, view: String::new() });
+        let start = Response::SnapshotStart(SnapshotStart { position, ..SnapshotStart::default() });
         let end = Response::SnapshotEnd(SnapshotEnd { records: RECORDS as u64, digest: digest.fold().to_vec().into() });
         let chunks: Vec<Response> = records
             .chunks(1_000)

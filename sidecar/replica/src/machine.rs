@@ -105,6 +105,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             resume: resume.map(Into::into),
             instance: instance.to_owned(),
             view: ledger.view.as_ref().to_owned(),
+            bucket_digests: Bytes::new(),
         }))
     }
 
@@ -116,8 +117,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             Some(Response::SnapshotEnd(end)) => self.snapshot_end(&end),
             Some(Response::Delta(delta)) => self.delta(delta),
             Some(Response::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
-            // A message of a newer protocol: what it would have changed shows in the digest.
-            None => Ok(None),
+            // Not understood yet, or of a newer protocol: what it would have changed shows in the digest.
+            Some(Response::GuardRules(_)) | None => Ok(None),
         }
     }
 

@@ -32,6 +32,7 @@ impl Followers {
             acknowledged: None,
             nack: String::new(),
             connected_unix_seconds: since.as_secs(),
+            mode: 0,
         };
         let mut all = self.all();
         let id = all.next;

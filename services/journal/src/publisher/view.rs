@@ -310,7 +310,7 @@ fn assemble(epoch: u64, previous: u64, revision: u64, changes: &[&Slot], bytes: 
 impl Frozen {
     pub(super) fn start(&self) -> Bytes {
         let (position, view) = (Some(self.position.into()), self.view.as_ref().to_owned());
-        encode(Response::SnapshotStart(SnapshotStart { position, view }))
+        encode(Response::SnapshotStart(SnapshotStart { position, view, ..SnapshotStart::default() }))
     }
 
     /// The chunk that begins with record `from`, and where the next one begins; nothing after the last.

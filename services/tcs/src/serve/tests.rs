@@ -163,7 +163,7 @@ fn products(tenant: &TenantContext) -> Vec<&str> {
 }
 
 fn by_id(id: &str) -> GetRequest {
-    GetRequest { by: Some(By::TenantId(id.to_owned())) }
+    GetRequest { by: Some(By::TenantId(id.to_owned())), at_least: None }
 }
 
 #[test]
@@ -233,7 +233,7 @@ async fn operators_write_and_read_tenants() {
 
     let found = operator.get(by_id("acme")).await.unwrap().into_inner();
     assert_eq!(found, TenantContext { revision: 1, ..acme() });
-    let by_host = GetRequest { by: Some(By::Host("Acme.EXAMPLE".to_owned())) };
+    let by_host = GetRequest { by: Some(By::Host("Acme.EXAMPLE".to_owned())), at_least: None };
     assert_eq!(operator.get(by_host).await.unwrap().into_inner(), found);
 
     let mut listed = operator.list(ListRequest { region: "eu-west".to_owned() }).await.unwrap().into_inner();
@@ -251,14 +251,14 @@ async fn operators_write_and_read_tenants() {
 
     for status in [
         operator.get(by_id("acme")).await.unwrap_err(),
-        operator.get(GetRequest { by: Some(By::Host("acme.example".to_owned())) }).await.unwrap_err(),
+        operator.get(GetRequest { by: Some(By::Host("acme.example".to_owned())), at_least: None }).await.unwrap_err(),
         operator.suspend(SuspendRequest { tenant_id: tenant_id.clone() }).await.unwrap_err(),
         operator.unsuspend(UnsuspendRequest { tenant_id: tenant_id.clone() }).await.unwrap_err(),
         operator.delete(DeleteRequest { tenant_id }).await.unwrap_err(),
     ] {
         assert_eq!(status.code(), Code::NotFound, "{status}");
     }
-    let unnamed = operator.get(GetRequest { by: None }).await.unwrap_err();
+    let unnamed = operator.get(GetRequest { by: None, at_least: None }).await.unwrap_err();
     assert_eq!(unnamed.code(), Code::InvalidArgument);
     mesh.stop().await;
 }

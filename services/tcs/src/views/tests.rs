@@ -43,6 +43,7 @@ fn acme() -> TenantContext {
         region: "us-east".to_owned(),
         products: ["issues", "media", "wiki"].map(|name| (name.to_owned(), Product::default())).into(),
         settings: [("theme".to_owned(), "dark".to_owned())].into(),
+        r#move: None,
     }
 }
 

@@ -163,11 +163,18 @@ mod tests {
             acknowledged: Some(Position { epoch: 5, revision }),
             nack: nack.into(),
             connected_unix_seconds: 1,
+            mode: 1,
         }
     }
 
     fn status(followers: Vec<FollowerStatus>) -> KindStatus {
-        KindStatus { kind: "tenant".into(), head: Some(Position { epoch: 5, revision: 9 }), records: 3, followers }
+        KindStatus {
+            kind: "tenant".into(),
+            head: Some(Position { epoch: 5, revision: 9 }),
+            records: 3,
+            followers,
+            ..KindStatus::default()
+        }
     }
 
     #[test]

@@ -72,7 +72,7 @@ async fn online(args: &Explain) -> Result<Model, Failure> {
     let tenants = match &args.tenant {
         None => Vec::new(),
         Some(id) => {
-            let request = GetRequest { by: Some(By::TenantId(id.clone())) };
+            let request = GetRequest { by: Some(By::TenantId(id.clone())), at_least: None };
             match TenantsClient::new(mesh.tcs()).get(request).await {
                 Ok(tenant) => vec![tenant.into_inner()],
                 // A tenant that does not exist, or whose id cannot be one: unknown to the sidecars too.

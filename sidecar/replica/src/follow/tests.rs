@@ -40,7 +40,10 @@ impl Stream {
             .map(|number| Record { key: format!("key-{number}"), revision: 1, value: Bytes::from_static(b"v") })
             .collect();
         let digest = digest(records.iter().map(|record| (record.key.as_str(), record.revision, &record.value[..])));
-        self.send(Response::SnapshotStart(SnapshotStart { position: Some(position.into()), view: String::new() }));
+        self.send(Response::SnapshotStart(SnapshotStart {
+            position: Some(position.into()),
+            ..SnapshotStart::default()
+        }));
         self.send(Response::SnapshotChunk(SnapshotChunk { records }));
         self.send(Response::SnapshotEnd(SnapshotEnd { records: keys, digest: digest.to_vec().into() }));
     }

@@ -94,7 +94,11 @@ impl Fixture {
 }
 
 fn start(position: Position) -> Response {
-    Response::SnapshotStart(SnapshotStart { position: Some(position.into()), view: "all".to_owned() })
+    Response::SnapshotStart(SnapshotStart {
+        position: Some(position.into()),
+        view: "all".to_owned(),
+        ..SnapshotStart::default()
+    })
 }
 
 fn chunk(records: Records<'_>) -> Response {
