@@ -3,7 +3,9 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use tenon_proto::replication::v1::{FollowRequest, FollowResponse, replication_client::ReplicationClient};
+use tenon_proto::replication::v1::{
+    FetchRequest, FetchResponse, FollowRequest, FollowResponse, replication_client::ReplicationClient,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
@@ -22,6 +24,14 @@ pub trait Parent: Send + Sync + 'static {
     /// # Errors
     /// The status with which the parent refused, or why it could not be reached.
     async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status>;
+
+    /// Asks for single records, as a follower in on-demand mode does. A parent that has no such thing says UNIMPLEMENTED.
+    ///
+    /// # Errors
+    /// The status with which the parent refused, or why it could not be reached.
+    async fn fetch(&self, _request: FetchRequest) -> Result<FetchResponse, Status> {
+        Err(Status::unimplemented("this parent answers for no single keys"))
+    }
 }
 
 #[tonic::async_trait]
@@ -30,5 +40,10 @@ impl Parent for Channel {
         let mut client = ReplicationClient::new(self.clone()).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
         let response = client.follow(ReceiverStream::new(requests)).await?;
         Ok(Box::pin(response.into_inner()))
+    }
+
+    async fn fetch(&self, request: FetchRequest) -> Result<FetchResponse, Status> {
+        let mut client = ReplicationClient::new(self.clone()).max_decoding_message_size(LARGEST_MESSAGE_BYTES);
+        Ok(client.fetch(request).await?.into_inner())
     }
 }
