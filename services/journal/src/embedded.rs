@@ -303,7 +303,7 @@ impl Names {
             let (revision, found) = found?;
             let (key, value) = found.value();
             let value = value.map(|value| value.to_vec().into());
-            entries.push(Entry { key: key.to_owned(), revision: revision.value(), value });
+            entries.push(Entry { key: key.to_owned(), revision: revision.value(), value, at_unix_ms: 0 });
         }
         Ok((!entries.is_empty()).then_some(entries))
     }
@@ -395,9 +395,9 @@ fn present<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
 fn failed(error: redb::Error) -> AppendError {
     let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
     if matches!(&error, redb::Error::Io(cause) if full(cause)) {
-        AppendError::Full(error)
+        AppendError::Full(error.into())
     } else {
-        AppendError::Failed(error)
+        AppendError::Failed(error.into())
     }
 }
 

@@ -29,7 +29,7 @@ pub trait Journal: Send + Sync + 'static {
     /// Returns the position of the last write; of the head when there are none.
     ///
     /// # Errors
-    /// [`AppendError`]; then nothing has changed.
+    /// [`AppendError`]; then nothing has changed, but for [`AppendError::Unconfirmed`].
     async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError>;
 
     /// The present record of `key`.
@@ -125,7 +125,12 @@ pub struct Entry {
     pub revision: u64,
     /// Absent: the record went.
     pub value: Option<Bytes>,
+    /// When it was written, by the clock of who wrote it, which may have been wrong: Unix milliseconds. 0: not known.
+    pub at_unix_ms: u64,
 }
+
+/// What a store's own library says went wrong.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -139,15 +144,24 @@ pub enum AppendError {
         actual: Option<u64>,
     },
     #[error("no room left on the disk of the store: free some, then write again; nothing has changed")]
-    Full(#[source] redb::Error),
+    Full(#[source] Cause),
     #[error("the store cannot be written; nothing has changed")]
-    Failed(#[source] redb::Error),
+    Failed(#[source] Cause),
+    /// The store was asked to write and did not answer. Never of an [`Embedded`] store.
+    #[error("the store did not confirm the write, which may have been made: read before you write again")]
+    Unconfirmed(#[source] Cause),
 }
 
 /// The store cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("the store cannot be read")]
-pub struct ReadError(#[from] pub redb::Error);
+pub struct ReadError(#[source] pub Cause);
+
+impl From<redb::Error> for ReadError {
+    fn from(error: redb::Error) -> Self {
+        Self(error.into())
+    }
+}
 
 /// Why a tail ended.
 #[derive(Debug, thiserror::Error)]

@@ -248,6 +248,7 @@ async fn take_all(
         key: record.key,
         revision: record.revision,
         value: Some(record.value),
+        at_unix_ms: 0,
     });
     apply(published, News::All(entries.collect()));
     Ok(snapshot.position)
@@ -326,8 +327,10 @@ mod tests {
     async fn every_key_of_a_revoked_service_is_gone_before_its_record_is_however_many_slashes_its_id_has() {
         let Fixture { published, _dir, .. } = fixture().await;
         let key = SigningKey::generate("media").unwrap();
-        let entry =
-            |kid: &str| Entry { key: kid.to_owned(), revision: 1, value: Some(record(&key, KeyUse::Unspecified)) };
+        let entry = |kid: &str| {
+            let value = Some(record(&key, KeyUse::Unspecified));
+            Entry { key: kid.to_owned(), revision: 1, value, at_unix_ms: 0 }
+        };
         published.apply_keys(News::All(["media/1", "media/a/b", "issues/1"].map(entry).into()));
         let media = crate::revocations::Selector::Service("media".parse().unwrap());
         published.revocations.revoke(&media, "ann", "", 1).await.unwrap();

@@ -93,7 +93,7 @@ async fn a_tail_gives_what_was_written_and_then_what_is_being_written() {
     let mut tail = journal.tail(Position::new(first.epoch, 1));
     let entry = |revision, key: &str, value: Option<&str>| {
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-        Entry { key: key.to_owned(), revision, value }
+        Entry { key: key.to_owned(), revision, value, at_unix_ms: 0 }
     };
     assert_eq!(tail.next().await.unwrap().unwrap(), [entry(2, "a", None)]);
     let (written, next) = tokio::join!(journal.append(vec![put("b", "1")]), tail.next());
@@ -335,7 +335,7 @@ proptest! {
             assert_eq!(journal.snapshot().await.unwrap(), Snapshot { position, records: wanted.clone() });
             let (mut tail, mut replayed, mut at) = (journal.tail(Position::new(epoch, 0)), std::collections::BTreeMap::new(), 0);
             while at < revision {
-                for Entry { key, revision, value } in tail.next().await.unwrap().unwrap() {
+                for Entry { key, revision, value, .. } in tail.next().await.unwrap().unwrap() {
                     assert_eq!(revision, at + 1);
                     at = revision;
                     replayed.remove(&key);

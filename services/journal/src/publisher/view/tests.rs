@@ -7,7 +7,7 @@ fn view(settings: Settings) -> View {
 }
 
 fn entry(revision: u64, key: &str, value: Option<Vec<u8>>) -> Entry {
-    Entry { key: key.to_owned(), revision, value: value.map(Bytes::from) }
+    Entry { key: key.to_owned(), revision, value: value.map(Bytes::from), at_unix_ms: 0 }
 }
 
 fn decoded(message: &Bytes) -> Response {
