@@ -10,4 +10,4 @@ mod staged;
 mod store;
 mod views;
 
-pub use serve::{AUTHORIZATION, Config, ServeError, serve};
+pub use serve::{AUTHORIZATION, Config, Role, ServeError, serve};

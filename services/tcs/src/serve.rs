@@ -35,9 +35,10 @@ pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
 pub struct Config {
     /// Where it serves gRPC.
     pub listener: TcpListener,
-    /// File of the embedded store.
-    pub store: PathBuf,
-    /// Folder for what it keeps of other services' state: the routes that say which product each service is.
+    /// Where its tenants come from.
+    pub role: Role,
+    /// Folder for what it keeps of other services' state: the routes that say which product each service is, and, of a
+    /// relay, the tenants.
     pub state_dir: PathBuf,
     /// Its own identity, kept renewed by the caller.
     pub identity: Arc<Identity>,
@@ -45,6 +46,21 @@ pub struct Config {
     pub instance: Arc<str>,
     /// The policy service, whose routes it follows.
     pub policy: SocketAddr,
+}
+
+/// Where a TCS has its tenants from.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// It writes the truth.
+    Leader {
+        /// File of the embedded store.
+        store: PathBuf,
+    },
+    /// It follows others and serves what they say; it takes no writes.
+    Relay {
+        /// One or more: two are followed at once. Writes are refused with a word of them.
+        parents: Vec<SocketAddr>,
+    },
 }
 
 /// Why the TCS could not start, or why it ended.
@@ -74,7 +90,10 @@ pub enum ServeError {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, store, state_dir, identity, instance, policy } = config;
+    let Config { listener, role, state_dir, identity, instance, policy } = config;
+    let Role::Leader { store } = role else {
+        return Err(ServeError::Server(io::Error::from(io::ErrorKind::Unsupported)));
+    };
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();

@@ -62,7 +62,7 @@ pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
         let joined = join(Role::Tcs, &args.join, &args.role, &shutdown).await?;
         let config = tcs::Config {
             listener,
-            store: store(args.store.path())?,
+            role: tcs::Role::Leader { store: store(args.store.path())? },
             state_dir: args.role.state_dir,
             identity: joined.identity,
             instance: joined.instance,

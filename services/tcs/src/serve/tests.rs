@@ -47,7 +47,7 @@ impl Mesh {
         mesh.address = listener.local_addr().unwrap();
         let config = Config {
             listener,
-            store: mesh.dir.path().join("tcs/store.redb"),
+            role: Role::Leader { store: mesh.dir.path().join("tcs/store.redb") },
             state_dir: mesh.dir.path().join("tcs/state"),
             identity: mesh.ca.identity(control_plane::TCS),
             instance: "tenon-tcs-0123456789abcdef".into(),
@@ -347,7 +347,7 @@ async fn a_store_that_is_in_use_is_named() {
     mesh.import(vec![]).await.unwrap();
     let config = Config {
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        store: mesh.dir.path().join("tcs/store.redb"),
+        role: Role::Leader { store: mesh.dir.path().join("tcs/store.redb") },
         state_dir: mesh.dir.path().join("other"),
         identity: mesh.ca.identity(control_plane::TCS),
         instance: "tenon-tcs-0123456789abcdef".into(),
