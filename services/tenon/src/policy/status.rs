@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use tenon_proto::policy::v1::{Attestor, DescribeResponse};
+use tenon_proto::policy::v1::{Attestor, DescribeResponse, Route};
 
 use super::{Shown, describe, describe_policy};
 use crate::{
@@ -57,7 +57,8 @@ fn status_json(described: &DescribeResponse) -> serde_json::Value {
                 "service": service.service,
                 "product": (!service.product.is_empty()).then_some(&service.product),
                 "originates": service.originates,
-                "requestsTransactionTokens": requests_transaction_tokens(described, &service.service),
+                "requestsTransactionTokens": says(described, &service.service, |route| route.requests_transaction_tokens),
+                "managesTenants": says(described, &service.service, |route| route.manages_tenants),
                 "rules": service.rules.iter().map(|rule| serde_json::json!({
                     "allowlist": rule.allowlist, "rule": rule.name, "callers": rule.callers, "paths": rule.paths,
                     "audit": rule.audit, "source": rule.source,
@@ -98,9 +99,9 @@ fn status_json(described: &DescribeResponse) -> serde_json::Value {
     })
 }
 
-/// What `requestsTransactionTokens` says in the policy in force.
-fn requests_transaction_tokens(described: &DescribeResponse, service: &str) -> bool {
-    described.routes.iter().any(|route| route.service == service && route.requests_transaction_tokens)
+/// What a service's route says in the policy in force.
+fn says(described: &DescribeResponse, service: &str, what: impl Fn(&Route) -> bool) -> bool {
+    described.routes.iter().any(|route| route.service == service && what(route))
 }
 
 /// Who comes from outside: clients with the services whose rules name them, and attestors with the services they attest.
@@ -152,7 +153,7 @@ fn quarantined(described: &DescribeResponse, service: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tenon_proto::policy::v1::{AttestorRule, ExternalClient, Route, ServicePolicy};
+    use tenon_proto::policy::v1::{AttestorRule, ExternalClient, ServicePolicy};
 
     use super::*;
 
@@ -172,7 +173,10 @@ mod tests {
         let rule = |service: &str| AttestorRule { service: service.into(), ..Default::default() };
         let described = DescribeResponse {
             services: vec![service("issues"), service("media")],
-            routes: vec![Route { service: "media".into(), requests_transaction_tokens: true, ..Default::default() }],
+            routes: vec![
+                Route { service: "media".into(), requests_transaction_tokens: true, ..Default::default() },
+                Route { service: "issues".into(), manages_tenants: true, ..Default::default() },
+            ],
             attestors: vec![Attestor {
                 name: "kubernetes".into(),
                 issuer: "https://k8s.example".into(),
@@ -191,6 +195,8 @@ mod tests {
         let json = status_json(&described);
         let requests = |index: usize| json["services"][index]["requestsTransactionTokens"].as_bool();
         assert_eq!((requests(0), requests(1)), (Some(false), Some(true)));
+        let manages = |index: usize| json["services"][index]["managesTenants"].as_bool();
+        assert_eq!((manages(0), manages(1)), (Some(true), Some(false)));
         assert_eq!(json["services"][0]["externalClients"][0]["issuer"], "partner/billing");
         assert_eq!(json["attestors"][0]["rules"][1]["service"], "media");
         assert_eq!(json["attestors"][0]["jwksUri"], serde_json::Value::Null);
