@@ -58,6 +58,8 @@ pub mod issues {
 /// Names of the replicated kinds, as they stand in `Start.kind`.
 pub mod kind {
     pub const TENANT: &str = "tenant";
+    /// The guard of the map of tenants, in the store of the TCS; not followed as a kind of its own.
+    pub const TENANT_GUARD: &str = "tenant_guard";
     pub const ALLOWLIST: &str = "allowlist";
     pub const ROUTE: &str = "route";
     pub const ENDPOINT: &str = "endpoint";
