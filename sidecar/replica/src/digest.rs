@@ -1,5 +1,6 @@
 //! The digest by which two sides notice that their maps differ.
 
+use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128, xxh3_128_with_seed};
 
 /// Number of parts of the key space, each with a sum of its own, so that a difference can be narrowed to one of them.
@@ -12,13 +13,15 @@ pub const BUCKETS: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest {
     buckets: Box<[u128; BUCKETS]>,
+    /// Records of each bucket, so that one bucket can take the place of another.
+    counts: Box<[u64; BUCKETS]>,
     /// Records held, since two maps of different size never agree.
     records: u64,
 }
 
 impl Default for Digest {
     fn default() -> Self {
-        Self { buckets: Box::new([0; BUCKETS]), records: 0 }
+        Self { buckets: Box::new([0; BUCKETS]), counts: Box::new([0; BUCKETS]), records: 0 }
     }
 }
 
@@ -30,15 +33,17 @@ impl Digest {
 
     /// Takes a record in that was not held.
     pub fn add(&mut self, key: &str, revision: u64, value: &[u8]) {
-        let bucket = &mut self.buckets[Self::bucket_of(key)];
-        *bucket = bucket.wrapping_add(record(key, revision, value));
+        let bucket = Self::bucket_of(key);
+        self.buckets[bucket] = self.buckets[bucket].wrapping_add(record(key, revision, value));
+        self.counts[bucket] = self.counts[bucket].wrapping_add(1);
         self.records = self.records.wrapping_add(1);
     }
 
     /// Takes a record out that was held, exactly as it was added.
     pub fn remove(&mut self, key: &str, revision: u64, value: &[u8]) {
-        let bucket = &mut self.buckets[Self::bucket_of(key)];
-        *bucket = bucket.wrapping_sub(record(key, revision, value));
+        let bucket = Self::bucket_of(key);
+        self.buckets[bucket] = self.buckets[bucket].wrapping_sub(record(key, revision, value));
+        self.counts[bucket] = self.counts[bucket].wrapping_sub(1);
         self.records = self.records.wrapping_sub(1);
     }
 
@@ -58,6 +63,29 @@ impl Digest {
     #[must_use]
     pub const fn buckets(&self) -> &[u128; BUCKETS] {
         &self.buckets
+    }
+
+    /// Takes the sum and the number of records of `bucket` from `other`.
+    pub fn replace(&mut self, bucket: usize, other: &Self) {
+        self.records = self.records.wrapping_sub(self.counts[bucket]).wrapping_add(other.counts[bucket]);
+        self.buckets[bucket] = other.buckets[bucket];
+        self.counts[bucket] = other.counts[bucket];
+    }
+
+    /// The sums of all buckets as `Start.bucket_digests` carries them: in order, 16 bytes each, little-endian.
+    #[must_use]
+    pub fn to_wire(&self) -> Bytes {
+        self.buckets.iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<_>>().into()
+    }
+
+    /// The buckets whose sums differ from those of `wire`, in order; absent when `wire` is no `Start.bucket_digests`.
+    #[must_use]
+    pub fn differing(&self, wire: &[u8]) -> Option<Vec<u32>> {
+        if wire.len() != BUCKETS * 16 {
+            return None;
+        }
+        let pairs = (0..).zip(self.buckets.iter().zip(wire.chunks_exact(16)));
+        Some(pairs.filter(|(_, (sum, theirs))| sum.to_le_bytes() != **theirs).map(|(bucket, _)| bucket).collect())
     }
 
     /// All buckets and the number of records in 16 bytes, as heartbeats and snapshots carry them.
@@ -124,6 +152,31 @@ mod tests {
             }
             prop_assert_eq!(digest.fold(), of(&map));
             prop_assert_eq!(digest.records(), map.len() as u64);
+        }
+
+        #[test]
+        fn buckets_that_differ_are_found_and_can_be_replaced(
+            common in prop::collection::btree_map("[a-z]{1,3}", 1_u64..3, 0..300),
+            other in prop::collection::btree_map("[a-z]{1,3}", 1_u64..3, 0..20)
+        ) {
+            let digest_of = |map: &BTreeMap<String, u64>| {
+                let mut digest = Digest::new();
+                map.iter().for_each(|(key, revision)| digest.add(key, *revision, b"v"));
+                digest
+            };
+            let mut mine = digest_of(&common);
+            let both = common.into_iter().chain(other.clone()).collect();
+            let theirs = digest_of(&both);
+            let differing = theirs.differing(&mine.to_wire()).unwrap();
+            for bucket in &differing {
+                let bucket = *bucket as usize;
+                prop_assert!(other.keys().any(|key| Digest::bucket_of(key) == bucket));
+                mine.replace(bucket, &theirs);
+            }
+            prop_assert_eq!(&mine, &theirs);
+            prop_assert_eq!(mine.fold(), theirs.fold());
+            prop_assert_eq!(theirs.differing(&mine.to_wire()), Some(vec![]));
+            prop_assert_eq!(theirs.differing(b"short"), None);
         }
 
         #[test]

@@ -1,14 +1,34 @@
-//! What a snapshot must not do to a map that is in use (DESIGN §5, poison guards).
+//! What must not happen to a map that is in use (DESIGN §5, poison guards).
 
-use tenon_proto::kind;
+use std::{collections::VecDeque, time::Duration};
 
-/// The most that a snapshot may shrink a map that a follower holds.
+use tenon_proto::{
+    kind,
+    replication::v1::{GuardRules, guard_rules::Override},
+};
+
+/// Deltas may shrink the map by the guard's share within this time.
+const WINDOW: Duration = Duration::from_secs(60);
+/// How often the size of the map is noted for that.
+const SAMPLES_EVERY: Duration = Duration::from_secs(1);
+
+/// When something happens, for parts that never read a clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Now {
+    /// Since some moment before everything else; never steps.
+    pub(crate) elapsed: Duration,
+    /// The time of day, in seconds since 1970, as it is known without believing a clock that steps.
+    pub(crate) unix_seconds: i64,
+}
+
+/// The most that a map may shrink which a follower holds.
 ///
-/// The accident it stops: an emptied table upstream empties every cache below it. An operator who means it removes the
-/// state file and starts the follower again.
+/// The accident it stops: an emptied table upstream empties every cache below it. An operator who means it sets an
+/// override at the service, which travels with the stream ([`GuardRules`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// Share of the held records, in percent, that a snapshot may lack. 100 switches the guard off.
+    /// Share of the held records, in percent, that a snapshot or a minute of deltas may take away. 100 switches the guard
+    /// off.
     pub largest_shrink_percent: u8,
     /// Maps of at most this many records are not guarded: few records can all go for good reasons.
     pub unguarded_records: u64,
@@ -21,7 +41,7 @@ impl Default for Guard {
 }
 
 impl Guard {
-    /// The guard of a kind, for every follower of it.
+    /// The guard of a kind, for every follower of it that was told no other rules.
     ///
     /// Lists of who is refused have none: that a shorter one is not believed would keep the next refusal out for ever. Nor
     /// do keys: a mesh is scaled down overnight, and a key that is missing comes back with its instance's next
@@ -33,28 +53,154 @@ impl Guard {
         }
     }
 
-    /// Accepts every snapshot.
+    /// Accepts every change.
     pub const OFF: Self = Self { largest_shrink_percent: 100, unguarded_records: 0 };
 
     /// Whether a map of `held` records may become one of `offered`.
     ///
     /// # Errors
     /// One line for the log, the status and the NACK.
-    pub(crate) fn check(&self, held: u64, offered: u64) -> Result<(), String> {
+    pub fn check(&self, held: u64, offered: u64) -> Result<(), String> {
         let lost = u128::from(held.saturating_sub(offered));
         if held <= self.unguarded_records || lost * 100 <= u128::from(held) * u128::from(self.largest_shrink_percent) {
             return Ok(());
         }
         Err(format!(
-            "the snapshot has {offered} records where {held} are held, which is more than {} % fewer: refused as poisoned",
+            "{offered} records are offered where {held} are held, which is more than {} % fewer: refused as poisoned",
             self.largest_shrink_percent
         ))
     }
 }
 
+/// The guard of one map: the rules that were told last, and how large the map was within the last minute.
+#[derive(Debug)]
+pub(crate) struct Guarding {
+    /// What holds where the rules say nothing.
+    default: Guard,
+    rules: GuardRules,
+    /// Sizes of the map, each the largest within its second; the oldest first.
+    sizes: VecDeque<(Duration, u64)>,
+    /// The size from which deltas shrank the map too far, until the parent sends better: the minute that passes meanwhile
+    /// does not make them good.
+    refused_from: Option<u64>,
+}
+
+impl Guarding {
+    pub(crate) const fn new(default: Guard) -> Self {
+        Self { default, rules: EMPTY, sizes: VecDeque::new(), refused_from: None }
+    }
+
+    /// The rules in force, for the state file and for operators.
+    pub(crate) const fn rules(&self) -> &GuardRules {
+        &self.rules
+    }
+
+    /// Takes rules over as a parent told them. That the list of canaries became empty is not believed by itself: it may
+    /// be the same accident that canaries are there for.
+    pub(crate) fn told(&mut self, mut rules: GuardRules, now: Now) {
+        if rules.canaries.is_empty() && in_force(&rules, now).is_none() && in_force(&self.rules, now).is_none() {
+            rules.canaries = std::mem::take(&mut self.rules.canaries);
+        }
+        self.rules = rules;
+    }
+
+    /// Whether a snapshot may take the place of `held` records.
+    pub(crate) fn snapshot(
+        &self,
+        held: u64,
+        offered: u64,
+        now: Now,
+        has: impl Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        if self.overridden(offered, now) {
+            return Ok(());
+        }
+        self.effective().check(held, offered)?;
+        match self.rules.canaries.iter().find(|canary| !has(canary)) {
+            None => Ok(()),
+            Some(canary) => Err(format!("the snapshot lacks {canary}, which must exist: refused as poisoned")),
+        }
+    }
+
+    /// Whether a delta that deletes `deleted` may make a map of `offered` records of one of `held`.
+    pub(crate) fn delta<'d>(
+        &mut self,
+        held: u64,
+        offered: u64,
+        now: Now,
+        mut deleted: impl Iterator<Item = &'d str>,
+    ) -> Result<(), String> {
+        self.held(held, now);
+        if self.overridden(offered, now) {
+            self.refused_from = None;
+            return Ok(());
+        }
+        if !self.rules.canaries.is_empty()
+            && let Some(canary) = deleted.find(|key| self.rules.canaries.iter().any(|canary| canary == key))
+        {
+            return Err(format!("a delta deletes {canary}, which must exist: refused as poisoned"));
+        }
+        if offered >= held {
+            self.refused_from = self.refused_from.filter(|_| offered == held);
+            return Ok(());
+        }
+        let from = self.sizes.iter().map(|(_, size)| *size).chain(self.refused_from).max().unwrap_or(held);
+        let checked = self.effective().check(from, offered);
+        self.refused_from = checked.is_err().then_some(from);
+        checked
+    }
+
+    /// Notes that the map has this size.
+    pub(crate) fn held(&mut self, records: u64, now: Now) {
+        while self.sizes.front().is_some_and(|(at, _)| now.elapsed.saturating_sub(*at) > WINDOW) {
+            self.sizes.pop_front();
+        }
+        match self.sizes.back_mut() {
+            Some((at, size)) if now.elapsed.saturating_sub(*at) < SAMPLES_EVERY => *size = records.max(*size),
+            _ => self.sizes.push_back((now.elapsed, records)),
+        }
+    }
+
+    /// Another map took the place of the guarded one.
+    pub(crate) fn replaced(&mut self) {
+        self.sizes.clear();
+        self.refused_from = None;
+    }
+
+    fn overridden(&self, offered: u64, now: Now) -> bool {
+        in_force(&self.rules, now).is_some_and(|it| offered >= it.smallest_records)
+    }
+
+    fn effective(&self) -> Guard {
+        match u8::try_from(self.rules.largest_shrink_percent.min(100)) {
+            Ok(0) | Err(_) => self.default,
+            Ok(percent) => Guard { largest_shrink_percent: percent, ..self.default },
+        }
+    }
+}
+
+const EMPTY: GuardRules = GuardRules { largest_shrink_percent: 0, canaries: Vec::new(), r#override: None };
+
+fn in_force(rules: &GuardRules, now: Now) -> Option<&Override> {
+    rules.r#override.as_ref().filter(|it| now.unix_seconds < it.until_unix_seconds)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn now(seconds: u64) -> Now {
+        Now { elapsed: Duration::from_secs(seconds), unix_seconds: 1_000_000 + i64::try_from(seconds).unwrap() }
+    }
+
+    fn rules(percent: u32, canaries: &[&str], allowed: Option<(u64, i64)>) -> GuardRules {
+        GuardRules {
+            largest_shrink_percent: percent,
+            canaries: canaries.iter().map(|canary| (*canary).to_owned()).collect(),
+            r#override: allowed
+                .map(|(smallest_records, until)| Override { smallest_records, until_unix_seconds: 1_000_000 + until }),
+        }
+    }
 
     #[test]
     fn a_map_may_shrink_by_the_share_and_not_by_one_more() {
@@ -72,5 +218,42 @@ mod tests {
             assert_eq!(guard.check(held, offered).is_ok(), allowed, "{held} to {offered}");
         }
         assert!(Guard::OFF.check(1_000_000, 0).is_ok());
+    }
+
+    #[test]
+    fn a_minute_of_deltas_may_shrink_the_map_no_further_than_one_snapshot() {
+        let mut guard = Guarding::new(Guard::default());
+        let mut delta = |held, offered, at| guard.delta(held, offered, now(at), std::iter::empty()).is_ok();
+        assert!(delta(100, 80, 0) && delta(80, 50, 30));
+        assert!(!delta(50, 49, 50), "more than half within a minute");
+        assert!(!delta(50, 49, 900), "waiting does not make it good");
+        assert!(delta(50, 51, 901) && delta(51, 49, 902), "but better changes do");
+        assert!(delta(49, 30, 990), "and a new minute has begun");
+    }
+
+    #[test]
+    fn what_an_operator_allows_is_allowed_until_its_end() {
+        let mut guard = Guarding::new(Guard::default());
+        guard.told(rules(10, &["canary"], Some((30, 60))), now(0));
+        let there = |_: &str| true;
+        assert!(guard.snapshot(100, 30, now(59), |_| false).is_ok());
+        assert!(guard.snapshot(100, 29, now(59), there).is_err(), "no further than that");
+        assert!(guard.snapshot(100, 30, now(60), there).is_err(), "and no longer");
+        assert!(guard.snapshot(100, 90, now(60), there).is_ok());
+        assert!(guard.snapshot(100, 90, now(60), |_| false).is_err(), "the canary is missing");
+        assert!(guard.delta(100, 99, now(60), ["other"].into_iter()).is_ok());
+        assert!(guard.delta(100, 99, now(60), ["canary"].into_iter()).is_err());
+    }
+
+    #[test]
+    fn a_list_of_canaries_that_became_empty_is_not_believed_without_an_override() {
+        let mut guard = Guarding::new(Guard::default());
+        guard.told(rules(0, &["canary"], None), now(0));
+        guard.told(rules(70, &[], None), now(1));
+        assert_eq!((guard.rules().largest_shrink_percent, guard.rules().canaries.len()), (70, 1));
+        guard.told(rules(70, &["other"], None), now(2));
+        assert_eq!(guard.rules().canaries, ["other"]);
+        guard.told(rules(70, &[], Some((0, 9))), now(3));
+        assert!(guard.rules().canaries.is_empty());
     }
 }
