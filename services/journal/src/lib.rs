@@ -7,13 +7,21 @@
 //! Never here: what records mean. Keys are text, values are bytes; [`Views`] tells who may see which.
 
 mod embedded;
+mod history;
+mod nats;
 mod publisher;
 mod service;
+mod source;
+mod store;
 
 pub use embedded::{Embedded, OpenError, Options};
+pub use history::{Change, History, Part, Parts};
+pub use nats::Nats;
 pub use publisher::{Everything, FollowStream, Publisher, Settings, ViewName, Views};
 pub use replica::Position;
 pub use service::{REPLICATION_AUTHORIZATION, ReplicationServer, ReplicationService};
+pub use source::{Batch, Batches, RelaySource, Source};
+pub use store::{Journals, Servers, Store, StoreError, open};
 
 use std::pin::Pin;
 
@@ -31,6 +39,13 @@ pub trait Journal: Send + Sync + 'static {
     /// # Errors
     /// [`AppendError`]; then nothing has changed, but for [`AppendError::Unconfirmed`].
     async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError>;
+
+    /// As [`Journal::append`], and only if nothing at all has been written since `head`: the first write has the revision
+    /// after it. For what was decided from all records, with other writers about.
+    ///
+    /// # Errors
+    /// As [`Journal::append`]; [`AppendError::Moved`] when the head is another one.
+    async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError>;
 
     /// The present record of `key`.
     ///
@@ -55,6 +70,12 @@ pub trait Journal: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be read.
     async fn count(&self) -> Result<u64, ReadError>;
+
+    /// The present and what is kept of the past, in one consistent read.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn history(&self) -> Result<History, ReadError>;
 
     /// Every change after `from`, in order, without a gap, a few at a time; then each as it is written. It ends only with
     /// an error.
@@ -143,6 +164,9 @@ pub enum AppendError {
         /// The revision that wrote the present record, if there is one.
         actual: Option<u64>,
     },
+    /// Somebody else has written since the head that the writes were decided from.
+    #[error("the journal has come to {actual}: catch up with it and decide anew; nothing has changed")]
+    Moved { actual: Position },
     #[error("no room left on the disk of the store: free some, then write again; nothing has changed")]
     Full(#[source] Cause),
     #[error("the store cannot be written; nothing has changed")]
