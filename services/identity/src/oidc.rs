@@ -12,10 +12,10 @@ mod keys;
 mod testing;
 mod token;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use mesh_config::names::ServiceName;
-use replica::Replica;
+use replica::{Decoded, Replica};
 use tonic::Status;
 
 pub(crate) use attestor::Attestor;
@@ -27,7 +27,7 @@ use token::{TokenError, Unverified};
 #[derive(Default)]
 pub(crate) struct Attestors {
     /// Absent: this process follows no policy, so there is no Attestor.
-    followed: OnceLock<Replica<Attestor>>,
+    followed: OnceLock<Replica<Decoded<Attestor>>>,
 }
 
 /// What a platform's token attests.
@@ -57,15 +57,14 @@ pub(crate) enum AttestError {
 
 impl Attestors {
     /// From now on those of `replica` count. Once a process.
-    pub(crate) fn follow(&self, replica: Replica<Attestor>) {
+    pub(crate) fn follow(&self, replica: Replica<Decoded<Attestor>>) {
         let first = self.followed.set(replica).is_ok();
         debug_assert!(first, "the attestors are followed once");
     }
 
     /// The service that a platform's token attests. `asked` is whom the process wants to be, as far as it says.
     pub(crate) async fn attest(&self, oidc_token: &str, asked: &str, now: u64) -> Result<Attested, AttestError> {
-        let held = self.followed.get().map(Replica::entries).unwrap_or_default();
-        let mut attestors: Vec<_> = held.into_iter().map(|(_, attestor)| attestor).collect();
+        let mut attestors = self.followed.get().map(Replica::entries).unwrap_or_default();
         // Where several take the token, the first by name is asked first, today and tomorrow.
         attestors.sort_by(|a, b| a.name.cmp(&b.name));
         attest(&attestors, |attestor| &attestor.https, oidc_token, asked, now).await
@@ -73,7 +72,7 @@ impl Attestors {
 }
 
 async fn attest<'a, F: Fetch + 'a>(
-    attestors: &'a [Arc<Attestor>],
+    attestors: &'a [Decoded<Attestor>],
     https: impl Fn(&'a Attestor) -> &'a F,
     oidc_token: &str,
     asked: &str,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Identity, grpc};
 use prost::Message as _;
-use replica::{Event, Follow, Replica, Value};
+use replica::{Decode, Decoded, Event, Follow, Replica, Value};
 use tenon_proto::kind;
 use tenon_proto::policy::v1 as proto;
 use tokio::task::JoinHandle;
@@ -23,16 +23,15 @@ use crate::oidc::Attestor;
 #[derive(Clone)]
 pub(crate) struct PolicyFollower {
     /// Kind "attestation", by the names of the Attestors.
-    pub attestors: Replica<Attestor>,
+    pub attestors: Replica<Decoded<Attestor>>,
     /// Kind "route", by service.
-    routes: Replica<Requester>,
+    routes: Replica<Decoded<Requester>>,
 }
 
 /// What a route says of a service as a requester of transaction tokens.
 #[derive(Debug)]
 struct Requester {
     transaction_tokens: bool,
-    raw: Bytes,
 }
 
 impl PolicyFollower {
@@ -44,8 +43,8 @@ impl PolicyFollower {
         shutdown: &CancellationToken,
     ) -> (Self, [JoinHandle<()>; 2]) {
         let (attestors, following_attestors) =
-            follow::<Attestor>(kind::ATTESTATION, policy, identity, state_dir.clone(), shutdown);
-        let (routes, following_routes) = follow::<Requester>(kind::ROUTE, policy, identity, state_dir, shutdown);
+            follow::<Decoded<Attestor>>(kind::ATTESTATION, policy, identity, state_dir.clone(), shutdown);
+        let (routes, following_routes) = follow::<Decoded<Requester>>(kind::ROUTE, policy, identity, state_dir, shutdown);
         (Self { attestors, routes }, [following_attestors, following_routes])
     }
 
@@ -73,14 +72,10 @@ fn follow<V: Value>(
     follow.start(|_: Event<'_, V>| {}, shutdown.clone())
 }
 
-impl Value for Requester {
+impl Decode for Requester {
     fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
         let route =
-            proto::Route::decode(raw.clone()).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
-        Ok(Self { transaction_tokens: route.requests_transaction_tokens, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+            proto::Route::decode(raw).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
+        Ok(Self { transaction_tokens: route.requests_transaction_tokens })
     }
 }

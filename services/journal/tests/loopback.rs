@@ -19,7 +19,7 @@ use journal::{
 };
 use mesh_config::names::{ServiceName, TrustDomain};
 use mesh_identity::{Peer, SpiffeId};
-use replica::{Follow, Replica, Value};
+use replica::{Decode, Decoded, Follow, Replica, Value as _};
 use tenon_proto::replication::v1::{
     FollowRequest, FollowerStatus, Mode, Start, StatusRequest, follow_request::Request as Following,
     follow_response::Response as Followed, replication_client::ReplicationClient,
@@ -37,15 +37,13 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Refuses values that begin with "bad".
 #[derive(Debug)]
-struct Text(Bytes);
+struct NotBad;
 
-impl Value for Text {
+type Text = Decoded<NotBad>;
+
+impl Decode for NotBad {
     fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        if raw.starts_with(b"bad") { Err("it is bad".to_owned()) } else { Ok(Self(raw)) }
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
+        if raw.starts_with(b"bad") { Err("it is bad".to_owned()) } else { Ok(Self) }
     }
 }
 
@@ -81,7 +79,7 @@ impl Parent {
         let (journal, other) = (store.kind("tenant").unwrap(), store.kind("route").unwrap());
         let shutdown = CancellationToken::new();
         let publish = |kind, journal: &Arc<dyn Journal>| {
-            Publisher::start_with(kind, Arc::clone(journal), Arc::clone(&views), settings, shutdown.clone())
+            Publisher::start_with(kind, Arc::clone(journal), Arc::clone(&views), settings, None, shutdown.clone())
         };
         let publishers = [publish("tenant", &journal), publish("route", &other)];
         let listener = TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
@@ -144,7 +142,7 @@ async fn reaches(replica: &Replica<Text>, position: Position) {
 }
 
 fn held(replica: &Replica<Text>) -> BTreeMap<String, Bytes> {
-    replica.entries().into_iter().map(|(key, value)| (key.to_string(), value.raw())).collect()
+    replica.entries().iter().map(|record| (record.key().to_owned(), Bytes::copy_from_slice(record.raw()))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,14 +186,14 @@ async fn a_restarted_parent_is_resumed_from_and_sends_no_snapshot() {
     let (replica, ..) = follow("tenant", parent.channel(), None);
     reaches(&replica, first).await;
     let address = parent.stop().await;
-    assert_eq!(replica.get("acme").unwrap().raw(), "one", "it serves while nobody is there");
+    assert_eq!(replica.get("acme").unwrap().raw(), b"one", "it serves while nobody is there");
 
     let parent = Parent::start(&store, Some(address), Settings::default(), Arc::new(Everything)).await;
     // Connected again, so that the view begins before the change.
     parent.follower_when(|_| true).await;
     let second = parent.put("acme", "two").await;
     reaches(&replica, second).await;
-    assert_eq!((replica.get("acme").unwrap().raw(), replica.status().snapshots), ("two".into(), 1));
+    assert_eq!((replica.get("acme").unwrap().raw(), replica.status().snapshots), (b"two".as_slice(), 1));
     parent.stop().await;
 }
 
@@ -213,7 +211,7 @@ async fn a_follower_starts_from_its_state_file_while_the_parent_is_dead() {
 
     let (replica, task, shutdown) = follow("tenant", channel, Some(dir.path()));
     assert_eq!(replica.position(), Some(position));
-    assert_eq!(replica.get("acme").unwrap().raw(), "one");
+    assert_eq!(replica.get("acme").unwrap().raw(), b"one");
     shutdown.cancel();
     task.await.unwrap();
 }
@@ -229,7 +227,7 @@ async fn a_refused_record_is_seen_by_operators_until_it_is_mended() {
     let follower = parent.follower_when(|it| !it.nack.is_empty()).await;
     assert_eq!(follower.nack, format!("{bad}: record acme at revision {}: it is bad", bad.revision));
     assert_eq!(follower.acknowledged, Some(good.into()));
-    assert_eq!(replica.get("acme").unwrap().raw(), "good");
+    assert_eq!(replica.get("acme").unwrap().raw(), b"good");
     let mended = parent.put("acme", "mended").await;
     parent.follower_when(|it| it.nack.is_empty() && it.acknowledged == Some(mended.into())).await;
     parent.stop().await;
@@ -389,7 +387,7 @@ async fn a_reader_in_another_thread_never_sees_less_than_was_announced() {
             while !done.load(SeqCst) {
                 let announced = replica.position().unwrap().revision;
                 let value = replica.get("counter").unwrap();
-                let seen = u64::from_be_bytes(value.raw()[..].try_into().unwrap());
+                let seen = u64::from_be_bytes(value.raw().try_into().unwrap());
                 assert!(seen >= announced && announced >= last, "{seen} at {announced} after {last}");
                 last = announced;
                 looks.fetch_add(1, SeqCst);

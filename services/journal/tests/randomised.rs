@@ -23,7 +23,7 @@ use journal::{Embedded, Journal, OpenError, Options, Position, Publisher, Settin
 use link::{Faults, Hub, Link};
 use model::{Model, Projections, VIEWS};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use replica::{Event, Follow, Guard, Replica, Value};
+use replica::{Event, Follow, Guard, Raw, Replica, Value as _};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -31,22 +31,6 @@ const STEPS: u32 = 10_000;
 const KIND: &str = "tenant";
 const KEYS: u32 = 120;
 const FOLLOWERS: usize = 6;
-
-#[derive(Debug)]
-pub struct Stored {
-    revision: u64,
-    raw: Bytes,
-}
-
-impl Value for Stored {
-    fn decode(_: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self { revision, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
-    }
-}
 
 /// What an observer was told, so that it can be compared with what readers see.
 type Told = Arc<Mutex<BTreeMap<String, Bytes>>>;
@@ -56,7 +40,7 @@ struct Subject {
     service: String,
     dir: PathBuf,
     faults: Arc<Mutex<Faults>>,
-    replica: Replica<Stored>,
+    replica: Replica<Raw>,
     told: Told,
     task: JoinHandle<()>,
     shutdown: CancellationToken,
@@ -96,26 +80,26 @@ impl Subject {
         };
         for key in model.keys_of(position.epoch) {
             let seen = self.replica.get(key);
-            let seen = seen.as_ref().map(|seen| (seen.revision, &seen.raw));
+            let seen = seen.as_ref().map(|seen| (seen.revision(), seen.raw()));
             model.check_not_older(views, position, key, seen);
         }
     }
 }
 
 /// Keeps a map from the events alone, and checks that each event fits the one before.
-fn observer(told: Told) -> impl FnMut(Event<'_, Stored>) + Send + 'static {
+fn observer(told: Told) -> impl FnMut(Event<'_, Raw>) + Send + 'static {
     move |event| {
         let mut told = told.lock().unwrap();
         match event {
             Event::Replaced(all) => {
-                *told = all.iter().map(|(key, value)| (key.to_string(), value.raw())).collect();
+                *told = all.iter().map(|record| (record.key().to_owned(), raw(&record))).collect();
             }
-            Event::Changed { key, old, new } => {
+            Event::Changed { key, old, new, .. } => {
                 let before = match new {
-                    Some(new) => told.insert(key.to_owned(), new.raw()),
+                    Some(new) => told.insert(key.to_owned(), raw(new)),
                     None => told.remove(key),
                 };
-                assert_eq!(before, old.map(|old| old.raw()), "the observer was told another old value of {key}");
+                assert_eq!(before, old.map(raw), "the observer was told another old value of {key}");
             }
         }
     }
@@ -174,7 +158,8 @@ impl World {
         let settings =
             Settings { ring_changes: 60, snapshots: 2, idle_view: Duration::from_secs(3), ..Settings::default() };
         let views = Arc::clone(&self.views);
-        let publisher = Publisher::start_with(KIND, Arc::clone(&journal), views, settings, self.stop_publisher.clone());
+        let publisher =
+            Publisher::start_with(KIND, Arc::clone(&journal), views, settings, None, self.stop_publisher.clone());
         self.hub.publish(publisher);
         self.model.reopened(&journal.snapshot().await.unwrap());
         self.store = Some(store);
@@ -339,9 +324,13 @@ impl World {
     }
 }
 
-fn held(replica: &Replica<Stored>) -> BTreeMap<String, (u64, Bytes)> {
+fn held(replica: &Replica<Raw>) -> BTreeMap<String, (u64, Bytes)> {
     let entries = replica.entries();
-    entries.into_iter().map(|(key, value)| (key.to_string(), (value.revision, value.raw()))).collect()
+    entries.iter().map(|record| (record.key().to_owned(), (record.revision(), raw(record)))).collect()
+}
+
+fn raw(record: &Raw) -> Bytes {
+    Bytes::copy_from_slice(record.raw())
 }
 
 #[tokio::test(start_paused = true)]

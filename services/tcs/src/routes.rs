@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mesh_config::names::ProductName;
 use prost::Message as _;
-use replica::Value;
+use replica::Decode;
 use tenon_proto::policy::v1::Route;
 
 /// A route record, of which only the product counts here.
@@ -11,20 +11,15 @@ use tenon_proto::policy::v1::Route;
 pub(crate) struct ServiceRoute {
     /// Absent for platform services, which are no product.
     pub product: Option<ProductName>,
-    raw: Bytes,
 }
 
-impl Value for ServiceRoute {
+impl Decode for ServiceRoute {
     fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        let route = Route::decode(raw.clone()).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
+        let route = Route::decode(raw).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
         let product = match route.product.as_str() {
             "" => None,
             name => Some(ProductName::try_from(name).map_err(|error| format!("route {key:?}: {error}"))?),
         };
-        Ok(Self { product, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        Ok(Self { product })
     }
 }

@@ -12,7 +12,7 @@ use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::Identity;
 use mesh_identity::grpc::{self, Rpc, Server};
 use mesh_identity::tls::Clients;
-use replica::{Event, Follow, Replica};
+use replica::{Decoded, Event, Follow, Replica};
 use tenon_proto::kind;
 use tenon_proto::tcs::v1::tenants_server::TenantsServer;
 use tokio::net::TcpListener;
@@ -138,9 +138,9 @@ fn follow_routes(
     follow: Follow,
     changed: Arc<Notify>,
     shutdown: CancellationToken,
-) -> (Replica<ServiceRoute>, JoinHandle<()>) {
-    let observer = move |event: Event<'_, ServiceRoute>| {
-        let product = |route: &Arc<ServiceRoute>| route.product.clone();
+) -> (Replica<Decoded<ServiceRoute>>, JoinHandle<()>) {
+    let observer = move |event: Event<'_, Decoded<ServiceRoute>>| {
+        let product = |route: &Decoded<ServiceRoute>| route.product.clone();
         let matters = match event {
             Event::Replaced(_) => true,
             // None for no route, Some(None) for a platform service.

@@ -1,12 +1,11 @@
 //! Who sees what of a tenant context: a service sees its own product's part.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use journal::{ViewName, Views};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Peer, Workload};
 use prost::Message as _;
+use replica::{Decoded, Replica};
 use tenon_proto::tcs::v1::TenantContext;
 use tonic::Status;
 
@@ -20,15 +19,15 @@ const NO_PRODUCT: &str = "";
 /// Where a service's route is looked up. Absent before the first policy has arrived.
 pub(crate) trait Routes: Send + Sync + 'static {
     fn known(&self) -> bool;
-    fn get(&self, service: &str) -> Option<Arc<ServiceRoute>>;
+    fn get(&self, service: &str) -> Option<Decoded<ServiceRoute>>;
 }
 
-impl Routes for replica::Replica<ServiceRoute> {
+impl Routes for Replica<Decoded<ServiceRoute>> {
     fn known(&self) -> bool {
         self.position().is_some()
     }
 
-    fn get(&self, service: &str) -> Option<Arc<ServiceRoute>> {
+    fn get(&self, service: &str) -> Option<Decoded<ServiceRoute>> {
         Self::get(self, service)
     }
 }

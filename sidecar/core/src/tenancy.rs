@@ -54,6 +54,7 @@ pub struct Tenant {
     /// In the order of their names.
     products: Box<[Product]>,
     context: Bytes,
+    hosts: Box<[Box<str>]>,
 }
 
 /// Whether a tenant is served at all.
@@ -110,7 +111,8 @@ impl Tenant {
             }
         };
         let (text, products) = (text.into(), products.into());
-        Ok(Tenant { revision: context.revision, status, id_end, region_end, text, products, context: raw })
+        let hosts = context.hosts.into_iter().map(Box::from).collect();
+        Ok(Tenant { revision: context.revision, status, id_end, region_end, text, products, context: raw, hosts })
     }
 
     /// Reads a record of the kind `tenant`: the key must be the tenant's id, and the record's revision counts.
@@ -165,9 +167,9 @@ impl Tenant {
         ProductState::Inactive
     }
 
-    /// Its site host names, read from the context each time: for indexes, not for requests.
-    pub fn hosts(&self) -> Vec<String> {
-        proto::TenantContext::decode(self.context.clone()).map(|context| context.hosts).unwrap_or_default()
+    /// Its site host names.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|host| &**host)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
-    tenants::TenantRef,
+    tenants::Record,
     worker::Worker,
 };
 
@@ -78,7 +78,7 @@ async fn decide(
     caller: &Caller,
     request: &Request<Incoming>,
     call: &mut Call,
-) -> Result<Verdict<TenantRef>, Refusal> {
+) -> Result<Verdict<Record>, Refusal> {
     let (token, held_by) = headers::token(request.headers());
     call.token_header = Some(held_by);
     if caller.is_outside() {
@@ -128,14 +128,14 @@ async fn have_key(worker: &Worker, caller: &Caller, headers: &HeaderMap, token: 
     Ok(())
 }
 
-fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Result<Verdict<TenantRef>, Stop> {
+fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Result<Verdict<Record>, Stop> {
     let state = worker.live.inbound();
     let now = clock::unix_seconds();
     inbound::decide(&state, &worker.live.tenants, &mut *worker.credentials(), caller.peer(), head, now, waited)
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).
-fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef>, call: &Call) {
+fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<Record>, call: &Call) {
     headers::strip_reserved(headers);
     // `:authority` is the callee's name; another one in `host` is nobody's.
     headers.remove(http::header::HOST);
@@ -152,13 +152,13 @@ fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef
 }
 
 /// Only services that may not originate calls pay for the count.
-fn serving(worker: &Worker, verdict: &Verdict<TenantRef>) -> Option<Serving> {
+fn serving(worker: &Worker, verdict: &Verdict<Record>) -> Option<Serving> {
     let tenant = verdict.tenant.as_ref()?;
     let originates = worker.live.inbound().policy.as_ref().is_some_and(|policy| policy.originates());
     (!originates).then(|| worker.live.in_flight.enter(tenant.id()))
 }
 
-fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<TenantRef>, token: Option<HeaderValue>) -> Question {
+fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<Record>, token: Option<HeaderValue>) -> Question {
     Question::Inbound {
         caller: Arc::clone(caller),
         uri: call.facts.uri.clone(),

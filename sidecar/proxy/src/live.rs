@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mesh_identity::{Identity, grpc};
 use prost::Message;
-use replica::{Follow, FollowTrust, Replica, Roots, Trust};
+use replica::{Decoded, Follow, FollowTrust, Replica, Roots, Trust};
 use sidecar_core::{
     Quarantined, inbound,
     outbound::{self, Destinations},
@@ -24,7 +24,7 @@ use crate::{
     line_budget::LineBudget,
     metrics::{Metrics, ReplicaGauges, Snapshot},
     outside::{self, Clients},
-    tenants::{Hosts, TenantMap, position},
+    tenants::{TenantMap, position},
 };
 
 /// A record that is kept as the message it is.
@@ -32,17 +32,12 @@ use crate::{
 pub struct Proto<M> {
     /// The decoded message.
     pub message: M,
-    raw: Bytes,
 }
 
-impl<M: Message + Default + 'static> replica::Value for Proto<M> {
+impl<M: Message + Default + 'static> replica::Decode for Proto<M> {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let message = M::decode(raw.clone()).map_err(|error| error.to_string())?;
-        Ok(Self { message, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        let message = M::decode(raw).map_err(|error| error.to_string())?;
+        Ok(Self { message })
     }
 }
 
@@ -52,29 +47,24 @@ pub struct PolicyRecord {
     policy: Arc<Policy>,
     /// Callers outside of the mesh that its rules name.
     external_clients: Vec<policy_proto::ExternalClient>,
-    raw: Bytes,
 }
 
-impl replica::Value for PolicyRecord {
+impl replica::Decode for PolicyRecord {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let message = policy_proto::ServicePolicy::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let message = policy_proto::ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
         let policy = Arc::new(Policy::try_from(&message)?);
         message.external_clients.iter().try_for_each(outside::check)?;
-        Ok(Self { policy, external_clients: message.external_clients, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        Ok(Self { policy, external_clients: message.external_clients })
     }
 }
 
 /// The replicas of all kinds.
 struct Replicas {
-    allowlist: Replica<PolicyRecord>,
-    route: Replica<Proto<policy_proto::Route>>,
-    endpoint: Replica<Proto<policy_proto::Endpoint>>,
-    quarantine: Replica<Proto<policy_proto::Quarantine>>,
-    key: Replica<KeyRecord>,
+    allowlist: Replica<Decoded<PolicyRecord>>,
+    route: Replica<Decoded<Proto<policy_proto::Route>>>,
+    endpoint: Replica<Decoded<Proto<policy_proto::Endpoint>>>,
+    quarantine: Replica<Decoded<Proto<policy_proto::Quarantine>>>,
+    key: Replica<Decoded<KeyRecord>>,
     trust: Trust,
 }
 
@@ -115,9 +105,7 @@ impl Live {
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
         let mut tasks = Vec::new();
         let sources = Sources::new(config, identity, instance, shutdown);
-        let hosts = Hosts::default();
-        let observer = hosts.clone();
-        let (tenants, task) = sources.tcs(kind::TENANT).start(move |event| observer.observe(&event), shutdown.clone());
+        let (tenants, task) = sources.tcs(kind::TENANT).start(|_| {}, shutdown.clone());
         tasks.push(task);
         let replicas = Replicas {
             allowlist: sources.policy(kind::ALLOWLIST, &mut tasks),
@@ -132,7 +120,7 @@ impl Live {
             identity: Arc::clone(identity),
             metrics: Arc::clone(metrics),
             minting,
-            tenants: TenantMap::new(tenants, hosts),
+            tenants: TenantMap::new(tenants),
             refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
             outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
@@ -157,7 +145,7 @@ impl Live {
     }
 
     /// Public ASAP keys.
-    pub fn keys(&self) -> &Replica<KeyRecord> {
+    pub fn keys(&self) -> &Replica<Decoded<KeyRecord>> {
         &self.replicas.key
     }
 
@@ -260,14 +248,14 @@ impl Live {
         let policy =
             known.map(|_| own.as_ref().map_or_else(|| Arc::new(Policy::empty()), |own| Arc::clone(&own.policy)));
         let quarantines = replicas.quarantine.entries();
-        let quarantined: Quarantined = quarantines.iter().map(|(_, record)| &record.message).collect();
+        let quarantined: Quarantined = quarantines.iter().map(|record| &record.message).collect();
         let routes = replicas.route.entries();
         let endpoints = replicas.endpoint.entries();
         let before = self.outbound.load();
         let destinations = replicas.route.position().map(|_| {
             let here = (self.config.region.as_ref(), self.config.zone.as_ref());
-            let routes = routes.iter().map(|(_, record)| &record.message);
-            let endpoints = endpoints.iter().map(|(_, record)| &record.message);
+            let routes = routes.iter().map(|record| &record.message);
+            let endpoints = endpoints.iter().map(|record| &record.message);
             let (destinations, problems) = Destinations::build(routes, endpoints, here, before.destinations.as_ref());
             for problem in problems {
                 warn!(%problem, "a record is left out");

@@ -19,7 +19,7 @@ use crate::{
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
-    tenants::TenantRef,
+    tenants::Record,
     worker::Worker,
 };
 
@@ -85,7 +85,7 @@ fn decide<'s>(
     worker: &Worker,
     state: &'s outbound::State,
     request: &Request<Incoming>,
-) -> Result<Verdict<'s, TenantRef>, Refusal> {
+) -> Result<Verdict<'s, Record>, Refusal> {
     let head = Head {
         authority: authority(request),
         tenant_ids: named(request.headers(), &headers::TENANT_ID),
@@ -97,7 +97,7 @@ fn decide<'s>(
 /// The request as the callee's sidecar wants it: nothing of the app's that belongs to the mesh, a token, the tenant.
 fn prepare(
     worker: &Worker,
-    verdict: &Verdict<'_, TenantRef>,
+    verdict: &Verdict<'_, Record>,
     mut request: Request<Incoming>,
     call: &Call,
 ) -> Result<Request<Incoming>, Refusal> {
@@ -114,7 +114,7 @@ fn prepare(
     Ok(request)
 }
 
-fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<TenantRef>) {
+fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<Record>) {
     if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
         headers.insert(headers::TENANT_ID, id);
     }

@@ -2,17 +2,14 @@
 //! applied. It takes no lock and allocates nothing; allocations are listed below the times where there were any.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher, black_box};
 use futures_util::stream::{self, StreamExt as _};
-use replica::{Digest, Follow, Parent, Position, Replica, Responses, Value};
+use replica::{Digest, Follow, Parent, Position, Raw, Replica, Responses};
 use tenon_proto::replication::v1::{
     Change, Delta, FollowRequest, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart,
     follow_response::Response,
@@ -30,18 +27,6 @@ const VALUE_BYTES: usize = 150;
 
 fn main() {
     divan::main();
-}
-
-struct Context(Bytes);
-
-impl Value for Context {
-    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
-    }
 }
 
 fn key(number: usize) -> String {
@@ -95,7 +80,7 @@ impl Parent for Million {
 }
 
 /// A replica that holds the million, and the thread on which it follows.
-fn million(changes: bool) -> (Replica<Context>, CancellationToken) {
+fn million(changes: bool) -> (Replica<Raw>, CancellationToken) {
     let (sender, receiver) = std::sync::mpsc::channel();
     let shutdown = CancellationToken::new();
     let end = shutdown.clone();
@@ -104,7 +89,7 @@ fn million(changes: bool) -> (Replica<Context>, CancellationToken) {
         runtime.block_on(async {
             let follow =
                 Follow { kind: "tenant", instance: "bench".into(), channel: Million { changes }, state_dir: None };
-            let (replica, task) = follow.start::<Context>(|_| {}, end);
+            let (replica, task) = follow.start::<Raw>(|_| {}, end);
             replica.wait_for(Position { epoch: 1, revision: 1 }).await;
             sender.send(replica).expect("the benchmark waits");
             let _ended = task.await;
@@ -119,7 +104,7 @@ fn bench(bencher: Bencher<'_, '_>, changes: bool, first: usize) {
     let next = AtomicUsize::new(0);
     bencher.bench_local(|| {
         let index = next.fetch_add(1, Relaxed) % keys.len();
-        let found: Option<Arc<Context>> = replica.get(black_box(&keys[index]));
+        let found: Option<Raw> = replica.get(black_box(&keys[index]));
         black_box(found)
     });
     shutdown.cancel();

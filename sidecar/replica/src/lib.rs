@@ -6,6 +6,7 @@
 //!
 //! Never here: deciding about requests, choosing a parent by content, or writing to the truth.
 
+mod decoded;
 mod digest;
 mod follow;
 mod guard;
@@ -15,39 +16,55 @@ mod persist;
 mod position;
 mod reader;
 mod state;
+mod table;
 mod trust;
 
+pub use decoded::{Decode, Decoded, Raw};
 pub use digest::{BUCKETS, Digest, digest};
 pub use follow::Follow;
 pub use guard::Guard;
 pub use parent::{Parent, Responses};
 pub use position::{ParsePositionError, Position};
 pub use reader::{Replica, Status};
+pub use table::Table;
 pub use trust::{BundleRecord, FollowTrust, RevocationRecord, Roots, Trust};
-
-use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// What a follower makes of a record: decoded once when it arrives, read many times.
-pub trait Value: Send + Sync + Sized + 'static {
-    /// Decodes the record of `key` as it was at `revision`.
+/// A record as its readers hold it: decoded once when it arrives, read many times.
+///
+/// It is a handle (an `Arc` inside), cheap to clone, and what it shows never changes. [`Decoded`] is one for all kinds
+/// whose records are few; a kind of a million records brings a smaller one.
+pub trait Value: Clone + Send + Sync + 'static {
+    /// Decodes the record of `key` as it was at `revision`. `raw` may be a slice of a large message: a value that keeps
+    /// bytes of it copies them, or the whole message lives as long as the value.
     ///
     /// # Errors
     /// One line that says what is wrong. The follower then refuses the record (NACK) and keeps the one it had.
     fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String>;
 
+    /// The key that [`Value::decode`] was given.
+    fn key(&self) -> &str;
+
+    /// The revision that [`Value::decode`] was given.
+    fn revision(&self) -> u64;
+
     /// The bytes that [`Value::decode`] was given, unchanged: for the state file and the digest.
-    fn raw(&self) -> Bytes;
+    fn raw(&self) -> &[u8];
+
+    /// Other names by which the record is found: see [`Replica::by_alias`].
+    fn aliases(&self) -> impl Iterator<Item = &str> {
+        std::iter::empty()
+    }
 }
 
 /// What the observer of a [`Follow`] is told, in order, after the change can be read and before its position is announced.
 ///
-/// It is called on the task that follows: it must not block.
+/// It is called on the task that follows: it must not block, nor take long over a large table.
 #[derive(Debug)]
 pub enum Event<'a, V> {
-    /// The whole map was replaced: by the state file at the start, or by a snapshot.
-    Replaced(&'a [(Arc<str>, Arc<V>)]),
-    /// One record was added (`old` is absent), replaced, or deleted (`new` is absent).
-    Changed { key: &'a str, old: Option<&'a Arc<V>>, new: Option<&'a Arc<V>> },
+    /// The whole map was replaced, by the state file at the start or by a snapshot: this is the new one.
+    Replaced(&'a Table<V>),
+    /// One record was added (`old` is absent), replaced, or deleted (`new` is absent), at this revision.
+    Changed { key: &'a str, revision: u64, old: Option<&'a V>, new: Option<&'a V> },
 }

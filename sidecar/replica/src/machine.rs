@@ -11,8 +11,8 @@ use tenon_proto::replication::v1::{
 };
 
 use crate::{
-    Digest, Event, Guard, Position, Value,
-    reader::{Entry, Shared, Table},
+    Digest, Event, Guard, Position, Table, Value,
+    reader::Shared,
     state::{Saved, State},
 };
 
@@ -86,7 +86,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     /// Starts from what the state file held, before any stream.
     pub(crate) fn restore(&mut self, state: State) {
-        let mut incoming = Incoming::new(state.position, state.view.into(), state.records.len());
+        let mut incoming = Incoming::new(state.position, state.view.into());
         for record in state.records {
             incoming.take(record.key, record.revision, record.value, None);
         }
@@ -134,7 +134,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             let error = format!("the parent offers {position}, older than {held}, which is held");
             return Err(Break::Refused { position, error });
         }
-        self.incoming = Some(Incoming::new(position, start.view.as_str().into(), 0));
+        self.incoming = Some(Incoming::new(position, start.view.as_str().into()));
         Ok(None)
     }
 
@@ -170,13 +170,13 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     /// Puts a complete map in the place of the old one. From here on it may be read; then it is announced.
     fn install(&mut self, incoming: Incoming<V>) {
         let Incoming { position, view, table, digest, refused } = incoming;
-        let all: Vec<_> = table.pin().iter().map(|(key, entry)| (Arc::clone(key), Arc::clone(&entry.value))).collect();
+        let table = Arc::new(table);
         let mut ledger = self.shared.ledger();
-        self.retired.extend(self.shared.table.swap(Some(Arc::new(table))));
+        self.retired.extend(self.shared.table.swap(Some(Arc::clone(&table))));
         *ledger = Ledger { position: Some(position), view, digest, refused };
         drop(ledger);
         self.behind = false;
-        (self.observer)(Event::Replaced(&all));
+        (self.observer)(Event::Replaced(&table));
         self.shared.announce(position);
     }
 
@@ -216,29 +216,27 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     fn apply(&mut self, ledger: &mut Ledger, table: &Table<V>, change: Change) {
         let Change { key, revision, value } = change;
-        let map = table.pin();
-        let old = map.get(key.as_str());
+        let old = table.get(&key);
         if let Some(refused) = ledger.refused.remove(key.as_str()) {
             ledger.digest.remove(&key, refused.revision, &refused.raw);
-        } else if let Some(old) = old {
-            ledger.digest.remove(&key, old.revision, &old.value.raw());
+        } else if let Some(old) = &old {
+            ledger.digest.remove(&key, old.revision(), old.raw());
         }
-        let Some(value) = value else {
-            if let Some(old) = map.remove(key.as_str()) {
-                (self.observer)(Event::Changed { key: &key, old: Some(&old.value), new: None });
+        let old = old.as_ref();
+        let Some(raw) = value else {
+            if table.remove(&key).is_some() {
+                (self.observer)(Event::Changed { key: &key, revision, old, new: None });
             }
             return;
         };
-        let raw = Bytes::copy_from_slice(&value);
         ledger.digest.add(&key, revision, &raw);
         match decode::<V>(&key, revision, &raw) {
             Ok(new) => {
-                let new = Arc::new(new);
-                let old = map.insert(key.as_str().into(), Entry { revision, value: Arc::clone(&new) });
-                (self.observer)(Event::Changed { key: &key, old: old.map(|old| &old.value), new: Some(&new) });
+                table.insert(new.clone());
+                (self.observer)(Event::Changed { key: &key, revision, old, new: Some(&new) });
             }
             Err(error) => {
-                ledger.refused.insert(key.into(), Refused { revision, raw, error });
+                ledger.refused.insert(key.into(), Refused { revision, raw: Bytes::copy_from_slice(&raw), error });
             }
         }
     }
@@ -291,39 +289,34 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 }
 
 impl<V: Value> Incoming<V> {
-    fn new(position: Position, view: Arc<str>, capacity: usize) -> Self {
-        let table = papaya::HashMap::builder().capacity(capacity).hasher(ahash::RandomState::new()).build();
-        Self { position, view, table, digest: Digest::new(), refused: HashMap::new() }
+    fn new(position: Position, view: Arc<str>) -> Self {
+        Self { position, view, table: Table::new(), digest: Digest::new(), refused: HashMap::new() }
     }
 
     /// Takes a record in. What `held` has unchanged is shared with it, and what does not decode stays as it is there.
-    fn take(&mut self, key: String, revision: u64, value: Bytes, held: Option<&Table<V>>) {
-        let map = self.table.pin();
+    fn take(&mut self, key: String, revision: u64, raw: Bytes, held: Option<&Table<V>>) {
         if let Some(refused) = self.refused.remove(key.as_str()) {
             self.digest.remove(&key, refused.revision, &refused.raw);
-        } else if let Some(twice) = map.get(key.as_str()) {
-            self.digest.remove(&key, twice.revision, &twice.value.raw());
+        } else if let Some(twice) = self.table.get(&key) {
+            self.digest.remove(&key, twice.revision(), twice.raw());
         }
-        self.digest.add(&key, revision, &value);
-        let held = held.map(|held| held.pin());
-        let old = held.as_ref().and_then(|held| held.get_key_value(key.as_str()));
-        if let Some((key, old)) = old.filter(|(_, old)| old.revision == revision && old.value.raw() == value) {
-            map.insert(Arc::clone(key), old.clone());
-            return;
-        }
-        // A copy: a slice would keep the whole message alive for as long as one of its records lives.
-        let raw = Bytes::copy_from_slice(&value);
-        match decode::<V>(&key, revision, &raw) {
-            Ok(value) => {
-                map.insert(key.into(), Entry { revision, value: Arc::new(value) });
-            }
-            Err(error) => {
-                if let Some((key, old)) = old {
-                    map.insert(Arc::clone(key), old.clone());
+        self.digest.add(&key, revision, &raw);
+        let old = held.and_then(|held| held.get(&key));
+        let value = match old {
+            Some(old) if old.revision() == revision && *old.raw() == raw => old,
+            old => match decode::<V>(&key, revision, &raw) {
+                Ok(value) => value,
+                Err(error) => {
+                    if let Some(old) = old {
+                        self.table.insert(old);
+                    }
+                    let raw = Bytes::copy_from_slice(&raw);
+                    self.refused.insert(key.into(), Refused { revision, raw, error });
+                    return;
                 }
-                self.refused.insert(key.into(), Refused { revision, raw, error });
-            }
-        }
+            },
+        };
+        self.table.insert(value);
     }
 }
 
@@ -332,7 +325,7 @@ impl<V: Value> Shared<V> {
     pub(crate) fn saved(&self) -> Option<Saved<V>> {
         let ledger = self.ledger();
         let table = self.table.load_full()?;
-        let held = table.pin().iter().map(|(key, entry)| (Arc::clone(key), entry.clone())).collect();
+        let held = table.iter().collect();
         let refused = ledger
             .refused
             .iter()

@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{Position, machine::Ledger};
+use crate::{Position, Table, Value, machine::Ledger};
 
 /// What a follower holds of one kind. Cheap to clone; all clones are the same map.
 #[derive(Debug)]
@@ -47,12 +47,25 @@ pub struct Status {
     pub divergences: u64,
 }
 
-impl<V> Replica<V> {
-    /// The value of `key`. Takes no lock; before the first complete snapshot nothing is found.
+impl<V: Value> Replica<V> {
+    /// The record of `key`. Takes no lock; before the first complete snapshot nothing is found.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<Arc<V>> {
-        let table = self.shared.table.load();
-        table.as_ref()?.pin().get(key).map(|entry| Arc::clone(&entry.value))
+    pub fn get(&self, key: &str) -> Option<V> {
+        self.shared.table.load().as_ref()?.get(key)
+    }
+
+    /// The record that has this other name ([`Value::aliases`]); of several that claim it, the one of the highest
+    /// revision. Takes no lock; a name is never missing while a snapshot takes the place of the map.
+    #[must_use]
+    pub fn by_alias(&self, alias: &str) -> Option<V> {
+        self.shared.table.load().as_ref()?.by_alias(alias)
+    }
+
+    /// The map as it is now, absent before the first complete snapshot. A snapshot makes another one; whoever keeps this
+    /// one keeps its memory.
+    #[must_use]
+    pub fn table(&self) -> Option<Arc<Table<V>>> {
+        self.shared.table.load_full()
     }
 
     /// Everything up to this position can be read; absent before the first complete snapshot. Takes no lock.
@@ -62,11 +75,11 @@ impl<V> Replica<V> {
     }
 
     /// All records, in no order. Records that change meanwhile appear before or after their change.
+    ///
+    /// For kinds of few records: of a large one, [`Table::bucket`] shows a part at a time.
     #[must_use]
-    pub fn entries(&self) -> Vec<(Arc<str>, Arc<V>)> {
-        let table = self.shared.table.load();
-        let Some(table) = table.as_ref() else { return Vec::new() };
-        table.pin().iter().map(|(key, entry)| (Arc::clone(key), Arc::clone(&entry.value))).collect()
+    pub fn entries(&self) -> Vec<V> {
+        self.shared.table.load().as_ref().map_or_else(Vec::new, |table| table.iter().collect())
     }
 
     /// Announces each position once it can be read.
@@ -92,24 +105,11 @@ impl<V> Replica<V> {
         status.records = self.shared.table.load().as_ref().map_or(0, |table| table.len());
         status
     }
+}
 
+impl<V> Replica<V> {
     pub(crate) const fn of(shared: Arc<Shared<V>>) -> Self {
         Self { shared }
-    }
-}
-
-/// One history's map. A snapshot makes a new one; deltas change it in place.
-pub(crate) type Table<V> = papaya::HashMap<Arc<str>, Entry<V>, ahash::RandomState>;
-
-#[derive(Debug)]
-pub(crate) struct Entry<V> {
-    pub(crate) revision: u64,
-    pub(crate) value: Arc<V>,
-}
-
-impl<V> Clone for Entry<V> {
-    fn clone(&self) -> Self {
-        Self { revision: self.revision, value: Arc::clone(&self.value) }
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use crate::{Position, Value, reader::Entry};
+use crate::{Position, Value};
 
 const MAGIC: &[u8; 8] = b"TENONST1";
 const CHECKSUM_BYTES: usize = 16;
@@ -40,7 +40,7 @@ pub(crate) struct Stored {
 pub(crate) struct Saved<V> {
     pub(crate) position: Position,
     pub(crate) view: Arc<str>,
-    pub(crate) held: Vec<(Arc<str>, Entry<V>)>,
+    pub(crate) held: Vec<V>,
     pub(crate) refused: Vec<(Arc<str>, u64, Bytes)>,
 }
 
@@ -100,8 +100,8 @@ fn encode<V: Value>(out: impl Write, kind: &str, saved: &Saved<V>) -> io::Result
     for number in [saved.position.epoch, saved.position.revision, (saved.held.len() + saved.refused.len()) as u64] {
         out.write_all(&number.to_le_bytes())?;
     }
-    for (key, entry) in &saved.held {
-        record(&mut out, key, entry.revision, &entry.value.raw())?;
+    for value in &saved.held {
+        record(&mut out, value.key(), value.revision(), value.raw())?;
     }
     for (key, revision, raw) in &saved.refused {
         record(&mut out, key, *revision, raw)?;

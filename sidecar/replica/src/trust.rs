@@ -22,27 +22,22 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::{Event, Follow, Parent, Replica, Value};
+use crate::{Decode, Decoded, Event, Follow, Parent, Replica, Value as _};
 
 /// A trust bundle of the key its record has: the trust domain.
 #[derive(Debug)]
 pub struct BundleRecord {
     bundle: TrustBundle,
-    raw: Bytes,
 }
 
-impl Value for BundleRecord {
+impl Decode for BundleRecord {
     fn decode(key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let record = proto::TrustBundle::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let record = proto::TrustBundle::decode(raw).map_err(|error| error.to_string())?;
         let bundle = TrustBundle::from_proto(&record).map_err(|error| error.to_string())?;
         if bundle.trust_domain().as_str() != key {
             return Err(format!("the record of {key} is a bundle of {}", bundle.trust_domain()));
         }
-        Ok(Self { bundle, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        Ok(Self { bundle })
     }
 }
 
@@ -50,7 +45,6 @@ impl Value for BundleRecord {
 #[derive(Debug)]
 pub struct RevocationRecord {
     what: What,
-    raw: Bytes,
 }
 
 #[derive(Clone, Debug)]
@@ -61,10 +55,10 @@ enum What {
     Serial(String),
 }
 
-impl Value for RevocationRecord {
+impl Decode for RevocationRecord {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
         use proto::revocation::What as Raw;
-        let record = proto::Revocation::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let record = proto::Revocation::decode(raw).map_err(|error| error.to_string())?;
         let what = match record.what.ok_or("a revocation of nothing that this version knows")? {
             Raw::Service(name) => {
                 What::Service(ServiceName::try_from(name.as_str()).map_err(|error| error.to_string())?)
@@ -73,11 +67,7 @@ impl Value for RevocationRecord {
             Raw::Kid(kid) => What::Kid(kid),
             Raw::Serial(serial) => What::Serial(serial),
         };
-        Ok(Self { what, raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        Ok(Self { what })
     }
 }
 
@@ -120,9 +110,9 @@ pub enum Roots {
 #[derive(Clone, Debug)]
 pub struct Trust {
     /// Kind `trust_bundle`.
-    pub bundle: Replica<BundleRecord>,
+    pub bundle: Replica<Decoded<BundleRecord>>,
     /// Kind `revocation`.
-    pub revocation: Replica<RevocationRecord>,
+    pub revocation: Replica<Decoded<RevocationRecord>>,
 }
 
 impl Trust {
@@ -157,13 +147,13 @@ fn take_bundles(
     identity: Arc<Identity>,
     roots: Roots,
     stored: Arc<AtomicBool>,
-) -> impl FnMut(Event<'_, BundleRecord>) + Send {
+) -> impl FnMut(Event<'_, Decoded<BundleRecord>>) + Send {
     move |event| {
         let own = identity.id().trust_domain().as_str();
         let record = match event {
-            Event::Replaced(records) => records.iter().find(|(key, _)| &**key == own).map(|(_, record)| record),
+            Event::Replaced(records) => records.get(own),
             // A bundle that is deleted is an accident: without roots nobody could be told to trust others.
-            Event::Changed { key, new, .. } => new.filter(|_| key == own),
+            Event::Changed { key, new, .. } => new.filter(|_| key == own).cloned(),
         };
         let Some(record) = record else { return };
         let in_force = identity.bundle();
@@ -185,12 +175,12 @@ fn take_bundles(
     }
 }
 
-fn take_revocations(identity: Arc<Identity>) -> impl FnMut(Event<'_, RevocationRecord>) + Send {
-    let mut held: HashMap<Arc<str>, What> = HashMap::new();
+fn take_revocations(identity: Arc<Identity>) -> impl FnMut(Event<'_, Decoded<RevocationRecord>>) + Send {
+    let mut held: HashMap<Box<str>, What> = HashMap::new();
     move |event| {
         match event {
             Event::Replaced(records) => {
-                held = records.iter().map(|(key, record)| (Arc::clone(key), record.what.clone())).collect();
+                held = records.iter().map(|record| (record.key().into(), record.what.clone())).collect();
             }
             Event::Changed { key, new: Some(record), .. } => {
                 held.insert(key.into(), record.what.clone());

@@ -19,7 +19,6 @@ pub(crate) struct Attestor {
     rules: Vec<Rule>,
     pub(super) keys: KeySet,
     pub(super) https: Https,
-    raw: Bytes,
 }
 
 #[derive(Debug)]
@@ -82,10 +81,10 @@ fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     rest.map_or(Some(member), |rest| member.pointer(&format!("/{rest}")))
 }
 
-impl replica::Value for Attestor {
+impl replica::Decode for Attestor {
     fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
         let wrong = |what: String| format!("attestor {key:?}: {what}");
-        let record = proto::Attestor::decode(raw.clone()).map_err(|error| wrong(error.to_string()))?;
+        let record = proto::Attestor::decode(raw).map_err(|error| wrong(error.to_string()))?;
         let proto::Attestor { name, issuer, audience, jwks_uri, ca, rules } = record;
         let https = |url: &str| url.starts_with("https://");
         if audience.is_empty() {
@@ -103,12 +102,7 @@ impl replica::Value for Attestor {
             issuer,
             audience,
             rules,
-            raw,
         })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
     }
 }
 

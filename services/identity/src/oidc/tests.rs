@@ -1,5 +1,4 @@
 use prost::Message as _;
-use replica::Value as _;
 use serde_json::{Value, json};
 use tenon_proto::policy::v1 as proto;
 use tonic::Code;
@@ -29,8 +28,8 @@ fn record(name: &str, issuer: &str) -> proto::Attestor {
     }
 }
 
-fn attestor(record: &proto::Attestor) -> Arc<Attestor> {
-    Arc::new(Attestor::decode(&record.name, 1, record.encode_to_vec().into()).unwrap())
+fn attestor(record: &proto::Attestor) -> Decoded<Attestor> {
+    Decoded::new(&record.name, 1, record.encode_to_vec().into()).unwrap()
 }
 
 /// Claims as a Kubernetes projected service-account token has them.
@@ -61,7 +60,7 @@ fn with(change: impl FnOnce(&mut Value)) -> Value {
 struct Fixture {
     key: TestKey,
     server: FakeServer,
-    attestors: Vec<Arc<Attestor>>,
+    attestors: Vec<Decoded<Attestor>>,
 }
 
 impl Fixture {

@@ -7,7 +7,7 @@ use mesh_identity::grpc::{self, uncovered};
 use mesh_identity::join::{self, Joined};
 use mesh_identity::{testing, tls};
 use prost::Message as _;
-use replica::{Follow, Replica, Value};
+use replica::{Follow, Raw, Replica, Value as _};
 use tenon_proto::identity::v1::identity_client::IdentityClient;
 use tenon_proto::identity::v1::{
     AsapKey, ConfirmRequest, CreateJoinTokenRequest, GetTrustBundleRequest, IssueSvidRequest,
@@ -117,18 +117,6 @@ impl Service {
 async fn asap_keys(operator: &mut IdentityClient<Channel>) -> Vec<String> {
     let keys = operator.list_keys(ListKeysRequest {}).await.unwrap().into_inner().keys;
     keys.into_iter().filter(|key| key.r#use() == KeyUse::Unspecified).map(|key| key.kid).collect()
-}
-
-struct Raw(Bytes);
-
-impl Value for Raw {
-    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
-    }
 }
 
 /// Without a certificate.

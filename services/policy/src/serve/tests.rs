@@ -8,7 +8,7 @@ use mesh_identity::{
     testing::{Ca, service},
 };
 use prost::Message as _;
-use replica::{Follow, Replica, Value};
+use replica::{Follow, Raw, Replica, Value as _};
 use tempfile::TempDir;
 use tenon_proto::policy::v1::{
     ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, PolicyFile, Route, ServicePolicy,
@@ -109,19 +109,6 @@ impl Running {
     }
 }
 
-/// A record as it came.
-struct Raw(Bytes);
-
-impl Value for Raw {
-    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
-    }
-}
-
 /// Longer than a busy machine's disk takes to sync.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -152,7 +139,7 @@ async fn holds(replica: &Replica<Raw>, wanted: impl Fn(&Replica<Raw>) -> bool) {
 }
 
 fn keys(replica: &Replica<Raw>) -> Vec<String> {
-    let mut keys: Vec<String> = replica.entries().iter().map(|(key, _)| key.to_string()).collect();
+    let mut keys: Vec<String> = replica.entries().iter().map(|record| record.key().to_owned()).collect();
     keys.sort();
     keys
 }

@@ -6,7 +6,7 @@ use journal::{Everything, Journal, Write};
 use mesh_identity::grpc::uncovered;
 use mesh_identity::{testing, tls};
 use prost::Message as _;
-use replica::Value;
+use replica::{Decode, Decoded};
 use tenon_proto::policy::v1::Route;
 use tenon_proto::tcs::v1::get_request::By;
 use tenon_proto::tcs::v1::tenant_context::Status as TenantStatus;
@@ -79,7 +79,7 @@ impl Mesh {
     }
 
     /// A replica of the tenants as `identity` sees them.
-    fn follow(&self, identity: &Arc<Identity>) -> Replica<Seen> {
+    fn follow(&self, identity: &Arc<Identity>) -> Replica<Decoded<Seen>> {
         let follow = Follow {
             kind: kind::TENANT,
             instance: "test".to_owned(),
@@ -118,21 +118,17 @@ async fn policy_service(
 }
 
 /// A tenant as a follower sees it.
-#[derive(Debug, PartialEq)]
-struct Seen(TenantContext, Bytes);
+#[derive(Debug)]
+struct Seen(TenantContext);
 
-impl Value for Seen {
+impl Decode for Seen {
     fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(TenantContext::decode(raw.clone()).map_err(|error| error.to_string())?, raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.1.clone()
+        Ok(Self(TenantContext::decode(raw).map_err(|error| error.to_string())?))
     }
 }
 
 /// The tenant once it can be read there and is as wanted.
-async fn seen(replica: &Replica<Seen>, id: &str, wanted: impl Fn(&TenantContext) -> bool) -> TenantContext {
+async fn seen(replica: &Replica<Decoded<Seen>>, id: &str, wanted: impl Fn(&TenantContext) -> bool) -> TenantContext {
     let mut positions = replica.subscribe();
     let wait = async {
         loop {

@@ -1,7 +1,6 @@
 use std::collections::HashMap;
 
 use mesh_identity::SpiffeId;
-use replica::Value as _;
 use tenon_proto::policy::v1::Route;
 use tenon_proto::tcs::v1::Product;
 use tonic::Code;
@@ -16,11 +15,11 @@ impl Routes for Policy {
         self.0.is_some()
     }
 
-    fn get(&self, service: &str) -> Option<Arc<ServiceRoute>> {
+    fn get(&self, service: &str) -> Option<Decoded<ServiceRoute>> {
         let product = self.0.as_ref()?.get(service)?;
         let route =
             Route { service: service.to_owned(), product: (*product).to_owned(), residency: 1, ..Route::default() };
-        Some(Arc::new(ServiceRoute::decode(service, 1, route.encode_to_vec().into()).unwrap()))
+        Some(Decoded::new(service, 1, route.encode_to_vec().into()).unwrap())
     }
 }
 

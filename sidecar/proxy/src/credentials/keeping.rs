@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use mesh_identity::{clock, join::Membership};
-use replica::Replica;
+use replica::{Decoded, Replica};
 use tokio_util::sync::CancellationToken;
 
 use super::KeyRecord;
@@ -48,7 +48,7 @@ struct Source {
 
 impl Source {
     /// Whether the identity service should hear of this process now.
-    fn look(&mut self, keys: &Replica<KeyRecord>, own: &str) -> bool {
+    fn look(&mut self, keys: &Replica<Decoded<KeyRecord>>, own: &str) -> bool {
         let status = keys.status();
         let epoch = status.position.map(|position| position.epoch);
         self.saw(status.connected, epoch, keys.get(own).is_some())

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use mesh_asap::{Expect, Keys, Lookup, Memory, PublicKey, VerifyError};
 use mesh_identity::Identity;
 use prost::Message as _;
-use replica::{Position, Replica};
+use replica::{Decoded, Position, Replica};
 use sidecar_core::{Credentials, Named, Peer, Reason, Refusal, Transaction};
 use tenon_proto::identity::v1::{Key, KeyUse};
 use tokio::sync::watch;
@@ -23,25 +23,20 @@ pub struct KeyRecord {
     key: Arc<PublicKey>,
     /// `None`: one that this version does not know, so that the key verifies nothing.
     usage: Option<KeyUse>,
-    raw: Bytes,
 }
 
-impl replica::Value for KeyRecord {
+impl replica::Decode for KeyRecord {
     fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let record = Key::decode(raw.clone()).map_err(|error| error.to_string())?;
+        let record = Key::decode(raw).map_err(|error| error.to_string())?;
         let key = PublicKey::from_spki(&record.spki).map_err(|error| error.to_string())?;
-        Ok(Self { key: Arc::new(key), usage: KeyUse::try_from(record.r#use).ok(), raw })
-    }
-
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+        Ok(Self { key: Arc::new(key), usage: KeyUse::try_from(record.r#use).ok() })
     }
 }
 
 /// Replicated keys of one use; a key that is not there does not exist, since the replica is complete. A revoked key is
 /// none, also while its record is still there.
 struct Replicated<'r> {
-    records: &'r Replica<KeyRecord>,
+    records: &'r Replica<Decoded<KeyRecord>>,
     usage: KeyUse,
     identity: &'r Identity,
 }
@@ -62,7 +57,7 @@ impl Keys for Replicated<'_> {
 pub struct TokenMemory {
     /// Of services of the mesh.
     memory: Memory,
-    keys: Replica<KeyRecord>,
+    keys: Replica<Decoded<KeyRecord>>,
     /// The key set that `memory` was last compared with.
     compared: Option<Position>,
     /// Of clients outside of it, each with keys of its own.

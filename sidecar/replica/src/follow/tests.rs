@@ -9,20 +9,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
 use super::*;
-use crate::{Position, digest};
-
-#[derive(Debug)]
-struct Raw(Bytes);
-
-impl Value for Raw {
-    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
-    }
-}
+use crate::{Position, Raw, digest};
 
 /// A stream as the parent sees it.
 struct Stream {

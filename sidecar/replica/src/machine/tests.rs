@@ -1,22 +1,17 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{Replica, digest};
+use crate::{Decode, Decoded, Replica, digest};
 
 /// Decodes everything that does not begin with "bad".
-#[derive(Debug, PartialEq)]
-struct Text {
-    revision: u64,
-    raw: Bytes,
-}
+#[derive(Debug)]
+struct NotBad;
 
-impl Value for Text {
-    fn decode(_: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        if raw.starts_with(b"bad") { Err("it is bad".to_owned()) } else { Ok(Self { revision, raw }) }
-    }
+type Text = Decoded<NotBad>;
 
-    fn raw(&self) -> Bytes {
-        self.raw.clone()
+impl Decode for NotBad {
+    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
+        if raw.starts_with(b"bad") { Err("it is bad".to_owned()) } else { Ok(Self) }
     }
 }
 
@@ -83,7 +78,7 @@ impl Fixture {
         let entries = self.replica.entries();
         entries
             .into_iter()
-            .map(|(key, value)| (key.to_string(), String::from_utf8(value.raw.to_vec()).unwrap()))
+            .map(|value| (value.key().to_owned(), String::from_utf8(value.raw().to_vec()).unwrap()))
             .collect()
     }
 
@@ -134,10 +129,10 @@ fn a_snapshot_is_seen_when_it_is_complete_and_not_before() {
     assert_eq!(it.resume(), None);
     it.receive(start(at(3))).unwrap();
     it.receive(chunk(THREE)).unwrap();
-    assert_eq!((it.replica.position(), it.replica.get("a")), (None, None));
+    assert_eq!((it.replica.position(), it.replica.get("a").is_some()), (None, false));
     assert_eq!(it.receive(end(THREE)), ack(at(3)));
     assert_eq!(it.replica.position(), Some(at(3)));
-    assert_eq!(it.replica.get("b").unwrap().revision, 2);
+    assert_eq!(it.replica.get("b").unwrap().revision(), 2);
     assert_eq!(it.resume(), Some(at(3)));
 }
 
@@ -315,8 +310,8 @@ fn a_snapshot_shares_what_has_not_changed() {
     it.snapshot(at(3), THREE).unwrap();
     let before = it.replica.get("a").unwrap();
     it.snapshot(at(5), &[("a", 1, "one"), ("b", 5, "two")]).unwrap();
-    assert!(Arc::ptr_eq(&before, &it.replica.get("a").unwrap()));
-    assert_eq!(it.replica.get("b").unwrap().revision, 5);
+    assert!(std::ptr::eq(before.raw(), it.replica.get("a").unwrap().raw()));
+    assert_eq!(it.replica.get("b").unwrap().revision(), 5);
 }
 
 #[test]
@@ -328,9 +323,10 @@ fn a_position_is_announced_after_the_observer_knows() {
         Event::Replaced(all) => {
             assert_eq!((seen.position(), all.len(), seen.get("a").is_some()), (None, 3, true));
         }
-        Event::Changed { key, old, new } => {
-            assert_eq!((seen.position(), key, old.is_some(), new.is_some()), (Some(at(3)), "a", true, true));
-            assert_eq!(seen.get("a").unwrap().revision, 4, "the change can be read already");
+        Event::Changed { key, revision, old, new } => {
+            assert_eq!((seen.position(), key, revision), (Some(at(3)), "a", 4));
+            assert_eq!((old.unwrap().revision(), new.unwrap().revision()), (1, 4));
+            assert_eq!(seen.get("a").unwrap().revision(), 4, "the change can be read already");
         }
     });
     let machine = Machine::new(Arc::clone(&shared), Guard::default(), observer);

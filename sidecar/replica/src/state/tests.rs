@@ -3,25 +3,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use proptest::prelude::*;
 
 use super::*;
-
-#[derive(Debug)]
-struct Raw(Bytes);
-
-impl Value for Raw {
-    fn decode(_: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        Ok(Self(raw))
-    }
-
-    fn raw(&self) -> Bytes {
-        self.0.clone()
-    }
-}
+use crate::Raw;
 
 fn saved(records: &[(String, u64, Vec<u8>)]) -> Saved<Raw> {
-    let held = records.iter().map(|(key, revision, value)| {
-        let value = Arc::new(Raw(Bytes::copy_from_slice(value)));
-        (Arc::from(key.as_str()), Entry { revision: *revision, value })
-    });
+    let held =
+        records.iter().map(|(key, revision, value)| Raw::new(key, *revision, Bytes::copy_from_slice(value)).unwrap());
     let refused = vec![(Arc::from("refused"), 9, Bytes::from_static(b"!"))];
     Saved { position: Position::new(3, 9), view: "v".into(), held: held.collect(), refused }
 }

@@ -2,15 +2,15 @@ use mesh_identity::{Rotation, testing::Ca};
 
 use super::*;
 
-fn bundle(ca: &Ca, sequence: u64) -> Arc<BundleRecord> {
+fn bundle(ca: &Ca, sequence: u64) -> Decoded<BundleRecord> {
     let bundle = ca.bundle().with_rotation(Rotation { sequence, ..Rotation::default() });
     let raw = Bytes::from(bundle.to_proto().encode_to_vec());
-    Arc::new(BundleRecord::decode("demo.example", 1, raw).unwrap())
+    Decoded::new("demo.example", 1, raw).unwrap()
 }
 
-fn revocation(what: proto::revocation::What) -> Arc<RevocationRecord> {
+fn revocation(what: proto::revocation::What) -> Decoded<RevocationRecord> {
     let record = proto::Revocation { what: Some(what), ..Default::default() };
-    Arc::new(RevocationRecord::decode("any", 1, record.encode_to_vec().into()).unwrap())
+    Decoded::new("any", 1, record.encode_to_vec().into()).unwrap()
 }
 
 fn replaced<'a, V>(records: &'a [(Arc<str>, Arc<V>)]) -> Event<'a, V> {
@@ -59,7 +59,7 @@ fn where_roots_come_from_elsewhere_only_rotations_are_taken() {
     let mut take = take_bundles(Arc::clone(&identity), Roots::Elsewhere, Arc::default());
     let rotation = Rotation { sequence: 7, issuing_authority: Some([7; 32]), rekey_created_before: 1_800_000_000 };
     let raw = Bytes::from(mesh.bundle().with_rotation(rotation).to_proto().encode_to_vec());
-    take(replaced(&[("demo.example".into(), Arc::new(BundleRecord::decode("demo.example", 1, raw).unwrap()))]));
+    take(replaced(&[("demo.example".into(), Decoded::new("demo.example", 1, raw).unwrap())]));
     let bundle = identity.bundle();
     assert_eq!(bundle.roots(), agent.bundle().roots());
     assert_eq!(bundle.rotation().rekey_created_before, 1_800_000_000);

@@ -1,4 +1,4 @@
-use replica::Value as _;
+use replica::Decode as _;
 use serde_json::json;
 
 use super::*;
