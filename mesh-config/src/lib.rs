@@ -19,8 +19,8 @@ pub use crate::{
     folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
         Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, Instance, LocalMesh,
-        Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule, Service, TenantCondition,
-        TestCall, TestTransaction,
+        Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule, Service, TcsAddress,
+        TenantCondition, TestCall, TestTransaction,
     },
     parse::parse,
     problem::{Problem, Problems},

@@ -233,8 +233,9 @@ pub struct ControlPlaneAddresses {
     pub identity: SocketAddr,
     /// The key repository and trust bundle, HTTPS.
     pub key_repository: SocketAddr,
-    /// The Tenant Context Service.
-    pub tcs: SocketAddr,
+    /// The Tenant Context Service, once for each process of it. Never empty; the first one writes, and with an embedded
+    /// store it is the only one that does.
+    pub tcs: Vec<TcsAddress>,
     /// The policy service.
     pub policy: SocketAddr,
     /// The dashboard.
@@ -247,11 +248,20 @@ impl Default for ControlPlaneAddresses {
         Self {
             identity: local(15010),
             key_repository: local(15011),
-            tcs: local(15020),
+            tcs: vec![TcsAddress { address: local(15020), zone: None }],
             policy: local(15030),
             dashboard: local(15080),
         }
     }
+}
+
+/// Where one process of the Tenant Context Service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcsAddress {
+    /// gRPC.
+    pub address: SocketAddr,
+    /// The zone that it stands in: sidecars prefer to follow two of different zones.
+    pub zone: Option<ZoneName>,
 }
 
 /// One sidecar with its app.

@@ -10,9 +10,9 @@ use super::{
     document::{or_default, region_name, service_name},
 };
 use crate::{
-    mesh::{ControlPlaneAddresses, Instance, LocalMesh, Outbound},
+    mesh::{ControlPlaneAddresses, Instance, LocalMesh, Outbound, TcsAddress},
     names::short,
-    yaml::{At, Node, Reader},
+    yaml::{At, Node, Reader, Value},
 };
 
 pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> Option<LocalMesh> {
@@ -22,7 +22,8 @@ pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> O
         Some(node) => control_plane(reader, node, &mut taken),
         None => {
             let defaults = ControlPlaneAddresses::default();
-            for (name, address) in by_name(&defaults) {
+            let tcs = defaults.tcs.iter().map(|tcs| (TCS, tcs.address));
+            for (name, address) in by_name(&defaults).into_iter().chain(tcs) {
                 taken.take(reader, fields.at(), address, format!("the default of the control plane's {name}"));
             }
             Some(defaults)
@@ -40,26 +41,36 @@ pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> O
     Some(LocalMesh { instances, control_plane: control_plane? })
 }
 
-fn by_name(addresses: &ControlPlaneAddresses) -> [(&'static str, SocketAddr); 5] {
+const TCS: &str = "tcs";
+
+/// Those that listen on one address each.
+fn by_name(addresses: &ControlPlaneAddresses) -> [(&'static str, SocketAddr); 4] {
     [
         ("identity", addresses.identity),
         ("keyRepository", addresses.key_repository),
-        ("tcs", addresses.tcs),
         ("policy", addresses.policy),
         ("dashboard", addresses.dashboard),
     ]
 }
 
 fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Option<ControlPlaneAddresses> {
-    let known = &["identity", "keyRepository", "tcs", "policy", "dashboard"];
+    let known = &["identity", "keyRepository", TCS, "policy", "dashboard"];
     let fields = reader.fields(node, "the addresses of the control plane", known)?;
-    let defaults = ControlPlaneAddresses::default();
-    let [identity, key_repository, tcs, policy, dashboard] = by_name(&defaults).map(|(name, default)| {
+    let mut defaults = ControlPlaneAddresses::default();
+    let [identity, key_repository, policy, dashboard] = by_name(&defaults).map(|(name, default)| {
         let read = or_default(reader, fields, name, default, address)?;
         let at = fields.optional(name).map_or(fields.at(), |node| node.at);
         taken.take(reader, at, read, format!("the control plane's {name}"));
         Some(read)
     });
+    let tcs = if let Some(node) = fields.optional(TCS) {
+        several_tcs(reader, node, taken)
+    } else {
+        for tcs in &defaults.tcs {
+            taken.take(reader, fields.at(), tcs.address, format!("the control plane's {TCS}"));
+        }
+        Some(std::mem::take(&mut defaults.tcs))
+    };
     Some(ControlPlaneAddresses {
         identity: identity?,
         key_repository: key_repository?,
@@ -67,6 +78,33 @@ fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Opt
         policy: policy?,
         dashboard: dashboard?,
     })
+}
+
+/// One address, or a list of them.
+fn several_tcs(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Option<Vec<TcsAddress>> {
+    let Value::List(_) = node.value else {
+        let tcs = tcs(reader, node, taken, format!("the control plane's {TCS}"))?;
+        return Some(vec![tcs]);
+    };
+    let nodes = reader.some_list(node, "addresses")?;
+    let number = |n: usize| format!("number {n} of the control plane's {TCS}");
+    let all = nodes.iter().zip(1..).filter_map(|(node, n)| tcs(reader, node, taken, number(n)));
+    let all: Vec<TcsAddress> = all.collect();
+    (all.len() == nodes.len()).then_some(all)
+}
+
+fn tcs(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken, what: String) -> Option<TcsAddress> {
+    let (at, read) = if let Value::Map(_) = node.value {
+        let fields = reader.fields(node, "the address of a TCS", &["address", "zone"])?;
+        let zone =
+            or_default(reader, fields, "zone", None, |reader, node| reader.parsed(node, "a zone name").map(Some));
+        let node = fields.required(reader, "address", ADDRESS)?;
+        (node.at, TcsAddress { address: address(reader, node)?, zone: zone? })
+    } else {
+        (node.at, TcsAddress { address: address(reader, node)?, zone: None })
+    };
+    taken.take(reader, at, read.address, what);
+    Some(read)
 }
 
 pub(super) const INSTANCE: &[&str] = &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin"];

@@ -336,7 +336,8 @@ spec:
     let mesh = with_base(text).unwrap();
     assert_eq!(compile(&mesh).endpoints["wiki/us-east/127.0.0.1:7006"].zone, "a");
     let local = mesh.local().unwrap();
-    assert_eq!(local.control_plane.tcs.port(), 7020);
+    let tcs: Vec<_> = local.control_plane.tcs.iter().map(|tcs| (tcs.address.port(), tcs.zone.as_ref())).collect();
+    assert_eq!(tcs, [(7020, None)]);
     assert_eq!(local.control_plane.policy.port(), 15030);
     assert_eq!(local.instances[0].outbound.to_string(), "unix:/tmp/w");
 }
@@ -347,6 +348,26 @@ fn anchors_and_aliases_stand_for_what_they_name() {
         + "    - {name: b, callers: *who, paths: [/media.v1.Media/List]}\n";
     let records = compile(&with_base(&text).unwrap());
     assert_eq!(records.allowlists["media"].rules[1].callers, ["wiki"]);
+}
+
+#[test]
+fn there_may_be_several_tcs_each_with_a_zone() {
+    let text = "\
+apiVersion: tenon.dev/v1
+kind: LocalMesh
+metadata: {name: local}
+spec:
+  instances: [{service: wiki, region: us-east}]
+  controlPlane:
+    tcs:
+      - 127.0.0.1:7020
+      - {address: 127.0.0.1:7021, zone: b}
+";
+    let mesh = with_base(text).unwrap();
+    let tcs = &mesh.local().unwrap().control_plane.tcs;
+    let shown: Vec<_> =
+        tcs.iter().map(|tcs| (tcs.address.port(), tcs.zone.as_ref().map(ToString::to_string))).collect();
+    assert_eq!(shown, [(7020, None), (7021, Some("b".to_owned()))]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use mesh_identity::Peer;
-use tenon_proto::replication::v1::{FollowRequest, KindStatus, Start};
+use tenon_proto::replication::v1::{FollowRequest, GuardRules, KindStatus, Start};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{Entry, Journal, Position, ReadError, TailError};
+use crate::{Entry, Position, ReadError, Source, TailError};
 use followers::Followers;
 use view::View;
 
@@ -101,9 +101,11 @@ impl fmt::Debug for Publisher {
 
 pub(crate) struct Inner {
     kind: &'static str,
-    journal: Arc<dyn Journal>,
+    source: Arc<dyn Source>,
     views: Arc<dyn Views>,
     settings: Settings,
+    /// What the operator allows; absent: anything.
+    guard: Option<watch::Receiver<GuardRules>>,
     /// Views with followers, and those that had some lately.
     active: Mutex<HashMap<ViewName, Active>>,
     /// Held while changes go into the views, so that none is missed by a view that is being added.
@@ -124,31 +126,41 @@ struct Active {
 }
 
 impl Publisher {
-    /// Publishes `journal` as `kind` until `shutdown`, with the usual bounds. Must be called within a tokio runtime.
+    /// Publishes `source` (an `Arc<dyn Journal>`, or a [`crate::RelaySource`]) as `kind` until `shutdown`, with the usual
+    /// bounds and without a guard. Must be called within a tokio runtime.
     #[must_use]
-    pub fn start(
-        kind: &'static str,
-        journal: Arc<dyn Journal>,
-        views: Arc<dyn Views>,
-        shutdown: CancellationToken,
-    ) -> Self {
-        Self::start_with(kind, journal, views, Settings::default(), shutdown)
+    pub fn start(kind: &'static str, source: impl Source, views: Arc<dyn Views>, shutdown: CancellationToken) -> Self {
+        Self::start_with(kind, source, views, Settings::default(), None, shutdown)
     }
 
-    /// As [`Publisher::start`], with other bounds.
+    /// As [`Publisher::start`], refusing what breaks `guard`. Followers are told the rules, and each change of them.
+    #[must_use]
+    pub fn start_guarded(
+        kind: &'static str,
+        source: impl Source,
+        views: Arc<dyn Views>,
+        guard: watch::Receiver<GuardRules>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self::start_with(kind, source, views, Settings::default(), Some(guard), shutdown)
+    }
+
+    /// As [`Publisher::start`] or [`Publisher::start_guarded`], with other bounds.
     #[must_use]
     pub fn start_with(
         kind: &'static str,
-        journal: Arc<dyn Journal>,
+        source: impl Source,
         views: Arc<dyn Views>,
         settings: Settings,
+        guard: Option<watch::Receiver<GuardRules>>,
         shutdown: CancellationToken,
     ) -> Self {
         let inner = Arc::new(Inner {
             kind,
-            journal,
+            source: Arc::new(source),
             views,
             settings,
+            guard,
             active: Mutex::default(),
             feeding: tokio::sync::Mutex::default(),
             head: watch::Sender::new(None),
@@ -210,8 +222,8 @@ impl Publisher {
     pub async fn status(&self) -> Result<KindStatus, ReadError> {
         Ok(KindStatus {
             kind: self.inner.kind.to_owned(),
-            head: Some(self.inner.journal.head().await?.into()),
-            records: self.inner.journal.count().await?,
+            head: self.inner.source.head().await?.map(Into::into),
+            records: self.inner.source.snapshot().await?.records.len() as u64,
             followers: self.inner.followers.list(),
             alarms: Vec::new(),
             guard_rules: None,
@@ -227,7 +239,7 @@ impl Inner {
         }
         // What the feeder has passed before it first looked is in the snapshot.
         let _ = self.head.subscribe().wait_for(Option::is_some).await;
-        let snapshot = self.journal.snapshot().await?;
+        let snapshot = self.source.snapshot().await?;
         let position = snapshot.position;
         let (views, settings, of) = (Arc::clone(&self.views), self.settings, Arc::clone(&name));
         let made = tokio::task::spawn_blocking(move || View::new(of, snapshot, &*views, settings)).await;
@@ -238,10 +250,10 @@ impl Inner {
             return Ok(view); // Another follower was faster.
         }
         let fed = self.head.borrow().unwrap_or(position);
-        let mut tail = self.journal.tail(position);
+        let mut tail = self.source.tail(position);
         while view.revision() < fed.revision {
-            let entries = tail.next().await.unwrap_or(Err(TailError::Compacted))?;
-            view.apply(&entries, &*self.views);
+            let batch = tail.next().await.unwrap_or(Err(TailError::Compacted))?;
+            view.apply(&batch.entries, &*self.views);
         }
         let view = Arc::new(view);
         self.active().insert(name, Active { view: Arc::clone(&view), idle: None });
@@ -291,18 +303,18 @@ impl Inner {
         let known = *self.head.borrow();
         let from = match known {
             Some(position) => position,
-            None => match self.journal.head().await {
-                Ok(position) => position,
+            None => match self.source.head().await {
+                Ok(position) => position.unwrap_or_default(),
                 Err(error) => return error.into(),
             },
         };
         self.head.send_replace(Some(from));
-        let mut tail = self.journal.tail(from);
+        let mut tail = self.source.tail(from);
         let mut sweep = tokio::time::interval(self.settings.idle_view.max(Duration::from_millis(10)) / 4);
         loop {
             tokio::select! {
-                entries = tail.next() => match entries.unwrap_or(Err(TailError::Compacted)) {
-                    Ok(entries) => self.take(from.epoch, &entries).await,
+                batch = tail.next() => match batch.unwrap_or(Err(TailError::Compacted)) {
+                    Ok(batch) => self.take(from.epoch, &batch.entries).await,
                     Err(error) => return error,
                 },
                 _ = sweep.tick() => self.sweep(),

@@ -20,6 +20,10 @@ fn local(instances: &str) -> String {
     format!("{DOC}kind: LocalMesh\nmetadata: {{name: l}}\nspec:\n  instances: {instances}\n")
 }
 
+fn tcs(addresses: &str) -> String {
+    format!("{}  controlPlane: {{tcs: {addresses}}}\n", local("[{service: wiki, region: us-east}]"))
+}
+
 fn test(tenants: &str, call: &str) -> String {
     format!("{DOC}kind: PolicyTest\nmetadata: {{name: t}}\nspec:\n  tenants: {tenants}\n  calls: [{call}]\n")
 }
@@ -358,6 +362,32 @@ m.yaml:5:89: address 127.0.0.1:15020 is taken by the default of the control plan
             "control plane",
             local("[{service: wiki, region: us-east}]\n  controlPlane: {tsc: 127.0.0.1:1}"),
             r#"m.yaml:6:18: unknown field "tsc" in the addresses of the control plane (did you mean "tcs"?), expected identity, keyRepository, tcs, policy or dashboard"#,
+        ),
+        (
+            "one TCS twice",
+            tcs("[127.0.0.1:1, {address: 127.0.0.1:1, zone: b}]"),
+            r#"m.yaml:6:47: address 127.0.0.1:1 is taken by number 1 of the control plane's tcs, expected one of its own"#,
+        ),
+        (
+            "a TCS on the port of another service",
+            tcs("[127.0.0.1:1, 127.0.0.1:15030]"),
+            r#"m.yaml:6:37: address 127.0.0.1:15030 is taken by the control plane's policy, expected one of its own"#,
+        ),
+        ("no TCS", tcs("[]"), r#"m.yaml:6:23: an empty list, expected a list of addresses with at least one of them"#),
+        (
+            "a TCS without an address",
+            tcs("[{zone: b}]"),
+            r#"m.yaml:6:24: missing field "address" in the address of a TCS, expected an IP address with a port, as 127.0.0.1:9002"#,
+        ),
+        (
+            "a TCS with an unknown field",
+            tcs("{adress: 127.0.0.1:1, address: 127.0.0.1:2}"),
+            r#"m.yaml:6:24: unknown field "adress" in the address of a TCS (did you mean "address"?), expected address or zone"#,
+        ),
+        (
+            "a TCS in a zone that is no name",
+            tcs("[{address: 127.0.0.1:1, zone: B_}]"),
+            r#"m.yaml:6:53: "B_" is not a zone name, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
         ),
         (
             "tenant with an unknown field",
