@@ -1,9 +1,13 @@
 //! A journal in one file, with redb: one process writes it, and what is acknowledged survives a crash.
 //!
-//! Tables per kind: `KIND/records` (key → revision, value) and `KIND/log` (revision → key, value), the latter bounded. `meta`
-//! has the epoch and, per kind, the head and the last revision that the log no longer has.
+//! `tables` is what lies in the file, `write` how it changes, `store` the file itself, `upgrade` what earlier versions left.
+//! A log that is written elsewhere and only materialised here goes through [`write::Writing`] as well.
 
+mod history;
 mod store;
+mod tables;
+mod upgrade;
+mod write;
 
 use std::{
     collections::HashMap,
@@ -11,38 +15,41 @@ use std::{
     io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::stream;
-use redb::{
-    ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
-    TableError, WriteTransaction,
-};
+use redb::{ReadableDatabase as _, WriteTransaction};
 use tokio::sync::watch;
 
-use crate::{AppendError, Entry, Expected, Journal, Position, ReadError, Record, Snapshot, Tail, TailError, Write};
+use crate::{AppendError, Entry, History, Journal, Position, ReadError, Record, Snapshot, Tail, TailError, Write};
 use store::Store;
+use tables::{EPOCH, META, Names, present};
 
-type Meta = TableDefinition<'static, &'static str, u64>;
-type Records<'a> = TableDefinition<'a, &'static str, (u64, &'static [u8])>;
-type Log<'a> = TableDefinition<'a, u64, (&'static str, Option<&'static [u8]>)>;
-
-const META: Meta = TableDefinition::new("meta");
-const EPOCH: &str = "epoch";
-/// Entries that a tail reads at once.
-const TAIL_BATCH: usize = 1024;
-
-/// How an embedded journal keeps its past.
+/// How much of its past an embedded journal keeps, of each kind: what is older, or more, goes, the oldest first. Who
+/// follows and is further behind takes a snapshot; no backup goes further back.
+///
+/// Old changes go as new ones are written, never more than a small multiple of them at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Changes that the log of each kind keeps. Who is further behind takes a snapshot.
+    /// For how long a change is kept.
+    pub retention: Duration,
+    /// How many changes are kept at most.
     pub retained_changes: u64,
+    /// How many bytes the kept changes may take, roughly. A change takes its key, its value, what differs in the value
+    /// before, and about 64 bytes.
+    pub retained_bytes: u64,
+}
+
+impl Options {
+    /// 30 days, at most 100,000 changes and 1 GiB: for kinds of few records.
+    pub const DEFAULT: Self =
+        Self { retention: Duration::from_secs(30 * 24 * 60 * 60), retained_changes: 100_000, retained_bytes: 1 << 30 };
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { retained_changes: 100_000 }
+        Self::DEFAULT
     }
 }
 
@@ -94,6 +101,7 @@ impl Embedded {
             Some(epoch) => Ok(epoch),
             None => store.write(|transaction| make_epoch(transaction, 0)).map(|Ok(epoch)| epoch),
         });
+        let epoch = epoch.and_then(|epoch| upgrade::upgrade(&store).map(|()| epoch));
         let epoch = epoch.map_err(|source| OpenError::Failed { path: path.to_owned(), source })?;
         Ok(Self { store: Arc::new(store), options, epoch, kinds: Arc::default() })
     }
@@ -140,7 +148,7 @@ impl Embedded {
             store: Arc::clone(&self.store),
             names,
             epoch: self.epoch,
-            retained: self.options.retained_changes,
+            options: self.options,
             head: watch::Sender::new(revision),
         });
         kinds.insert(kind, Arc::clone(&journal));
@@ -154,18 +162,18 @@ struct EmbeddedJournal {
     store: Arc<Store>,
     names: Arc<Names>,
     epoch: u64,
-    retained: u64,
+    options: Options,
     /// The last durable revision, for tails that wait.
     head: watch::Sender<u64>,
 }
 
-#[tonic::async_trait]
-impl Journal for EmbeddedJournal {
-    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
-        let (store, names, head, epoch, retained) =
-            (Arc::clone(&self.store), Arc::clone(&self.names), self.head.clone(), self.epoch, self.retained);
+impl EmbeddedJournal {
+    /// Only at `at`, if that is given.
+    async fn write(&self, at: Option<Position>, writes: Vec<Write>) -> Result<Position, AppendError> {
+        let (store, names, head, epoch, options) =
+            (Arc::clone(&self.store), Arc::clone(&self.names), self.head.clone(), self.epoch, self.options);
         blocking(move || {
-            let revision = store.append(&names, &writes, retained)?;
+            let revision = store.append(&names, epoch, at, &writes, &options)?;
             // Here and not after the await: the write stands even when nobody waits for it any more.
             head.send_if_modified(|head| {
                 let newer = revision > *head;
@@ -175,6 +183,17 @@ impl Journal for EmbeddedJournal {
             Ok(Position::new(epoch, revision))
         })
         .await
+    }
+}
+
+#[tonic::async_trait]
+impl Journal for EmbeddedJournal {
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.write(None, writes).await
+    }
+
+    async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.write(Some(head), writes).await
     }
 
     async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
@@ -194,6 +213,10 @@ impl Journal for EmbeddedJournal {
     async fn count(&self) -> Result<u64, ReadError> {
         let (store, names) = (Arc::clone(&self.store), Arc::clone(&self.names));
         blocking(move || Ok(store.read(|database| names.count(database))?)).await
+    }
+
+    async fn history(&self) -> Result<History, ReadError> {
+        history::read(Arc::clone(&self.store), Arc::clone(&self.names), self.epoch).await
     }
 
     fn tail(&self, from: Position) -> Tail {
@@ -232,7 +255,7 @@ impl Tailing {
         }
         let (store, names) = (Arc::clone(&self.store), Arc::clone(&self.names));
         let entries =
-            blocking(move || Ok::<_, ReadError>(store.read(|database| names.log_after(database, after))?)).await?;
+            blocking(move || Ok::<_, ReadError>(store.read(|database| names.changes_after(database, after))?)).await?;
         let entries = entries.ok_or(TailError::Compacted)?;
         if let Some(last) = entries.last() {
             self.revision = last.revision;
@@ -241,83 +264,27 @@ impl Tailing {
     }
 }
 
-/// The names of one kind's tables and counters.
-#[derive(Debug)]
-struct Names {
-    records: String,
-    log: String,
-    head: String,
-    floor: String,
-}
-
-impl Names {
-    fn of(kind: &str) -> Self {
-        let name = |part| format!("{kind}/{part}");
-        Self { records: name("records"), log: name("log"), head: name("head"), floor: name("floor") }
-    }
-
-    fn head(&self, database: &redb::Database) -> Result<u64, redb::Error> {
-        let transaction = database.begin_read()?;
-        counter(&transaction, &self.head)
-    }
-
-    fn count(&self, database: &redb::Database) -> Result<u64, redb::Error> {
-        let transaction = database.begin_read()?;
-        let Some(table) = present(transaction.open_table(Records::new(&self.records)))? else { return Ok(0) };
-        Ok(table.len()?)
-    }
-
-    fn get(&self, database: &redb::Database, key: &str) -> Result<Option<Record>, redb::Error> {
-        let transaction = database.begin_read()?;
-        let Some(table) = present(transaction.open_table(Records::new(&self.records)))? else { return Ok(None) };
-        let found = table.get(key)?;
-        Ok(found.map(|found| {
-            let (revision, value) = found.value();
-            Record { key: key.to_owned(), revision, value: value.to_vec().into() }
-        }))
-    }
-
-    fn snapshot(&self, database: &redb::Database, epoch: u64) -> Result<Snapshot, redb::Error> {
-        let transaction = database.begin_read()?;
-        let position = Position::new(epoch, counter(&transaction, &self.head)?);
-        let mut records = Vec::new();
-        if let Some(table) = present(transaction.open_table(Records::new(&self.records)))? {
-            for found in table.iter()? {
-                let (key, found) = found?;
-                let (revision, value) = found.value();
-                records.push(Record { key: key.value().to_owned(), revision, value: value.to_vec().into() });
-            }
-        }
-        Ok(Snapshot { position, records })
-    }
-
-    /// The next changes after a revision, or nothing when they are no longer all there.
-    fn log_after(&self, database: &redb::Database, after: u64) -> Result<Option<Vec<Entry>>, redb::Error> {
-        let transaction = database.begin_read()?;
-        if counter(&transaction, &self.floor)? > after {
-            return Ok(None);
-        }
-        let Some(table) = present(transaction.open_table(Log::new(&self.log)))? else { return Ok(None) };
-        let mut entries = Vec::new();
-        for found in table.range(after + 1..)?.take(TAIL_BATCH) {
-            let (revision, found) = found?;
-            let (key, value) = found.value();
-            let value = value.map(|value| value.to_vec().into());
-            entries.push(Entry { key: key.to_owned(), revision: revision.value(), value, at_unix_ms: 0 });
-        }
-        Ok((!entries.is_empty()).then_some(entries))
-    }
-}
-
 impl Store {
     /// Returns the last revision. On an error nothing has changed.
-    fn append(&self, names: &Names, writes: &[Write], retained: u64) -> Result<u64, AppendError> {
+    fn append(
+        &self,
+        names: &Names,
+        epoch: u64,
+        at: Option<Position>,
+        writes: &[Write],
+        options: &Options,
+    ) -> Result<u64, AppendError> {
         let _alone = self.alone();
         let before = self.read(|database| names.head(database)).map_err(failed)?;
+        let actual = Position::new(epoch, before);
+        if at.is_some_and(|at| at != actual) {
+            return Err(AppendError::Moved { actual });
+        }
         if writes.is_empty() {
             return Ok(before);
         }
-        match self.write(|transaction| append(transaction, names, writes, retained)) {
+        let now = now_unix_ms();
+        match self.write(|transaction| write::append(transaction, names, writes, options, now)) {
             Ok(result) => result,
             // A commit that failed may have been made: then the head tells.
             Err(error) => match self.read(|database| names.head(database)) {
@@ -328,43 +295,6 @@ impl Store {
     }
 }
 
-fn append(
-    transaction: &WriteTransaction,
-    names: &Names,
-    writes: &[Write],
-    retained: u64,
-) -> Result<Result<u64, AppendError>, redb::Error> {
-    let mut meta = transaction.open_table(META)?;
-    let mut records = transaction.open_table(Records::new(&names.records))?;
-    let mut log = transaction.open_table(Log::new(&names.log))?;
-    let mut revision = meta.get(names.head.as_str())?.map_or(0, |head| head.value());
-    for Write { key, value, expected } in writes {
-        let actual = records.get(key.as_str())?.map(|found| found.value().0);
-        let met = match expected {
-            Expected::Any => true,
-            Expected::Absent => actual.is_none(),
-            Expected::Revision(revision) => actual == Some(*revision),
-        };
-        if !met {
-            return Ok(Err(AppendError::Conflict { key: key.clone(), expected: *expected, actual }));
-        }
-        revision += 1;
-        match value {
-            Some(value) => drop(records.insert(key.as_str(), (revision, &value[..]))?),
-            None => drop(records.remove(key.as_str())?),
-        }
-        log.insert(revision, (key.as_str(), value.as_deref()))?;
-    }
-    meta.insert(names.head.as_str(), revision)?;
-    let floor = revision.saturating_sub(retained);
-    let kept_after = meta.get(names.floor.as_str())?.map_or(0, |floor| floor.value());
-    if floor > kept_after {
-        log.retain_in(kept_after..=floor, |_, _| false)?;
-        meta.insert(names.floor.as_str(), floor)?;
-    }
-    Ok(Ok(revision))
-}
-
 fn epoch(database: &redb::Database) -> Result<Option<u64>, redb::Error> {
     let transaction = database.begin_read()?;
     let Some(meta) = present(transaction.open_table(META))? else { return Ok(None) };
@@ -372,24 +302,14 @@ fn epoch(database: &redb::Database) -> Result<Option<u64>, redb::Error> {
 }
 
 fn make_epoch(transaction: &WriteTransaction, at_least: u64) -> Result<Result<u64, Infallible>, redb::Error> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let epoch = u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(at_least);
+    let epoch = now_unix_ms().max(at_least);
     transaction.open_table(META)?.insert(EPOCH, epoch)?;
     Ok(Ok(epoch))
 }
 
-fn counter(transaction: &ReadTransaction, name: &str) -> Result<u64, redb::Error> {
-    let Some(meta) = present(transaction.open_table(META))? else { return Ok(0) };
-    Ok(meta.get(name)?.map_or(0, |value| value.value()))
-}
-
-/// A table that nobody has written to does not exist yet.
-fn present<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
-    match opened {
-        Ok(table) => Ok(Some(table)),
-        Err(TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+fn now_unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn failed(error: redb::Error) -> AppendError {
@@ -402,7 +322,7 @@ fn failed(error: redb::Error) -> AppendError {
 }
 
 /// Runs `work`, which waits for the disk, where waiting harms nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {

@@ -5,10 +5,13 @@ use std::{
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use redb::{Database, DatabaseError, StorageError, WriteTransaction};
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, StorageError, WriteTransaction};
 
 use super::OpenError;
 
@@ -23,6 +26,8 @@ pub(super) struct Store {
     opener: Opener,
     /// Absent when it could not be opened again; the next call tries.
     database: RwLock<Option<Database>>,
+    /// How often it was opened again. What was begun before reads from a file that somebody else may write to by now.
+    reopened: AtomicU64,
     /// Held from before a write's first look to after its last.
     writer: Mutex<()>,
 }
@@ -47,7 +52,13 @@ impl Store {
     pub(super) fn open_by(path: &Path, opener: Opener) -> Result<Self, OpenError> {
         let path = path.to_owned();
         match opener() {
-            Ok(database) => Ok(Self { path, opener, database: RwLock::new(Some(database)), writer: Mutex::default() }),
+            Ok(database) => Ok(Self {
+                path,
+                opener,
+                database: RwLock::new(Some(database)),
+                reopened: AtomicU64::new(0),
+                writer: Mutex::default(),
+            }),
             Err(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => Err(OpenError::Held(path)),
             Err(DatabaseError::UpgradeRequired(_)) => Err(OpenError::Foreign(path)),
             Err(DatabaseError::Storage(StorageError::Corrupted(_))) => Err(OpenError::Foreign(path)),
@@ -119,9 +130,37 @@ impl Store {
             return Ok(());
         }
         drop(database.take()); // Gives the lock of the file back.
+        self.reopened.fetch_add(1, Ordering::Relaxed);
         *database = Some((self.opener)()?);
         Ok(())
     }
+
+    /// Begins a read that goes on for longer than one call.
+    pub(super) fn begin(&self) -> Result<Begun, redb::Error> {
+        self.read(|database| {
+            Ok(Begun { transaction: database.begin_read()?, reopened: self.reopened.load(Ordering::Relaxed) })
+        })
+    }
+
+    /// Goes on with what was begun; an error when the database was opened again meanwhile.
+    pub(super) fn go_on<T>(
+        &self,
+        begun: &Begun,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        // Held, so that it is not opened again meanwhile.
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() || self.reopened.load(Ordering::Relaxed) != begun.reopened {
+            return Err(redb::Error::DatabaseClosed);
+        }
+        work(&begun.transaction)
+    }
+}
+
+/// A read that goes on for longer than one call: of the file as it was when it was begun.
+pub(super) struct Begun {
+    transaction: ReadTransaction,
+    reopened: u64,
 }
 
 /// Opens the database or makes one, which nobody but its owner can read: redb alone would leave that to the umask.
