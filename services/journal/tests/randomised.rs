@@ -144,7 +144,7 @@ impl World {
 
     /// Opens the store that is at `path`, as a restarted process would, and publishes it.
     async fn open(&mut self) {
-        let options = Options { retained_changes: 500 };
+        let options = Options { retained_changes: 500, ..Options::DEFAULT };
         let store = loop {
             match Embedded::open_with(&self.path, options) {
                 Ok(store) => break store,

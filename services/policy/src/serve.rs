@@ -30,9 +30,9 @@ pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
     LazyLock::new(|| [POLICY_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
 
 /// Past changes that are kept for followers that were away. Whoever is further behind takes a snapshot.
-const RETAINED: Options = Options { retained_changes: 20_000 };
+const RETAINED: Options = Options { retained_changes: 20_000, ..Options::DEFAULT };
 /// The files in force are written whole each time, and nobody follows them.
-const RETAINED_SOURCES: Options = Options { retained_changes: 8 };
+const RETAINED_SOURCES: Options = Options { retained_changes: 8, ..Options::DEFAULT };
 
 /// What the policy service is started with.
 #[derive(Debug)]

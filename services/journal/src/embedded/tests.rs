@@ -12,6 +12,7 @@ use redb::{BackendError, StorageBackend, backends::FileBackend};
 use tempfile::TempDir;
 
 use super::*;
+use crate::Expected;
 
 fn store() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();

@@ -32,6 +32,10 @@ impl Journal for Failing {
         self.inner.append(writes).await
     }
 
+    async fn append_at(&self, _: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.append(writes).await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
         self.inner.get(key).await
     }
@@ -46,6 +50,10 @@ impl Journal for Failing {
 
     async fn count(&self) -> Result<u64, ReadError> {
         self.inner.count().await
+    }
+
+    async fn history(&self) -> Result<journal::History, ReadError> {
+        self.inner.history().await
     }
 
     fn tail(&self, from: Position) -> Tail {

@@ -166,6 +166,10 @@ impl Journal for Contended {
         self.journal.append(writes).await
     }
 
+    async fn append_at(&self, _: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.append(writes).await
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
         self.journal.get(key).await
     }
@@ -180,6 +184,10 @@ impl Journal for Contended {
 
     async fn count(&self) -> Result<u64, ReadError> {
         self.journal.count().await
+    }
+
+    async fn history(&self) -> Result<journal::History, ReadError> {
+        self.journal.history().await
     }
 
     fn tail(&self, from: Position) -> Tail {
