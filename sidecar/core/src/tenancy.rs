@@ -10,19 +10,56 @@ use tenon_proto::tcs::v1 as proto;
 
 use crate::Position;
 
-/// Looks tenants up in the replica. Never waits.
+/// Looks tenants up in what this sidecar holds. Never waits.
 pub trait Tenants {
     /// A tenant that stays as it is while the call is decided and served.
     type Ref: Deref<Target = Tenant>;
 
-    /// What the replica has reached; `None` before the first complete snapshot.
+    /// What has been reached; `None` before the first complete snapshot.
     fn position(&self) -> Option<Position>;
 
-    /// The tenant of this id; after the first snapshot, `None` is an authoritative "no".
-    fn get(&self, id: &str) -> Option<Self::Ref>;
+    /// The tenant of this id.
+    fn get(&self, id: &str) -> Lookup<Self::Ref>;
 
     /// The tenant that has this host. `host` is lower-case.
-    fn by_host(&self, host: &str) -> Option<Self::Ref>;
+    fn by_host(&self, host: &str) -> Lookup<Self::Ref>;
+
+    /// The position as of which `tenant` was right, where it may have changed since: a cache that lost its stream for a
+    /// while serves what it has until it has looked again. `None`: it is as new as [`Tenants::position`].
+    fn as_of(&self, tenant: &Self::Ref) -> Option<Position> {
+        let _of_a_whole_map = tenant;
+        None
+    }
+}
+
+/// What is known under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup<R> {
+    /// This tenant.
+    Found(R),
+    /// That there is no such tenant: an authoritative "no".
+    Nobody,
+    /// Nothing. A whole map says so before its first complete snapshot; a cache of a larger one whenever it has to ask.
+    NotHeld,
+}
+
+impl<R> Lookup<R> {
+    /// The tenant, where one was found.
+    pub fn found(self) -> Option<R> {
+        match self {
+            Lookup::Found(tenant) => Some(tenant),
+            Lookup::Nobody | Lookup::NotHeld => None,
+        }
+    }
+}
+
+/// A tenant that has to be asked for: what it was called, in the form that the TCS knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// By id.
+    Id(TenantId),
+    /// By host, in lower case.
+    Host(Box<str>),
 }
 
 impl<T: Tenants + ?Sized> Tenants for &T {
@@ -32,12 +69,16 @@ impl<T: Tenants + ?Sized> Tenants for &T {
         (**self).position()
     }
 
-    fn get(&self, id: &str) -> Option<Self::Ref> {
+    fn get(&self, id: &str) -> Lookup<Self::Ref> {
         (**self).get(id)
     }
 
-    fn by_host(&self, host: &str) -> Option<Self::Ref> {
+    fn by_host(&self, host: &str) -> Lookup<Self::Ref> {
         (**self).by_host(host)
+    }
+
+    fn as_of(&self, tenant: &Self::Ref) -> Option<Position> {
+        (**self).as_of(tenant)
     }
 }
 
@@ -216,6 +257,14 @@ impl Held {
         }
         held
     }
+
+    fn looked_up(&self, found: Option<&Arc<Tenant>>) -> Lookup<Arc<Tenant>> {
+        match (found, self.position) {
+            (Some(tenant), _) => Lookup::Found(Arc::clone(tenant)),
+            (None, Some(_)) => Lookup::Nobody,
+            (None, None) => Lookup::NotHeld,
+        }
+    }
 }
 
 impl Tenants for Held {
@@ -225,12 +274,12 @@ impl Tenants for Held {
         self.position
     }
 
-    fn get(&self, id: &str) -> Option<Self::Ref> {
-        self.tenants.get(id).cloned()
+    fn get(&self, id: &str) -> Lookup<Self::Ref> {
+        self.looked_up(self.tenants.get(id))
     }
 
-    fn by_host(&self, host: &str) -> Option<Self::Ref> {
-        self.hosts.get(host).cloned()
+    fn by_host(&self, host: &str) -> Lookup<Self::Ref> {
+        self.looked_up(self.hosts.get(host))
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::{Decode, Decoded, Event, Follow, Parent, Replica, Value as _};
+use crate::{Decode, Decoded, Event, Follow, Parent, Replica, Value};
 
 /// A trust bundle of the key its record has: the trust domain.
 #[derive(Debug)]
@@ -74,8 +74,8 @@ impl Decode for RevocationRecord {
 /// Where [`Trust::follow`] gets its records from, and where it keeps them.
 #[derive(Clone, Debug)]
 pub struct FollowTrust<P = Channel> {
-    /// The identity service.
-    pub channel: P,
+    /// The identity service: one or two of its processes.
+    pub parents: Vec<P>,
     /// Name of this process for the identity service, the same as in its confirmations.
     pub instance: String,
     /// Where the state is kept between runs; absent: nowhere.
@@ -89,7 +89,7 @@ impl FollowTrust {
     pub fn new(address: impl Display, identity: &Arc<Identity>, instance: &str, state_dir: PathBuf) -> Self {
         let expected = ServiceName::try_from(control_plane::IDENTITY).expect("a constant that is a service name");
         Self {
-            channel: grpc::channel(address, identity, &expected),
+            parents: vec![grpc::channel(address, identity, &expected)],
             instance: instance.to_owned(),
             state_dir: Some(state_dir),
             roots: Roots::Replicated,
@@ -131,7 +131,7 @@ impl Trust {
         let follow = |kind| Follow {
             kind,
             instance: from.instance.clone(),
-            channel: from.channel.clone(),
+            parents: from.parents.clone(),
             state_dir: from.state_dir.clone(),
         };
         let bundles = take_bundles(Arc::clone(identity), from.roots, Arc::clone(&stored));

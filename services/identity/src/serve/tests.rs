@@ -1,6 +1,5 @@
 use std::net::SocketAddr;
 
-use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use mesh_config::names::control_plane;
 use mesh_identity::grpc::{self, uncovered};
@@ -102,7 +101,7 @@ impl Service {
     }
 
     fn follow(&self, kind: &'static str, identity: &Arc<Identity>) -> Replica<Raw> {
-        let follow = Follow { kind, instance: "test".to_owned(), channel: self.channel(identity), state_dir: None };
+        let follow = Follow { kind, instance: "test".to_owned(), parents: vec![self.channel(identity)], state_dir: None };
         follow.start(|_| {}, self.shutdown.clone()).0
     }
 

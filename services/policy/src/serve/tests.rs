@@ -2,7 +2,6 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
-use bytes::Bytes;
 use mesh_identity::{
     grpc::{channel, uncovered},
     testing::{Ca, service},
@@ -97,7 +96,7 @@ impl World {
 
     fn follow(&self, running: &Running, kind: &'static str, identity: &Arc<Identity>) -> Replica<Raw> {
         let channel = self.channel(running, identity);
-        let follow = Follow { kind, instance: "test".to_owned(), channel, state_dir: None };
+        let follow = Follow { kind, instance: "test".to_owned(), parents: vec![channel], state_dir: None };
         follow.start(|_| {}, running.shutdown.clone()).0
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use mesh_identity::SpiffeId;
+use replica::Decode as _;
 use tenon_proto::policy::v1::Route;
 use tenon_proto::tcs::v1::Product;
 use tonic::Code;

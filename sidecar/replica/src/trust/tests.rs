@@ -1,6 +1,7 @@
 use mesh_identity::{Rotation, testing::Ca};
 
 use super::*;
+use crate::Table;
 
 fn bundle(ca: &Ca, sequence: u64) -> Decoded<BundleRecord> {
     let bundle = ca.bundle().with_rotation(Rotation { sequence, ..Rotation::default() });
@@ -8,13 +9,17 @@ fn bundle(ca: &Ca, sequence: u64) -> Decoded<BundleRecord> {
     Decoded::new("demo.example", 1, raw).unwrap()
 }
 
-fn revocation(what: proto::revocation::What) -> Decoded<RevocationRecord> {
+fn revocation(key: &str, what: proto::revocation::What) -> Decoded<RevocationRecord> {
     let record = proto::Revocation { what: Some(what), ..Default::default() };
-    Decoded::new("any", 1, record.encode_to_vec().into()).unwrap()
+    Decoded::new(key, 1, record.encode_to_vec().into()).unwrap()
 }
 
-fn replaced<'a, V>(records: &'a [(Arc<str>, Arc<V>)]) -> Event<'a, V> {
-    Event::Replaced(records)
+fn table<V: Value>(records: impl IntoIterator<Item = V>) -> Table<V> {
+    let table = Table::new();
+    for record in records {
+        table.insert(record);
+    }
+    table
 }
 
 #[test]
@@ -26,13 +31,13 @@ fn a_stored_bundle_is_taken_unless_it_is_older_than_the_one_joined_with() {
     let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::clone(&stored));
     let sequence = || identity.bundle().rotation().sequence;
 
-    take(replaced(&[("demo.example".into(), bundle(&ca, 4))]));
+    take(Event::Replaced(&table([bundle(&ca, 4)])));
     assert_eq!(sequence(), 5, "an older one is left alone");
-    take(replaced(&[("demo.example".into(), bundle(&ca, 6))]));
+    take(Event::Replaced(&table([bundle(&ca, 6)])));
     assert_eq!(sequence(), 6);
 
     stored.store(false, Relaxed);
-    take(replaced(&[("demo.example".into(), bundle(&ca, 3))]));
+    take(Event::Replaced(&table([bundle(&ca, 3)])));
     assert_eq!(sequence(), 3, "what the identity service says now counts, whatever number it has");
 }
 
@@ -43,9 +48,9 @@ fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
     let before = identity.bundle();
     let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::default());
     let other = bundle(&ca, 9);
-    take(Event::Changed { key: "demo.example", old: None, new: None });
-    take(Event::Changed { key: "other.example", old: None, new: Some(&other) });
-    take(replaced(&[]));
+    take(Event::Changed { key: "demo.example", revision: 2, old: None, new: None });
+    take(Event::Changed { key: "other.example", revision: 2, old: None, new: Some(&other) });
+    take(Event::Replaced(&table([])));
     assert_eq!(identity.bundle(), before);
     let raw = Bytes::from(ca.bundle().to_proto().encode_to_vec());
     assert!(BundleRecord::decode("other.example", 1, raw).is_err());
@@ -59,7 +64,7 @@ fn where_roots_come_from_elsewhere_only_rotations_are_taken() {
     let mut take = take_bundles(Arc::clone(&identity), Roots::Elsewhere, Arc::default());
     let rotation = Rotation { sequence: 7, issuing_authority: Some([7; 32]), rekey_created_before: 1_800_000_000 };
     let raw = Bytes::from(mesh.bundle().with_rotation(rotation).to_proto().encode_to_vec());
-    take(replaced(&[("demo.example".into(), Decoded::new("demo.example", 1, raw).unwrap())]));
+    take(Event::Replaced(&table([Decoded::new("demo.example", 1, raw).unwrap()])));
     let bundle = identity.bundle();
     assert_eq!(bundle.roots(), agent.bundle().roots());
     assert_eq!(bundle.rotation().rekey_created_before, 1_800_000_000);
@@ -72,29 +77,30 @@ fn revocations_come_one_by_one_and_are_lifted_again() {
     let identity = Ca::new("demo.example").identity("media");
     let mut changes = identity.changes();
     let mut take = take_revocations(Arc::clone(&identity));
-    take(replaced(&[("service/wiki".into(), revocation(Service("wiki".into())))]));
+    take(Event::Replaced(&table([revocation("service/wiki", Service("wiki".into()))])));
     assert!(identity.revoked().services.contains("wiki"));
     assert!(changes.has_changed().unwrap());
 
-    let (kid, serial) = (revocation(Kid("wiki/1".into())), revocation(Serial("ab12".into())));
-    take(Event::Changed { key: "kid/wiki/1", old: None, new: Some(&kid) });
-    take(Event::Changed { key: "serial/ab12", old: None, new: Some(&serial) });
+    let (kid, serial) =
+        (revocation("kid/wiki/1", Kid("wiki/1".into())), revocation("serial/ab12", Serial("ab12".into())));
+    take(Event::Changed { key: "kid/wiki/1", revision: 2, old: None, new: Some(&kid) });
+    take(Event::Changed { key: "serial/ab12", revision: 2, old: None, new: Some(&serial) });
     let revoked = identity.revoked();
     assert!(revoked.operators.is_empty());
     assert!(revoked.kids.contains("wiki/1") && revoked.serials.contains("ab12") && revoked.services.contains("wiki"));
 
-    let operator = revocation(Operator("ada".into()));
-    take(Event::Changed { key: "operator/ada", old: None, new: Some(&operator) });
+    let operator = revocation("operator/ada", Operator("ada".into()));
+    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: Some(&operator) });
     assert!(identity.revoked().operators.contains("ada") && !identity.revoked().services.contains("ada"));
-    take(Event::Changed { key: "operator/ada", old: None, new: None });
+    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: None });
     assert!(identity.revoked().operators.is_empty());
 
-    take(Event::Changed { key: "service/wiki", old: None, new: None });
+    take(Event::Changed { key: "service/wiki", revision: 2, old: None, new: None });
     assert!(identity.revoked().services.is_empty());
     changes.mark_unchanged();
-    take(Event::Changed { key: "service/nobody", old: None, new: None });
+    take(Event::Changed { key: "service/nobody", revision: 2, old: None, new: None });
     assert!(!changes.has_changed().unwrap(), "what changes nothing wakes nobody");
-    take(replaced(&[]));
+    take(Event::Replaced(&table([])));
     assert_eq!(*identity.revoked(), Revoked::default());
 }
 
