@@ -66,7 +66,7 @@ fn follow<V: Value>(
     let follow = Follow {
         kind,
         instance: control_plane::IDENTITY.to_owned(),
-        channel: grpc::channel(policy, identity, &expected),
+        parents: vec![grpc::channel(policy, identity, &expected)],
         state_dir: Some(state_dir),
     };
     follow.start(|_: Event<'_, V>| {}, shutdown.clone())

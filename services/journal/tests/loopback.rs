@@ -130,7 +130,7 @@ fn follow(
     state: Option<&Path>,
 ) -> (Replica<Text>, JoinHandle<()>, CancellationToken) {
     let shutdown = CancellationToken::new();
-    let follow = Follow { kind, instance: "media/test".to_owned(), channel, state_dir: state.map(Path::to_owned) };
+    let follow = Follow { kind, instance: "media/test".to_owned(), parents: vec![channel], state_dir: state.map(Path::to_owned) };
     let (replica, task) = follow.start(|_| {}, shutdown.clone());
     (replica, task, shutdown)
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use journal::{Embedded, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReplicationService};
+use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReplicationService};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::Identity;
 use mesh_identity::grpc::{self, Rpc, Server};
@@ -29,6 +29,9 @@ use crate::views::ProductViews;
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
     LazyLock::new(|| [TENANTS_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+
+/// Folder below the state folder for what is held of a store that is elsewhere.
+const JOURNAL: &str = "journal";
 
 /// What the TCS is started with.
 #[derive(Debug)]
@@ -53,8 +56,8 @@ pub struct Config {
 pub enum Role {
     /// It writes the truth.
     Leader {
-        /// File of the embedded store.
-        store: PathBuf,
+        /// Where it is kept; of a store that is elsewhere, what is held of it lies below the state folder.
+        store: journal::Store,
     },
     /// It follows others and serves what they say; it takes no writes.
     Relay {
@@ -97,11 +100,14 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();
-    if let Some(folder) = store.parent() {
+    if let journal::Store::Embedded(file) = &store
+        && let Some(folder) = file.parent()
+    {
         create(folder)?;
     }
     create(&state_dir)?;
-    let journal = Embedded::open(&store)?.kind(kind::TENANT)?;
+    let journals = journal::open(&store, &state_dir.join(JOURNAL), Options::default()).await?;
+    let journal = journals.kind(kind::TENANT).await?;
     let store = Store::open(Arc::clone(&journal)).await.map_err(|error| ServeError::Store(error.into()))?;
 
     let changed = Arc::new(Notify::new());
@@ -129,7 +135,7 @@ fn follow(identity: &Arc<Identity>, instance: &str, policy: SocketAddr, state_di
     Follow {
         kind: kind::ROUTE,
         instance: instance.to_owned(),
-        channel: grpc::channel(policy, identity, &expected),
+        parents: vec![grpc::channel(policy, identity, &expected)],
         state_dir: Some(state_dir),
     }
 }

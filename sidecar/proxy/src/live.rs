@@ -332,7 +332,7 @@ impl<'c> Sources<'c> {
         Follow {
             kind,
             instance: self.instance.to_owned(),
-            channel: channel.clone(),
+            parents: vec![channel.clone()],
             state_dir: Some(self.config.state_dir.clone()),
         }
     }
@@ -355,9 +355,9 @@ impl<'c> Sources<'c> {
             SvidFrom::IdentityService { .. } => Roots::Replicated,
             SvidFrom::WorkloadApi(_) => Roots::Elsewhere,
         };
-        let Follow { instance, channel, state_dir, .. } = self.follow(kind::TRUST_BUNDLE, &self.identity);
+        let Follow { instance, parents, state_dir, .. } = self.follow(kind::TRUST_BUNDLE, &self.identity);
         let (trust, following) =
-            Trust::follow(FollowTrust { channel, instance, state_dir, roots }, identity, &self.shutdown);
+            Trust::follow(FollowTrust { parents, instance, state_dir, roots }, identity, &self.shutdown);
         tasks.extend(following);
         trust
     }

@@ -88,7 +88,7 @@ fn million(changes: bool) -> (Replica<Raw>, CancellationToken) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let follow =
-                Follow { kind: "tenant", instance: "bench".into(), channel: Million { changes }, state_dir: None };
+                Follow { kind: "tenant", instance: "bench".into(), parents: vec![Million { changes }], state_dir: None };
             let (replica, task) = follow.start::<Raw>(|_| {}, end);
             replica.wait_for(Position { epoch: 1, revision: 1 }).await;
             sender.send(replica).expect("the benchmark waits");

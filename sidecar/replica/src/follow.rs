@@ -43,8 +43,9 @@ pub struct Follow<P = Channel> {
     pub kind: &'static str,
     /// Name of this process for operators: "media/us-east".
     pub instance: String,
-    /// The parent. A channel should connect lazily and reconnect by itself.
-    pub channel: P,
+    /// The parents, one or two, which are followed at once; of more than two the first two. A channel should connect lazily
+    /// and reconnect by itself.
+    pub parents: Vec<P>,
     /// Where the state is kept between runs; absent: nowhere.
     pub state_dir: Option<PathBuf>,
 }
@@ -70,7 +71,8 @@ impl<P: Parent> Follow<P> {
         observer: impl FnMut(Event<'_, V>) + Send + 'static,
         shutdown: CancellationToken,
     ) -> (Replica<V>, JoinHandle<()>) {
-        let Self { kind, instance, channel, state_dir } = self;
+        let Self { kind, instance, mut parents, state_dir } = self;
+        let channel = parents.remove(0);
         let shared = Arc::new(Shared::new());
         let mut machine = Machine::new(Arc::clone(&shared), guard, observer);
         let path = state_dir.map(|dir| state::path(&dir, kind));

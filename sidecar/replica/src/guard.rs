@@ -105,13 +105,7 @@ impl Guarding {
     }
 
     /// Whether a snapshot may take the place of `held` records.
-    pub(crate) fn snapshot(
-        &self,
-        held: u64,
-        offered: u64,
-        now: Now,
-        has: impl Fn(&str) -> bool,
-    ) -> Result<(), String> {
+    pub(crate) fn snapshot(&self, held: u64, offered: u64, now: Now, has: impl Fn(&str) -> bool) -> Result<(), String> {
         if self.overridden(offered, now) {
             return Ok(());
         }

@@ -23,9 +23,9 @@ pub use decoded::{Decode, Decoded, Raw};
 pub use digest::{BUCKETS, Digest, digest};
 pub use follow::Follow;
 pub use guard::Guard;
-pub use parent::{Parent, Responses};
+pub use parent::{Named, Parent, Responses};
 pub use position::{ParsePositionError, Position};
-pub use reader::{Replica, Status};
+pub use reader::{ParentStatus, Replica, Status};
 pub use table::Table;
 pub use trust::{BundleRecord, FollowTrust, RevocationRecord, Roots, Trust};
 

@@ -1,6 +1,6 @@
 //! Where a follower gets its stream from.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use tenon_proto::replication::v1::{
@@ -19,6 +19,11 @@ pub type Responses = Pin<Box<dyn Stream<Item = Result<FollowResponse, Status>> +
 /// A source of one kind's stream: a gRPC channel in life, an object in memory in tests of the protocol.
 #[tonic::async_trait]
 pub trait Parent: Send + Sync + 'static {
+    /// What operators know it by: an address. Empty when nothing is known.
+    fn name(&self) -> &str {
+        ""
+    }
+
     /// Opens a stream. The first of `requests` is `Start`; closing them ends the stream.
     ///
     /// # Errors
@@ -31,6 +36,37 @@ pub trait Parent: Send + Sync + 'static {
     /// The status with which the parent refused, or why it could not be reached.
     async fn fetch(&self, _request: FetchRequest) -> Result<FetchResponse, Status> {
         Err(Status::unimplemented("this parent answers for no single keys"))
+    }
+}
+
+/// A parent with the name by which [`crate::Status`] shows it.
+#[derive(Clone, Debug)]
+pub struct Named<P> {
+    /// An address, say.
+    pub name: Arc<str>,
+    /// What is followed.
+    pub parent: P,
+}
+
+impl<P> Named<P> {
+    /// `parent`, known as `name`.
+    pub fn new(name: impl Into<Arc<str>>, parent: P) -> Self {
+        Self { name: name.into(), parent }
+    }
+}
+
+#[tonic::async_trait]
+impl<P: Parent> Parent for Named<P> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status> {
+        self.parent.follow(requests).await
+    }
+
+    async fn fetch(&self, request: FetchRequest) -> Result<FetchResponse, Status> {
+        self.parent.fetch(request).await
     }
 }
 

@@ -27,9 +27,9 @@ impl<V> Clone for Replica<V> {
 pub struct Status {
     /// What is held; absent before the first complete snapshot.
     pub position: Option<Position>,
-    /// Whether the parent has been heard on the present stream.
+    /// Whether a parent has been heard on the present stream.
     pub connected: bool,
-    /// Time since the parent's last message; absent before the first.
+    /// Time since the last message of any parent; absent before the first.
     pub last_heartbeat_age: Option<Duration>,
     /// Refusals sent to the parent since the start.
     pub nacks: u64,
@@ -43,8 +43,35 @@ pub struct Status {
     pub refused_records: usize,
     /// Snapshots taken over since the start.
     pub snapshots: u64,
-    /// Times that the digest showed a difference from the parent.
+    /// Snapshots of the buckets that differed, taken over since the start.
+    pub partial_snapshots: u64,
+    /// Times that the digest showed a difference from a parent.
     pub divergences: u64,
+    /// Buckets that were fetched again because they had come to differ.
+    pub repaired_buckets: u64,
+    /// Snapshots and deltas that the guards refused since the start.
+    pub guard_refusals: u64,
+    /// What the guards refuse now; empty when all is well. What is held stays in use.
+    pub alarms: Vec<String>,
+    /// Times that the whole map was compared with what the parents had sent.
+    pub scrub_passes: u64,
+    /// Buckets that had changed in memory when they were compared.
+    pub scrub_differences: u64,
+    /// Those who are followed, in the order of [`crate::Follow::parents`].
+    pub parents: Vec<ParentStatus>,
+}
+
+/// How one parent of a follower is doing.
+#[derive(Clone, Debug, Default)]
+pub struct ParentStatus {
+    /// [`crate::Parent::name`].
+    pub name: String,
+    /// Whether it has been heard on the present stream.
+    pub connected: bool,
+    /// How far it said that it is; absent before it said so.
+    pub position: Option<Position>,
+    /// Why its last stream ended, or what is wrong with the present one; absent when all is well.
+    pub last_error: Option<String>,
 }
 
 impl<V: Value> Replica<V> {

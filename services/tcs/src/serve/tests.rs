@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
-use journal::{Everything, Journal, Write};
+use journal::{Embedded, Everything, Journal, Write};
 use mesh_identity::grpc::uncovered;
 use mesh_identity::{testing, tls};
 use prost::Message as _;
@@ -47,7 +47,7 @@ impl Mesh {
         mesh.address = listener.local_addr().unwrap();
         let config = Config {
             listener,
-            role: Role::Leader { store: mesh.dir.path().join("tcs/store.redb") },
+            role: Role::Leader { store: journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb")) },
             state_dir: mesh.dir.path().join("tcs/state"),
             identity: mesh.ca.identity(control_plane::TCS),
             instance: "tenon-tcs-0123456789abcdef".into(),
@@ -83,7 +83,7 @@ impl Mesh {
         let follow = Follow {
             kind: kind::TENANT,
             instance: "test".to_owned(),
-            channel: self.channel(identity),
+            parents: vec![self.channel(identity)],
             state_dir: None,
         };
         follow.start(|_| {}, self.shutdown.clone()).0
@@ -343,7 +343,7 @@ async fn a_store_that_is_in_use_is_named() {
     mesh.import(vec![]).await.unwrap();
     let config = Config {
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        role: Role::Leader { store: mesh.dir.path().join("tcs/store.redb") },
+        role: Role::Leader { store: journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb")) },
         state_dir: mesh.dir.path().join("other"),
         identity: mesh.ca.identity(control_plane::TCS),
         instance: "tenon-tcs-0123456789abcdef".into(),

@@ -71,7 +71,7 @@ fn run(state_dir: Option<PathBuf>) -> Run {
 fn run_kind(kind: &'static str, state_dir: Option<PathBuf>) -> Run {
     let (sender, streams) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
-    let follow = Follow { kind, instance: "test".to_owned(), channel: Script(sender), state_dir };
+    let follow = Follow { kind, instance: "test".to_owned(), parents: vec![Script(sender)], state_dir };
     let (replica, task) = follow.start(|_| {}, shutdown.clone());
     Run { replica, streams, task, shutdown }
 }
