@@ -12,7 +12,6 @@ mod nats;
 mod publisher;
 mod service;
 mod source;
-mod source;
 mod store;
 
 pub use embedded::{Embedded, OpenError, Options};
@@ -21,7 +20,6 @@ pub use nats::Nats;
 pub use publisher::{Everything, FollowStream, Publisher, Settings, ViewName, Views};
 pub use replica::Position;
 pub use service::{REPLICATION_AUTHORIZATION, ReplicationServer, ReplicationService};
-pub use source::{Batch, Batches, RelaySource, Source};
 pub use source::{Batch, Batches, RelaySource, Source};
 pub use store::{Journals, Servers, Store, StoreError, open};
 
