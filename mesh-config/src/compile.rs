@@ -134,7 +134,7 @@ fn route(service: &Service) -> proto::Route {
         product: product(service),
         residency: residency(service).into(),
         requests_transaction_tokens: service.requests_transaction_tokens,
-        manages_tenants: false,
+        manages_tenants: service.manages_tenants,
     }
 }
 

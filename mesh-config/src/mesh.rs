@@ -104,6 +104,8 @@ pub struct Service {
     pub originates: bool,
     /// May ask the identity service for transaction tokens.
     pub requests_transaction_tokens: bool,
+    /// May change tenants through `tenon.tcs.v1.Lifecycle`: a provisioning system.
+    pub manages_tenants: bool,
 }
 
 /// Which tenants an instance of a service serves.

@@ -142,15 +142,23 @@ fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft
     });
     let originates = or_default(reader, fields, "originates", true, |reader, node| reader.boolean(node));
     let requests = or_default(reader, fields, "requestsTransactionTokens", false, |reader, node| reader.boolean(node));
-    if let (Some(name), Some(product), Some(residency), Some(originates), Some(requests_transaction_tokens)) =
-        (name, product, residency, originates, requests)
+    let manages = or_default(reader, fields, "managesTenants", false, |reader, node| reader.boolean(node));
+    if let (
+        Some(name),
+        Some(product),
+        Some(residency),
+        Some(originates),
+        Some(requests_transaction_tokens),
+        Some(manages_tenants),
+    ) = (name, product, residency, originates, requests, manages)
     {
-        let service = Service { name, product, residency, originates, requests_transaction_tokens };
+        let service = Service { name, product, residency, originates, requests_transaction_tokens, manages_tenants };
         draft.services.insert(service.name.clone(), service);
     }
 }
 
-pub(super) const SERVICE_FIELDS: &[&str] = &["product", "residency", "originates", "requestsTransactionTokens"];
+pub(super) const SERVICE_FIELDS: &[&str] =
+    &["product", "residency", "originates", "requestsTransactionTokens", "managesTenants"];
 
 /// The name of a document that rules may name as a caller: services and outside clients share one namespace.
 pub(super) fn caller_name(

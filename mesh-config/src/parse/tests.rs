@@ -198,6 +198,15 @@ fn a_service_says_that_it_asks_for_transaction_tokens() {
 }
 
 #[test]
+fn a_service_says_that_it_manages_tenants() {
+    let text =
+        "apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {name: provisioning}\nspec: {managesTenants: true}\n";
+    let records = compile(&with_base(text).unwrap());
+    let manages: Vec<_> = records.routes.values().map(|route| route.manages_tenants).collect();
+    assert_eq!(manages, [false, true, false], "media, provisioning, wiki");
+}
+
+#[test]
 fn a_call_of_a_test_may_carry_a_transaction_token() {
     let text = "\
 apiVersion: tenon.dev/v1
@@ -343,14 +352,6 @@ spec:
 }
 
 #[test]
-fn anchors_and_aliases_stand_for_what_they_name() {
-    let text = allowlist("m", "a").replace("[wiki]", "&who [wiki]")
-        + "    - {name: b, callers: *who, paths: [/media.v1.Media/List]}\n";
-    let records = compile(&with_base(&text).unwrap());
-    assert_eq!(records.allowlists["media"].rules[1].callers, ["wiki"]);
-}
-
-#[test]
 fn there_may_be_several_tcs_each_with_a_zone() {
     let text = "\
 apiVersion: tenon.dev/v1
@@ -368,6 +369,14 @@ spec:
     let shown: Vec<_> =
         tcs.iter().map(|tcs| (tcs.address.port(), tcs.zone.as_ref().map(ToString::to_string))).collect();
     assert_eq!(shown, [(7020, None), (7021, Some("b".to_owned()))]);
+}
+
+#[test]
+fn anchors_and_aliases_stand_for_what_they_name() {
+    let text = allowlist("m", "a").replace("[wiki]", "&who [wiki]")
+        + "    - {name: b, callers: *who, paths: [/media.v1.Media/List]}\n";
+    let records = compile(&with_base(&text).unwrap());
+    assert_eq!(records.allowlists["media"].rules[1].callers, ["wiki"]);
 }
 
 #[test]

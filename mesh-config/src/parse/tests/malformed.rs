@@ -92,7 +92,7 @@ fn cases() -> Vec<(&'static str, String, &'static str)> {
         (
             "empty spec",
             service(""),
-            r#"m.yaml:4:5: found nothing, expected the spec of a Service: a map with product, residency, originates, requestsTransactionTokens"#,
+            r#"m.yaml:4:5: found nothing, expected the spec of a Service: a map with product, residency, originates, requestsTransactionTokens, managesTenants"#,
         ),
         (
             "unknown metadata",
@@ -120,12 +120,12 @@ m.yaml:4:17: text "a" has the tag !!bool, expected a value of that type"#,
         (
             "unknown field",
             service("{residancy: home}"),
-            r#"m.yaml:4:8: unknown field "residancy" in the spec of a Service (did you mean "residency"?), expected product, residency, originates or requestsTransactionTokens"#,
+            r#"m.yaml:4:8: unknown field "residancy" in the spec of a Service (did you mean "residency"?), expected product, residency, originates, requestsTransactionTokens or managesTenants"#,
         ),
         (
             "unknown field without a neighbour",
             service("{owner: me}"),
-            r#"m.yaml:4:8: unknown field "owner" in the spec of a Service, expected product, residency, originates or requestsTransactionTokens"#,
+            r#"m.yaml:4:8: unknown field "owner" in the spec of a Service, expected product, residency, originates, requestsTransactionTokens or managesTenants"#,
         ),
         (
             "unknown choice",

@@ -298,5 +298,10 @@ m.yaml:5:108: no Service "medai" (did you mean "media"?), expected the name of a
             service("{requestsTransactionTokens: yes}"),
             r#"m.yaml:4:35: found text "yes", expected true or false"#,
         ),
+        (
+            "manager of tenants",
+            service("{managesTenants: 1}"),
+            r#"m.yaml:4:24: found the number 1, expected true or false"#,
+        ),
     ]
 }
