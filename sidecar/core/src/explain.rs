@@ -125,13 +125,18 @@ impl Mesh {
             let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
             let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
             let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token };
-            inbound::decide(&state, &*tenants, &mut Proven { transaction }, peer, &head, now, true)
+            let waited = inbound::Waited::FOR_ALL;
+            inbound::decide(&state, &*tenants, &mut Proven { transaction }, peer, &head, now, waited)
         });
         Ok(match outcome {
             Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),
             Err(inbound::Stop::Refused(refusal)) => refused(&policy, refusal, assumed),
+            // Nothing is waited for: everything was, as far as the decision knows.
             Err(inbound::Stop::WaitFor(position)) => {
                 refused(&policy, Refusal::new(Reason::TenantStale, format!("revision {position} is not here")), assumed)
+            }
+            Err(inbound::Stop::Resolve(_)) => {
+                refused(&policy, Refusal::new(Reason::TcsUnavailable, "the tenant is not held"), assumed)
             }
         })
     }
@@ -222,7 +227,7 @@ impl Mesh {
         let state = outbound::State { me: caller, region: None, zone: None, originates, quarantined, destinations };
         let authority = format!("{}.{here}", call.service);
         let head = outbound::Head { authority: &authority, tenant_ids: named(call), tenant_hosts: Named::None };
-        outbound::decide(&state, tenants, &head, |_| true)?;
+        outbound::decide(&state, tenants, &head, |_| true, true)?;
         if let (false, Some(tenant)) = (originates, call.tenant) {
             assumed.push(format!("{} is serving tenant {tenant} at the moment (originates: false)", call.caller));
         }
@@ -248,7 +253,7 @@ fn instance_region(call: &Call<'_>, tenants: &Held) -> Result<Option<RegionName>
     if let Some(region) = call.region {
         return RegionName::try_from(region).map(Some).map_err(|error| error.to_string());
     }
-    let home = call.tenant.and_then(|id| tenants.get(id));
+    let home = call.tenant.and_then(|id| tenants.get(id).found());
     Ok(home.and_then(|tenant| RegionName::try_from(tenant.region()).ok()))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_config::names::{RegionName, ServiceName, TenantId};
 
 use crate::{
-    Credentials, Named, Peer, Position, Quarantined, Reason, Refusal, Tenants, Token, Transaction,
+    Credentials, Lookup, Named, Peer, Position, Quarantined, Reason, Refusal, Tenants, Token, Transaction, Wanted,
     policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
     refusal::shown,
     tenancy::{ProductState, Status, Tenant},
@@ -61,8 +61,24 @@ pub enum Stop {
     /// Answer with this.
     Refused(Refusal),
     /// The caller saw a newer revision than the replica has: wait for it, 250 ms at most, and decide again with
-    /// `waited`.
+    /// [`Waited::for_revision`].
     WaitFor(Position),
+    /// The tenant is not held: ask for it, and decide again with [`Waited::for_tenant`].
+    Resolve(Wanted),
+}
+
+/// What a call has waited for already. Nothing is waited for twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// The replica was given time to reach the caller's revision: what it still lacks is `TENANT_STALE`.
+    pub for_revision: bool,
+    /// The tenant was asked for: what is still not held is `TCS_UNAVAILABLE`.
+    pub for_tenant: bool,
+}
+
+impl Waited {
+    /// For everything there is: the decision answers for good.
+    pub const FOR_ALL: Self = Self { for_revision: true, for_tenant: true };
 }
 
 impl From<Refusal> for Stop {
@@ -73,11 +89,10 @@ impl From<Refusal> for Stop {
 
 /// Decides one call of `peer`, at `now` (Unix seconds).
 ///
-/// The checks are those of DESIGN §3 in their order; the first failure answers. `waited` says that the replica was waited
-/// for before, so that a revision it still lacks is `TENANT_STALE`.
+/// The checks are those of DESIGN §3 in their order; the first failure answers. `waited` says what was waited for before.
 ///
 /// # Errors
-/// [`Stop::Refused`] with the reason, or [`Stop::WaitFor`] at most once a call.
+/// [`Stop::Refused`] with the reason, or [`Stop::WaitFor`] and [`Stop::Resolve`] at most once a call each.
 pub fn decide<T: Tenants, C: Credentials>(
     state: &State,
     tenants: &T,
@@ -85,15 +100,15 @@ pub fn decide<T: Tenants, C: Credentials>(
     peer: Peer<'_>,
     head: &Head<'_>,
     now: u64,
-    waited: bool,
+    waited: Waited,
 ) -> Result<Verdict<T::Ref>, Stop> {
     authenticate(credentials, peer, head.token, now)?;
     state.quarantined.check(peer.name(), state.me.as_str())?;
     let mut granted = allowlist(state, peer, head.path)?;
     let transaction = transaction(&mut granted, credentials, head, now)?;
-    let fresh = granted.enforce(freshness(&granted, tenants, head, waited))?;
-    let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, now))?;
-    Ok(Verdict { tenant: fresh.and(tenant).flatten(), rule: granted.rule, transaction, audited: granted.audited })
+    let seen = granted.enforce(freshness(&granted, tenants, head, waited))?;
+    let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, seen.flatten(), now, waited))?;
+    Ok(Verdict { tenant: seen.and(tenant).flatten(), rule: granted.rule, transaction, audited: granted.audited })
 }
 
 /// What the allowlist granted, and under which conditions.
@@ -128,7 +143,7 @@ impl Granted {
                 Ok(None)
             }
             Err(Stop::Refused(refusal)) => Err(Stop::Refused(refusal.by_rule(self.rule))),
-            Err(wait @ Stop::WaitFor(_)) => Err(wait),
+            Err(wait @ (Stop::WaitFor(_) | Stop::Resolve(_))) => Err(wait),
         }
     }
 }
@@ -193,33 +208,40 @@ fn transaction(
 }
 
 /// Whether the replica has what the caller has seen. Concerns calls whose tenant is looked at; before the first snapshot
-/// there is nothing to compare with, and [`admit`] says so.
-fn freshness(granted: &Granted, tenants: &impl Tenants, head: &Head<'_>, waited: bool) -> Result<(), Stop> {
+/// there is nothing to compare with, and [`admit`] says so. Comes back with what the caller has seen.
+fn freshness(
+    granted: &Granted,
+    tenants: &impl Tenants,
+    head: &Head<'_>,
+    waited: Waited,
+) -> Result<Option<Position>, Stop> {
     let (TenantRequirement::Required | TenantRequirement::Optional, Named::One(_) | Named::Many, Some(seen)) =
         (granted.tenant, head.tenant, head.tenant_revision)
     else {
-        return Ok(());
+        return Ok(None);
     };
     let stale = |message: String| Err(Refusal::new(Reason::TenantStale, message).into());
     let Ok(seen) = seen.parse::<Position>() else {
         return stale("x-tenant-revision is not <epoch>.<revision>".to_owned());
     };
     match tenants.position() {
-        Some(reached) if reached < seen && waited => {
+        Some(reached) if reached < seen && waited.for_revision => {
             stale(format!("the caller saw {seen}, this replica has {reached}"))
         }
         Some(reached) if reached < seen => Err(Stop::WaitFor(seen)),
-        Some(_) | None => Ok(()),
+        Some(_) | None => Ok(Some(seen)),
     }
 }
 
-/// Finds the tenant and checks that this instance may serve it.
+/// Finds the tenant, no older than the caller has seen it, and checks that this instance may serve it.
 fn admit<T: Tenants>(
     granted: &Granted,
     state: &State,
     tenants: &T,
     named: Named<'_>,
+    seen: Option<Position>,
     now: u64,
+    waited: Waited,
 ) -> Result<Option<T::Ref>, Stop> {
     let refuse = |reason, message: String| Err(Refusal::new(reason, message).into());
     let id = match (granted.tenant, named) {
@@ -232,9 +254,21 @@ fn admit<T: Tenants>(
         (_, Named::One(id)) => id,
     };
     match tenants.get(id) {
-        Some(tenant) => Ok(servable(state, &tenant, now).map(|()| Some(tenant))?),
-        None => Err(unknown(tenants, id).into()),
+        Lookup::Found(tenant) if outdated(tenants, &tenant, seen) => Err(not_held(id, waited, || {
+            let message = format!("this sidecar could not ask for what the caller saw of tenant {}", tenant.id());
+            Refusal::new(Reason::TenantStale, message)
+        })),
+        Lookup::Found(tenant) => Ok(servable(state, &tenant, now).map(|()| Some(tenant))?),
+        Lookup::Nobody => Err(unknown(id).into()),
+        Lookup::NotHeld => Err(not_held(id, waited, || {
+            Refusal::new(Reason::TcsUnavailable, "this sidecar does not hold the tenant and cannot ask for it")
+        })),
     }
+}
+
+/// Whether the caller has seen what may be newer than `tenant`.
+fn outdated<T: Tenants>(tenants: &T, tenant: &T::Ref, seen: Option<Position>) -> bool {
+    seen.is_some_and(|seen| tenants.as_of(tenant).is_some_and(|as_of| as_of < seen))
 }
 
 /// Active, licensed and at home here.
@@ -268,13 +302,19 @@ fn servable(state: &State, tenant: &Tenant, now: u64) -> Result<(), Refusal> {
 }
 
 /// Why nobody was found under `id`.
-fn unknown(tenants: &impl Tenants, id: &str) -> Refusal {
+fn unknown(id: &str) -> Refusal {
     match TenantId::try_from(id) {
         Err(_) => Refusal::new(Reason::TenantUnknown, "what the call names is not a tenant id"),
-        Ok(id) if tenants.position().is_some() => {
-            Refusal::new(Reason::TenantUnknown, format!("nobody knows tenant {id}"))
-        }
-        Ok(_) => Refusal::new(Reason::TcsUnavailable, "this sidecar has not received the tenants yet"),
+        Ok(id) => Refusal::new(Reason::TenantUnknown, format!("nobody knows tenant {id}")),
+    }
+}
+
+/// The tenant has to be asked for; when it was, `unavailable`. What is no id is nobody's, without asking.
+fn not_held(id: &str, waited: Waited, unavailable: impl FnOnce() -> Refusal) -> Stop {
+    match TenantId::try_from(id) {
+        Err(_) => unknown(id).into(),
+        Ok(_) if waited.for_tenant => unavailable().into(),
+        Ok(id) => Stop::Resolve(Wanted::Id(id)),
     }
 }
 

@@ -44,6 +44,14 @@ pub fn deadline(headers: &HeaderMap) -> Option<Instant> {
     parse_grpc_timeout(text).and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
+/// What `work` says, unless `deadline` passes first.
+pub async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Result<T, Refusal> {
+    match deadline {
+        None => Ok(work.await),
+        Some(at) => tokio::time::timeout_at(at, work).await.map_err(|_| deadline_refusal()),
+    }
+}
+
 /// How many connections are tried that turn out to take no new streams.
 const HAND_OVERS: usize = 3;
 

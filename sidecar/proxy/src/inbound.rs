@@ -7,13 +7,13 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::clock;
 use sidecar_core::{
-    Reason, Refusal, Token,
-    inbound::{self, Head, Stop, Verdict},
+    Lookup, Reason, Refusal, Token,
+    inbound::{self, Head, Stop, Verdict, Waited},
 };
 use tokio::time::timeout;
 
 use crate::{
-    body::{CallBody, deadline_refusal},
+    body::CallBody,
     call::{Call, Facts},
     caller::Caller,
     forward::{self, Failed},
@@ -23,7 +23,7 @@ use crate::{
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
-    tenants::Record,
+    tenants::{Answered, TenantRef},
     worker::Worker,
 };
 
@@ -78,7 +78,7 @@ async fn decide(
     caller: &Caller,
     request: &Request<Incoming>,
     call: &mut Call,
-) -> Result<Verdict<Record>, Refusal> {
+) -> Result<Verdict<TenantRef>, Refusal> {
     let (token, held_by) = headers::token(request.headers());
     call.token_header = Some(held_by);
     if caller.is_outside() {
@@ -92,18 +92,20 @@ async fn decide(
         tenant_revision: if caller.is_outside() { None } else { revision(request.headers()) },
         txn_token: named(request.headers(), &headers::TXN_TOKEN),
     };
-    match ask(worker, caller, &head, false) {
-        Ok(verdict) => Ok(verdict),
-        Err(Stop::Refused(refusal)) => Err(refusal),
-        Err(Stop::WaitFor(position)) => {
-            let position = replica::Position { epoch: position.epoch, revision: position.revision };
-            let _late = timeout(FRESHNESS_WAIT, worker.live.tenants.replica().wait_for(position)).await;
-            match ask(worker, caller, &head, true) {
-                Ok(verdict) => Ok(verdict),
-                Err(Stop::Refused(refusal)) => Err(refusal),
-                Err(Stop::WaitFor(position)) => {
-                    Err(Refusal::new(Reason::TenantStale, format!("this replica has not reached {position}")))
-                }
+    let (mut waited, mut answer) = (Waited::default(), None);
+    // Each thing is waited for once. Boxed: it is rare, and every call's future would otherwise have room for it.
+    loop {
+        match ask(worker, caller, &head, waited, answer.as_ref()) {
+            Ok(verdict) => return Ok(verdict),
+            Err(Stop::Refused(refusal)) => return Err(refusal),
+            Err(Stop::WaitFor(position)) => {
+                waited.for_revision = true;
+                let _late = Box::pin(timeout(FRESHNESS_WAIT, worker.live.tenants.wait_for(position))).await;
+            }
+            Err(Stop::Resolve(wanted)) => {
+                waited.for_tenant = true;
+                let resolved = Box::pin(worker.live.tenants.resolve(&wanted));
+                answer = Some(forward::before(forward::deadline(request.headers()), resolved).await?);
             }
         }
     }
@@ -121,21 +123,23 @@ async fn have_key(worker: &Worker, caller: &Caller, headers: &HeaderMap, token: 
     }
     // Boxed: it is rare, and every call's future would otherwise have room for it.
     let known = Box::pin(client.wait_for_key(&worker.live.identity, token, now));
-    match forward::deadline(headers) {
-        None => known.await,
-        Some(at) => tokio::time::timeout_at(at, known).await.map_err(|_| deadline_refusal())?,
-    }
-    Ok(())
+    forward::before(forward::deadline(headers), known).await
 }
 
-fn ask(worker: &Worker, caller: &Caller, head: &Head<'_>, waited: bool) -> Result<Verdict<Record>, Stop> {
-    let state = worker.live.inbound();
-    let now = clock::unix_seconds();
-    inbound::decide(&state, &worker.live.tenants, &mut *worker.credentials(), caller.peer(), head, now, waited)
+fn ask(
+    worker: &Worker,
+    caller: &Caller,
+    head: &Head<'_>,
+    waited: Waited,
+    answer: Option<&Lookup<TenantRef>>,
+) -> Result<Verdict<TenantRef>, Stop> {
+    let (state, now) = (worker.live.inbound(), clock::unix_seconds());
+    let tenants = Answered { tenants: &worker.live.tenants, answer };
+    inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited)
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).
-fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<Record>, call: &Call) {
+fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef>, call: &Call) {
     headers::strip_reserved(headers);
     // `:authority` is the callee's name; another one in `host` is nobody's.
     headers.remove(http::header::HOST);
@@ -152,13 +156,13 @@ fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<Record>, 
 }
 
 /// Only services that may not originate calls pay for the count.
-fn serving(worker: &Worker, verdict: &Verdict<Record>) -> Option<Serving> {
+fn serving(worker: &Worker, verdict: &Verdict<TenantRef>) -> Option<Serving> {
     let tenant = verdict.tenant.as_ref()?;
     let originates = worker.live.inbound().policy.as_ref().is_some_and(|policy| policy.originates());
     (!originates).then(|| worker.live.in_flight.enter(tenant.id()))
 }
 
-fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<Record>, token: Option<HeaderValue>) -> Question {
+fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<TenantRef>, token: Option<HeaderValue>) -> Question {
     Question::Inbound {
         caller: Arc::clone(caller),
         uri: call.facts.uri.clone(),

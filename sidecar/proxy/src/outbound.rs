@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use mesh_identity::clock;
 use sidecar_core::{
     Reason, Refusal,
-    outbound::{self, CallFor, Head, Verdict},
+    outbound::{self, CallFor, Head, Stop, Verdict},
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
-    tenants::Record,
+    tenants::{Answered, TenantRef},
     worker::Worker,
 };
 
@@ -43,7 +43,7 @@ async fn handle(
 ) -> Result<Response<RecvStream>, Refusal> {
     forward::refuse_tunnels(&request)?;
     let state = worker.live.outbound();
-    let mut verdict = decide(worker, &state, &request)?;
+    let mut verdict = decide(worker, &state, &request).await?;
     call.deadline = forward::deadline(request.headers());
     let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
     call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));
@@ -81,23 +81,34 @@ fn own_fault(worker: &Worker, refusal: Refusal) -> Refusal {
     refusal
 }
 
-fn decide<'s>(
+/// Decides, waits once where the tenant is not held, and decides again.
+async fn decide<'s>(
     worker: &Worker,
     state: &'s outbound::State,
     request: &Request<Incoming>,
-) -> Result<Verdict<'s, Record>, Refusal> {
+) -> Result<Verdict<'s, TenantRef>, Refusal> {
     let head = Head {
         authority: authority(request),
         tenant_ids: named(request.headers(), &headers::TENANT_ID),
         tenant_hosts: named(request.headers(), &headers::TENANT_HOST),
     };
-    outbound::decide(state, &worker.live.tenants, &head, |tenant| worker.live.in_flight.contains(tenant))
+    let (tenants, serving) = (&worker.live.tenants, |tenant: &str| worker.live.in_flight.contains(tenant));
+    match outbound::decide(state, tenants, &head, serving, false) {
+        Ok(verdict) => Ok(verdict),
+        Err(Stop::Refused(refusal)) => Err(refusal),
+        Err(Stop::Resolve(wanted)) => {
+            // Boxed: it is rare, and every call's future would otherwise have room for it.
+            let resolved = Box::pin(tenants.resolve(&wanted));
+            let answer = forward::before(forward::deadline(request.headers()), resolved).await?;
+            Ok(outbound::decide(state, &Answered { tenants, answer: Some(&answer) }, &head, serving, true)?)
+        }
+    }
 }
 
 /// The request as the callee's sidecar wants it: nothing of the app's that belongs to the mesh, a token, the tenant.
 fn prepare(
     worker: &Worker,
-    verdict: &Verdict<'_, Record>,
+    verdict: &Verdict<'_, TenantRef>,
     mut request: Request<Incoming>,
     call: &Call,
 ) -> Result<Request<Incoming>, Refusal> {
@@ -114,7 +125,7 @@ fn prepare(
     Ok(request)
 }
 
-fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<Record>) {
+fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<TenantRef>) {
     if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
         headers.insert(headers::TENANT_ID, id);
     }

@@ -4,11 +4,11 @@ use std::{ops::Deref, sync::Arc};
 
 use bytes::Bytes;
 use replica::Replica;
-use sidecar_core::{Position, Tenants, tenancy::Tenant};
+use sidecar_core::{Lookup, Position, Tenants, Wanted, tenancy::Tenant};
 
 /// A replicated tenant context: what the decisions look at, with the bytes that the app is handed. It stays as it is
 /// while a call looks at it, whatever is replicated meanwhile.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record(Arc<Tenant>);
 
 impl replica::Value for Record {
@@ -42,6 +42,29 @@ impl Deref for Record {
     }
 }
 
+/// A tenant that a call looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantRef {
+    record: Record,
+    /// Where the record may have changed since: [`Tenants::as_of`].
+    as_of: Option<Position>,
+}
+
+impl Deref for TenantRef {
+    type Target = Tenant;
+
+    fn deref(&self) -> &Tenant {
+        &self.record
+    }
+}
+
+impl TenantRef {
+    /// As new as what was reached.
+    const fn current(record: Record) -> Self {
+        Self { record, as_of: None }
+    }
+}
+
 /// What the decisions ask about tenants.
 #[derive(Clone)]
 pub struct TenantMap {
@@ -60,21 +83,76 @@ impl TenantMap {
     pub fn replica(&self) -> &Replica<Record> {
         &self.replica
     }
+
+    /// Waits until everything up to `position` can be read. Never ends if that never comes: bound it with a timeout.
+    pub async fn wait_for(&self, position: Position) {
+        self.replica.wait_for(replica::Position { epoch: position.epoch, revision: position.revision }).await;
+    }
+
+    /// Asks for a tenant that is not held. A whole map has nobody to ask: what it does not hold comes by itself.
+    pub async fn resolve(&self, wanted: &Wanted) -> Lookup<TenantRef> {
+        match wanted {
+            Wanted::Id(id) => self.get(id.as_str()),
+            Wanted::Host(host) => self.by_host(host),
+        }
+    }
+
+    /// A record that is not there is nobody's once the map is.
+    fn looked_up(&self, look: impl Fn() -> Option<Record>) -> Lookup<TenantRef> {
+        match look() {
+            Some(record) => Lookup::Found(TenantRef::current(record)),
+            None if self.replica.position().is_none() => Lookup::NotHeld,
+            // The first map may have come between the two.
+            None => look().map_or(Lookup::Nobody, |record| Lookup::Found(TenantRef::current(record))),
+        }
+    }
 }
 
 impl Tenants for TenantMap {
-    type Ref = Record;
+    type Ref = TenantRef;
 
     fn position(&self) -> Option<Position> {
         self.replica.position().map(position)
     }
 
-    fn get(&self, id: &str) -> Option<Record> {
-        self.replica.get(id)
+    fn get(&self, id: &str) -> Lookup<TenantRef> {
+        self.looked_up(|| self.replica.get(id))
     }
 
-    fn by_host(&self, host: &str) -> Option<Record> {
-        self.replica.by_alias(host)
+    fn by_host(&self, host: &str) -> Lookup<TenantRef> {
+        self.looked_up(|| self.replica.by_alias(host))
+    }
+
+    fn as_of(&self, tenant: &TenantRef) -> Option<Position> {
+        tenant.as_of
+    }
+}
+
+/// The tenants as they are held, but for the one that was just asked for: a cache may have had to let that go again.
+pub struct Answered<'a> {
+    /// What is held.
+    pub tenants: &'a TenantMap,
+    /// What [`TenantMap::resolve`] said of the only tenant that the decision looks at.
+    pub answer: Option<&'a Lookup<TenantRef>>,
+}
+
+impl Tenants for Answered<'_> {
+    type Ref = TenantRef;
+
+    fn position(&self) -> Option<Position> {
+        self.tenants.position()
+    }
+
+    fn get(&self, id: &str) -> Lookup<TenantRef> {
+        self.answer.map_or_else(|| self.tenants.get(id), Lookup::clone)
+    }
+
+    fn by_host(&self, host: &str) -> Lookup<TenantRef> {
+        self.answer.map_or_else(|| self.tenants.by_host(host), Lookup::clone)
+    }
+
+    fn as_of(&self, tenant: &TenantRef) -> Option<Position> {
+        tenant.as_of
     }
 }
 

@@ -16,7 +16,7 @@ use mesh_identity::{clock, tls};
 use rustls::ServerConfig;
 use sidecar_core::{
     Named, Proven, Token,
-    inbound::{self, Head, Stop},
+    inbound::{self, Head, Stop, Waited},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -298,8 +298,9 @@ impl Worker {
                 let head = Head { path, token, tenant, tenant_revision: None, txn_token };
                 let mut proven = Proven { transaction: *transaction };
                 let (state, now) = (self.live.inbound(), clock::unix_seconds());
-                match inbound::decide(&state, &self.live.tenants, &mut proven, caller.peer(), &head, now, true) {
-                    Ok(_) | Err(Stop::WaitFor(_)) => None,
+                let waited = Waited { for_revision: true, for_tenant: false };
+                match inbound::decide(&state, &self.live.tenants, &mut proven, caller.peer(), &head, now, waited) {
+                    Ok(_) | Err(Stop::WaitFor(_) | Stop::Resolve(_)) => None,
                     Err(Stop::Refused(refusal)) => Some(refusal),
                 }
             }

@@ -124,7 +124,7 @@ fn head<'a>(path: &'a str, tenant: Option<&'a str>) -> Head<'a> {
 }
 
 fn decide_as(state: &State, peer: &str, head: &Head<'_>) -> Result<Verdict<Arc<Tenant>>, Stop> {
-    decide(state, &tenants(), &mut Tokens, Peer::Service(peer), head, NOW, false)
+    decide(state, &tenants(), &mut Tokens, Peer::Service(peer), head, NOW, Waited::default())
 }
 
 /// The reason of a refusal, "" when the call is allowed.
@@ -133,6 +133,7 @@ fn reason(outcome: &Result<Verdict<Arc<Tenant>>, Stop>) -> &'static str {
         Ok(_) => "",
         Err(Stop::Refused(refusal)) => refusal.reason.as_str(),
         Err(Stop::WaitFor(_)) => "(wait)",
+        Err(Stop::Resolve(_)) => "(resolve)",
     }
 }
 
@@ -243,7 +244,7 @@ fn a_rule_that_wants_a_proof_refuses_each_token_that_is_none_for_this_call() {
                 assert_eq!(refusal.rule, Some(3));
                 assert!(!refusal.message.contains("european"), "nothing of another tenant: {refusal}");
             }
-            Err(Stop::WaitFor(_)) => panic!("nothing to wait for"),
+            Err(Stop::WaitFor(_) | Stop::Resolve(_)) => panic!("nothing to wait for"),
         }
     }
     let several = Head { tenant: Named::Many, txn_token: Named::One("txn:acme"), ..head("/m.M/Proof", None) };
@@ -292,7 +293,7 @@ fn an_open_call_keeps_what_its_token_proved_and_one_that_had_none_ends_when_a_ru
     ] {
         let head = Head { txn_token: Named::One(""), ..head("/m.M/Proof", Some("acme")) };
         let issues = Peer::Service("issues");
-        let outcome = decide(&state, &tenants(), &mut Proven { transaction }, issues, &head, NOW, true);
+        let outcome = decide(&state, &tenants(), &mut Proven { transaction }, issues, &head, NOW, Waited::FOR_ALL);
         assert_eq!(reason(&outcome), expected, "{transaction:?}");
     }
 }
@@ -315,7 +316,7 @@ fn a_client_outside_of_the_mesh_comes_in_by_rules_that_name_it_and_by_nothing_el
         (Peer::Service("billing"), "/m.M/Other", ""),
         (Peer::Outside("wiki"), "/m.M/Partner", "QUARANTINED"),
     ] {
-        let outcome = decide(&state, &tenants(), &mut Tokens, peer, &head(path, Some("acme")), NOW, false);
+        let outcome = decide(&state, &tenants(), &mut Tokens, peer, &head(path, Some("acme")), NOW, Waited::default());
         assert_eq!(reason(&outcome), expected, "{peer:?} {path}");
     }
 }
@@ -348,7 +349,8 @@ fn before_the_first_snapshot_of_tenants_only_calls_without_one_pass() {
         ("/m.M/None", Some("acme"), ""),
     ] {
         let head = Head { tenant_revision: Some("5.99"), ..head(path, tenant) };
-        let outcome = decide(&state, &Held::nothing_yet(), &mut Tokens, Peer::Service("issues"), &head, NOW, false);
+        let outcome =
+            decide(&state, &Held::nothing_yet(), &mut Tokens, Peer::Service("issues"), &head, NOW, Waited::FOR_ALL);
         assert_eq!(reason(&outcome), expected, "{path} for {tenant:?}");
     }
 }
@@ -368,7 +370,8 @@ fn a_revision_that_the_replica_lacks_is_waited_for_once() {
     ] {
         for (waited, expected) in [(false, first), (true, then)] {
             let head = Head { tenant_revision: Some(seen), ..head("/m.M/Required", Some("acme")) };
-            let outcome = decide(&state, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, waited);
+            let so_far = Waited { for_revision: waited, for_tenant: false };
+            let outcome = decide(&state, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, so_far);
             assert_eq!(reason(&outcome), expected, "{seen}, waited: {waited}");
             if let Err(Stop::WaitFor(position)) = outcome {
                 assert_eq!(position.to_string(), seen);
@@ -436,7 +439,8 @@ fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenant
     ];
     for ((path, tenant, seen), (attached, rule, audited)) in table {
         let head = Head { tenant_revision: seen, ..head(path, tenant) };
-        let verdict = decide(&open, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, true).unwrap();
+        let verdict =
+            decide(&open, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, Waited::FOR_ALL).unwrap();
         let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
         assert_eq!(
             (verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found),
@@ -488,5 +492,53 @@ fn freshness_is_asked_after_the_transaction_token_and_before_the_tenant() {
     ] {
         let outcome = decide_as(&state, "issues", &Head { tenant_revision: Some("5.11"), ..head(path, Some(tenant)) });
         assert_eq!(reason(&outcome), expected, "{path}");
+    }
+}
+
+/// A cache that holds one tenant, as it was at 5.4, and has to ask for all others.
+struct Cache(Arc<Tenant>);
+
+impl Tenants for Cache {
+    type Ref = Arc<Tenant>;
+
+    fn position(&self) -> Option<Position> {
+        Some(REACHED)
+    }
+
+    fn get(&self, id: &str) -> Lookup<Arc<Tenant>> {
+        if id == self.0.id() { Lookup::Found(Arc::clone(&self.0)) } else { Lookup::NotHeld }
+    }
+
+    fn by_host(&self, _host: &str) -> Lookup<Arc<Tenant>> {
+        Lookup::NotHeld
+    }
+
+    fn as_of(&self, _tenant: &Arc<Tenant>) -> Option<Position> {
+        Some(Position { epoch: 5, revision: 4 })
+    }
+}
+
+#[test]
+fn a_tenant_that_is_not_held_is_asked_for_once() {
+    let (state, cache) = (state(&record()), Cache(Arc::new(tenant("acme", |_| {}))));
+    for (path, tenant, seen, first, then) in [
+        ("/m.M/Required", "acme", None, "", ""),
+        ("/m.M/Required", "acme", Some("5.4"), "", ""),
+        ("/m.M/Required", "acme", Some("5.5"), "(resolve)", "TENANT_STALE"),
+        ("/m.M/Required", "globex", None, "(resolve)", "TCS_UNAVAILABLE"),
+        ("/m.M/Optional", "globex", None, "(resolve)", "TCS_UNAVAILABLE"),
+        ("/m.M/Audit", "globex", None, "(resolve)", ""),
+        ("/m.M/None", "globex", None, "", ""),
+        ("/m.M/Required", "Not-An-Id", None, "TENANT_UNKNOWN", "TENANT_UNKNOWN"),
+    ] {
+        for (for_tenant, expected) in [(false, first), (true, then)] {
+            let (head, waited) =
+                (Head { tenant_revision: seen, ..head(path, Some(tenant)) }, Waited { for_revision: true, for_tenant });
+            let outcome = decide(&state, &cache, &mut Tokens, Peer::Service("issues"), &head, NOW, waited);
+            assert_eq!(reason(&outcome), expected, "{path} for {tenant} seen at {seen:?}, asked: {for_tenant}");
+            if let Err(Stop::Resolve(wanted)) = outcome {
+                assert_eq!(wanted, Wanted::Id(tenant.parse().unwrap()));
+            }
+        }
     }
 }

@@ -73,10 +73,10 @@ fn head<'a>(authority: &'a str, tenant: Option<&'a str>) -> Head<'a> {
     Head { authority, tenant_ids: tenant.map_or(Named::None, Named::One), tenant_hosts: Named::None }
 }
 
-type Outcome<'s> = Result<Verdict<'s, Arc<Tenant>>, Refusal>;
+type Outcome<'s> = Result<Verdict<'s, Arc<Tenant>>, Stop>;
 
 fn decide_for<'s>(state: &'s State, head: &Head<'_>) -> Outcome<'s> {
-    decide(state, &tenants(), head, |_| false)
+    decide(state, &tenants(), head, |_| false, false)
 }
 
 /// Where the call would go: the addresses in the order in which they would be tried, or the reason.
@@ -87,7 +87,8 @@ fn goes_to(outcome: &Outcome<'_>) -> String {
             let addresses: Vec<_> = std::iter::from_fn(|| candidates.next(0)).map(|e| e.address.to_string()).collect();
             addresses.join(" ")
         }
-        Err(refusal) => refusal.reason.to_string(),
+        Err(Stop::Refused(refusal)) => refusal.reason.to_string(),
+        Err(Stop::Resolve(_)) => "(resolve)".to_owned(),
     }
 }
 
@@ -165,7 +166,7 @@ fn a_tenant_is_named_once_by_id_or_by_host() {
         (One("acme"), Many, Err("TENANT_AMBIGUOUS")),
     ] {
         let outcome = decide_for(&state, &Head { authority: "search", tenant_ids, tenant_hosts });
-        let found = outcome.as_ref().map_err(|refusal| refusal.reason.as_str()).map(|verdict| {
+        let found = outcome.map_err(|stop| Refusal::from(stop).reason.as_str()).map(|verdict| {
             let position = verdict.tenant.position().map(|position| position.to_string());
             verdict.tenant.id().map(|id| (id.to_owned(), position))
         });
@@ -185,12 +186,12 @@ fn a_host_name_of_any_length_is_looked_up_or_unknown() {
 fn before_the_first_snapshot_of_tenants_an_id_is_passed_on_and_a_host_cannot_be_found() {
     let state = state();
     let nothing = Held::nothing_yet();
-    let outcome = decide(&state, &nothing, &head("media", Some("acme")), |_| false);
-    assert_eq!(goes_to(&outcome), "10.0.0.1:1 10.0.0.2:1");
+    let outcome = decide(&state, &nothing, &head("search", Some("acme")), |_| false, true);
+    assert_eq!(goes_to(&outcome), "10.0.0.3:1 10.0.0.4:1");
     let verdict = outcome.unwrap();
     assert_eq!((verdict.tenant.id(), verdict.tenant.position()), (Some("acme"), None));
     let by_host = Head { authority: "media", tenant_ids: Named::None, tenant_hosts: Named::One("acme.example") };
-    assert_eq!(goes_to(&decide(&state, &nothing, &by_host, |_| false)), "TCS_UNAVAILABLE");
+    assert_eq!(goes_to(&decide(&state, &nothing, &by_host, |_| false, true)), "TCS_UNAVAILABLE");
 }
 
 #[test]
@@ -203,12 +204,12 @@ fn a_service_that_does_not_originate_calls_only_for_tenants_it_is_serving() {
         (false, None, "10.0.0.3:1 10.0.0.4:1"),
     ] {
         let state = State { originates, ..state() };
-        let outcome = decide(&state, &tenants(), &head("search", tenant), |id| id == "umbrella");
+        let outcome = decide(&state, &tenants(), &head("search", tenant), |id| id == "umbrella", false);
         assert_eq!(goes_to(&outcome), expected, "originates: {originates}, {tenant:?}");
     }
     let state = State { originates: false, ..state() };
     let by_host = Head { authority: "search", tenant_ids: Named::None, tenant_hosts: Named::One("acme.example") };
-    assert_eq!(goes_to(&decide(&state, &tenants(), &by_host, |id| id == "umbrella")), "TENANT_NOT_IN_FLIGHT");
+    assert_eq!(goes_to(&decide(&state, &tenants(), &by_host, |id| id == "umbrella", false)), "TENANT_NOT_IN_FLIGHT");
 }
 
 #[test]
@@ -255,4 +256,61 @@ fn a_record_that_cannot_be_used_takes_no_other_with_it() {
     assert_eq!(destinations.iter().count(), 1);
     assert_eq!(destinations.get("media").unwrap().endpoints().all().len(), 1);
     assert_eq!(problems.len(), 4, "{problems:?}");
+}
+
+/// A cache that holds one tenant, as it was in an older epoch, and has to ask for all others.
+struct Cache(Held);
+
+impl Tenants for Cache {
+    type Ref = Arc<Tenant>;
+
+    fn position(&self) -> Option<Position> {
+        Some(REACHED)
+    }
+
+    fn get(&self, id: &str) -> Lookup<Arc<Tenant>> {
+        if id == "acme" { self.0.get(id) } else { Lookup::NotHeld }
+    }
+
+    fn by_host(&self, _host: &str) -> Lookup<Arc<Tenant>> {
+        Lookup::NotHeld
+    }
+
+    fn as_of(&self, _tenant: &Arc<Tenant>) -> Option<Position> {
+        Some(Position { epoch: 4, revision: 900 })
+    }
+}
+
+#[test]
+fn a_tenant_that_cannot_be_asked_for_goes_nowhere_where_its_home_must_be_known() {
+    let (state, cache) = (state(), Cache(tenants()));
+    let (id, host) = (Named::One("globex"), Named::One("GLOBEX.example"));
+    for (authority, tenant_ids, tenant_hosts, first, then) in [
+        ("search", id, Named::None, "(resolve)", "10.0.0.3:1 10.0.0.4:1"),
+        ("media", id, Named::None, "(resolve)", "TCS_UNAVAILABLE"),
+        ("media.eu-west", id, Named::None, "(resolve)", "10.0.0.2:1"),
+        ("search", Named::None, host, "(resolve)", "TCS_UNAVAILABLE"),
+        ("search", Named::One("Not-An-Id"), Named::None, "TENANT_UNKNOWN", "TENANT_UNKNOWN"),
+        ("search", Named::None, Named::One(""), "TENANT_UNKNOWN", "TENANT_UNKNOWN"),
+        ("nobody", id, Named::None, "SERVICE_UNKNOWN", "SERVICE_UNKNOWN"),
+    ] {
+        for (asked, expected) in [(false, first), (true, then)] {
+            let head = Head { authority, tenant_ids, tenant_hosts };
+            let outcome = decide(&state, &cache, &head, |_| false, asked);
+            assert_eq!(goes_to(&outcome), expected, "{authority} {tenant_ids:?} {tenant_hosts:?}, asked: {asked}");
+            if let Err(Stop::Resolve(Wanted::Host(host))) = outcome {
+                assert_eq!(&*host, "globex.example", "as the TCS knows it");
+            }
+        }
+    }
+    let own = State { originates: false, ..state };
+    let outcome = decide(&own, &cache, &head("search", Some("globex")), |_| false, true);
+    assert_eq!(goes_to(&outcome), "TENANT_NOT_IN_FLIGHT");
+}
+
+#[test]
+fn a_record_of_an_older_epoch_is_not_said_to_be_of_the_present_one() {
+    let (state, cache) = (state(), Cache(tenants()));
+    let verdict = decide(&state, &cache, &head("search", Some("acme")), |_| false, false).unwrap();
+    assert_eq!(verdict.tenant.position().unwrap().to_string(), "4.3");
 }

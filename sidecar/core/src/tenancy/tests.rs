@@ -100,9 +100,10 @@ fn held_tenants_are_found_by_id_and_by_host() {
     let position = Position { epoch: 1, revision: 7 };
     let held = Held::snapshot(position, [Tenant::decode(raw(&acme())).unwrap()]);
     assert_eq!(held.position(), Some(position));
-    assert_eq!(held.get("acme").unwrap().id(), "acme");
-    assert_eq!(held.by_host("acme.example").unwrap().id(), "acme");
-    assert!(held.get("acme.example").is_none());
-    assert!(held.by_host("acme").is_none());
+    assert_eq!(held.get("acme").found().unwrap().id(), "acme");
+    assert_eq!(held.by_host("acme.example").found().unwrap().id(), "acme");
+    assert_eq!(held.get("acme.example"), Lookup::Nobody);
+    assert_eq!(held.by_host("acme"), Lookup::Nobody);
     assert_eq!(Held::nothing_yet().position(), None);
+    assert_eq!(Held::nothing_yet().get("acme"), Lookup::NotHeld);
 }
