@@ -2,11 +2,11 @@
 
 use std::{
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, LazyLock},
 };
 
-use journal::{Embedded, OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService};
+use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store};
 use mesh_config::names::control_plane;
 use mesh_identity::{
     Identity,
@@ -39,9 +39,11 @@ const RETAINED_SOURCES: Options = Options { retained_changes: 8, ..Options::DEFA
 pub struct Config {
     /// Where it serves gRPC.
     pub listener: TcpListener,
-    /// File of the embedded store, made when there is none. The files in force are kept beside it, in a file of the same
-    /// name with `.sources` behind.
-    pub store: PathBuf,
+    /// Where policy is kept. The files in force are kept beside an embedded store, in a file of the same name with
+    /// `.sources` behind.
+    pub store: Store,
+    /// Folder for what is held of a store that is elsewhere.
+    pub state_dir: PathBuf,
     /// The watched folder; `None`: policy comes by `Apply` alone.
     pub folder: Option<PathBuf>,
     /// Its own identity, kept renewed by the caller. Its trust domain must be that of the policy.
@@ -69,18 +71,8 @@ pub enum ServeError {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, store, folder, identity } = config;
-    let mut sources = store.clone().into_os_string();
-    sources.push(".sources");
-    let store = Embedded::open_with(&store, RETAINED)?;
-    let journals = Journals {
-        allowlists: store.kind(kind::ALLOWLIST)?,
-        routes: store.kind(kind::ROUTE)?,
-        endpoints: store.kind(kind::ENDPOINT)?,
-        quarantines: store.kind(kind::QUARANTINE)?,
-        attestors: store.kind(kind::ATTESTATION)?,
-        sources: Embedded::open_with(sources.as_ref(), RETAINED_SOURCES)?.kind("source")?,
-    };
+    let Config { listener, store, state_dir, folder, identity } = config;
+    let journals = open(&store, &state_dir).await?;
     let engine = Arc::new(Engine::open(identity.id().trust_domain().clone(), journals.clone()).await?);
     // Before anybody is served: who starts together with this service shall not meet an empty policy.
     let mut watcher = Watcher::new(Arc::clone(&engine), folder);
@@ -96,6 +88,28 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     watching.abort();
     let _ = watching.await;
     outcome.map_err(ServeError::Server)
+}
+
+async fn open(store: &Store, state_dir: &Path) -> Result<Journals, OpenError> {
+    // What is rewritten whole each time would push the past of the records out.
+    let beside = match store {
+        Store::Embedded(file) => {
+            let mut sources = file.clone().into_os_string();
+            sources.push(".sources");
+            Store::Embedded(sources.into())
+        }
+        Store::Nats(servers) => Store::Nats(servers.clone()),
+    };
+    let store = journal::open(store, &state_dir.join("journal"), RETAINED).await?;
+    let sources = journal::open(&beside, &state_dir.join("journal-sources"), RETAINED_SOURCES).await?;
+    Ok(Journals {
+        allowlists: store.kind(kind::ALLOWLIST).await?,
+        routes: store.kind(kind::ROUTE).await?,
+        endpoints: store.kind(kind::ENDPOINT).await?,
+        quarantines: store.kind(kind::QUARANTINE).await?,
+        attestors: store.kind(kind::ATTESTATION).await?,
+        sources: sources.kind("source").await?,
+    })
 }
 
 /// Each kind with its views.

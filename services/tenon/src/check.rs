@@ -14,7 +14,7 @@ use crate::{
     cli,
     failure::{Answer, Failure},
     mesh_file::Sidecar,
-    operator::{Mesh, Role, is_another_mesh},
+    operator::{Mesh, Process, Role, is_another_mesh},
     output::Output,
     policy, probe, sidecars,
 };
@@ -64,8 +64,10 @@ impl Finding {
 pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let all = &mesh.file().sidecars;
-    let mut findings = join_all(Role::ALL.map(|role| reachable(&mesh, role))).await;
-    let reached: Vec<Role> = Role::ALL.into_iter().zip(&findings).filter(|(_, f)| f.ok).map(|(role, _)| role).collect();
+    let processes = mesh.processes();
+    let mut findings = join_all(processes.iter().map(|process| reachable(&mesh, process))).await;
+    let reached: Vec<_> =
+        processes.into_iter().zip(&findings).filter(|(_, f)| f.ok).map(|(process, _)| process).collect();
     findings.push(key_repository::check(&mesh).await);
     let serving = join_all(all.iter().map(|sidecar| serves(&mesh, sidecar))).await;
     let ready: Vec<&Sidecar> = all.iter().zip(&serving).filter(|(_, f)| f.ok).map(|(sidecar, _)| sidecar).collect();
@@ -73,7 +75,7 @@ pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
     findings.extend(join_all(all.iter().map(clock)).await.into_iter().flatten());
     findings.extend(certificates::check(&mesh, &reached, &ready).await);
     findings.extend(replication::check(&mesh, &reached).await);
-    if reached.contains(&Role::Policy) {
+    if reached.iter().any(|process| process.role == Role::Policy) {
         findings.push(policy_problems(&mesh).await);
     }
     findings.extend(join_all(all.iter().map(|sidecar| app(&mesh, sidecar))).await.into_iter().flatten());
@@ -112,18 +114,18 @@ fn rows(findings: &[Finding]) -> Vec<Vec<String>> {
     findings.iter().map(row).collect()
 }
 
-async fn reachable(mesh: &Mesh, role: Role) -> Finding {
-    let address = mesh.address(role);
-    match probe::health(mesh.channel(role)).await {
-        Ok(()) => Finding::ok("reachable", role.title(), format!("serves on {address}")),
+async fn reachable(mesh: &Mesh, process: &Process) -> Finding {
+    let Process { name, title, address, .. } = process;
+    match probe::health(mesh.channel_to(process)).await {
+        Ok(()) => Finding::ok("reachable", title, format!("serves on {address}")),
         Err(problem) => Finding::bad(
             "reachable",
-            role.title(),
+            title,
             format!("{address}: {problem}"),
             if is_another_mesh(&problem) {
                 mesh.another_mesh()
             } else {
-                let log = mesh.data().log(role.name());
+                let log = mesh.data().log(name);
                 format!("`tenon up` starts it again by itself: see that it runs, and read {}", log.display())
             },
         ),

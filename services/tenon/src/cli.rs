@@ -9,13 +9,13 @@ mod txn_token;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use journal::Store;
 
 pub use self::asap::{Asap, Inspect, Mint, Verify};
 pub use self::identity::{IssueSvid, Revoke};
 pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
 pub use self::txn_token::TxnToken;
-use crate::store::Store;
 
 /// The `tenon` command line.
 #[derive(Debug, Parser)]
@@ -86,7 +86,7 @@ pub struct MeshArgs {
 /// A child that dies is started again. Ctrl-C or SIGTERM ends all of them.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon up -f mesh-config/demo\n  tenon up -f mesh-config/demo --data /var/lib/tenon\n\nStarted again on the same data folder it keeps the CA, the tenants and all identities."
+    after_help = "Examples:\n  tenon up -f mesh-config/demo\n  tenon up -f mesh-config/demo --data /var/lib/tenon\n  tenon up -f mesh-config/demo --store nats://127.0.0.1:4222,127.0.0.1:4223\n\nStarted again on the same data folder it keeps the CA, the tenants and all identities."
 )]
 pub struct Up {
     /// Folder of policy files; exactly one LocalMesh document must be among them.
@@ -95,7 +95,8 @@ pub struct Up {
     /// Data folder: CA, stores, state of the sidecars, logs, the operator's credentials.
     #[arg(long, value_name = "DIR", default_value = ".tenon", env = "TENON_DATA")]
     pub data: PathBuf,
-    /// Where tenants and policy are kept: `embedded:DIR` [default: below the data folder].
+    /// Where tenants and policy are kept: `embedded:DIR` [default: below the data folder], or
+    /// `nats://HOST:PORT[,HOST:PORT]`. Of several TCS the first one writes, and the others follow it; with NATS each writes.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Option<Store>,
 }

@@ -177,6 +177,14 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_with_commas_is_the_list_that_the_flag_makes_of_it() {
+        let file = file(&WHOLE.replace("store: embedded:tcs.redb", "follow: 127.0.0.1:3,127.0.0.1:4"));
+        let args = parse(file.path(), "").unwrap();
+        let ports: Vec<_> = args.follow.iter().map(std::net::SocketAddr::port).collect();
+        assert_eq!((args.store, ports), (None, vec![3, 4]));
+    }
+
+    #[test]
     fn all_problems_of_a_file_are_said_with_their_places() {
         let file = file("trustDomian: demo.example\nstateDir: [a]\nconfig: other.yaml\n");
         let problems = parse(file.path(), "").unwrap_err();

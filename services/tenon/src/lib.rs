@@ -18,7 +18,6 @@ mod probe;
 mod roles;
 mod sidecars;
 mod spawn_child;
-pub mod store;
 mod tenants;
 mod up;
 

@@ -31,8 +31,37 @@ pub struct ControlPlane {
     pub identity: SocketAddr,
     /// Keys and trust bundle over HTTPS.
     pub key_repository: SocketAddr,
+    /// The first TCS, which takes writes.
     pub tcs: SocketAddr,
+    /// The others, in the order of the LocalMesh document.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcs_replicas: Vec<TcsReplica>,
     pub policy: SocketAddr,
+}
+
+/// A TCS beside the first one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TcsReplica {
+    /// Unique in the mesh: `tcs-2`.
+    pub name: String,
+    pub address: SocketAddr,
+    pub zone: Option<String>,
+    /// Whether it takes writes too; else it follows the first.
+    pub writes: bool,
+}
+
+impl ControlPlane {
+    /// Every TCS, those that take writes and those that do not, with the first one first.
+    pub fn every_tcs(&self) -> Vec<SocketAddr> {
+        [self.tcs].into_iter().chain(self.tcs_replicas.iter().map(|replica| replica.address)).collect()
+    }
+
+    /// Those that take writes, the first one first.
+    pub fn writing_tcs(&self) -> Vec<SocketAddr> {
+        let peers = self.tcs_replicas.iter().filter(|replica| replica.writes).map(|replica| replica.address);
+        [self.tcs].into_iter().chain(peers).collect()
+    }
 }
 
 /// One sidecar.
@@ -125,6 +154,7 @@ mod tests {
                 identity: ([127, 0, 0, 1], 1).into(),
                 key_repository: ([127, 0, 0, 1], 4).into(),
                 tcs: ([127, 0, 0, 1], 2).into(),
+                tcs_replicas: Vec::new(),
                 policy: ([127, 0, 0, 1], 3).into(),
             },
             sidecars: Vec::new(),
@@ -137,6 +167,23 @@ mod tests {
         let data = Data::new(dir.path());
         example().write(&data).unwrap();
         assert_eq!(MeshFile::read(&data).unwrap(), example());
+    }
+
+    #[test]
+    fn writes_go_where_they_are_taken_and_reads_anywhere() {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let replica = |port, writes| TcsReplica { name: "tcs-2".into(), address: address(port), zone: None, writes };
+        let mut plane = example().control_plane;
+        plane.tcs_replicas = vec![replica(7, false), replica(8, true)];
+        assert_eq!(plane.every_tcs(), [address(2), address(7), address(8)]);
+        assert_eq!(plane.writing_tcs(), [address(2), address(8)]);
+    }
+
+    #[test]
+    fn a_file_of_a_mesh_with_one_tcs_says_nothing_of_others() {
+        let text = serde_json::to_string(&example()).unwrap();
+        assert!(!text.contains("tcsReplicas"), "{text}");
+        assert_eq!(serde_json::from_str::<MeshFile>(&text).unwrap(), example());
     }
 
     #[test]

@@ -66,6 +66,17 @@ impl Role {
     }
 }
 
+/// One process of the control plane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    pub role: Role,
+    /// Name of its folder and log file: `policy`, `tcs-2`.
+    pub name: String,
+    /// What people call it.
+    pub title: String,
+    pub address: SocketAddr,
+}
+
 impl Mesh {
     /// Finds the mesh of a data folder.
     ///
@@ -103,7 +114,7 @@ impl Mesh {
         &self.identity
     }
 
-    /// Where a service of the control plane listens.
+    /// Where a service of the control plane listens; of the TCS, the first one.
     pub fn address(&self, role: Role) -> SocketAddr {
         match role {
             Role::Identity => self.file.control_plane.identity,
@@ -112,9 +123,34 @@ impl Mesh {
         }
     }
 
-    /// A channel to a service of the control plane; connects when it is used.
+    /// Every process of the control plane, in the order in which they start.
+    pub fn processes(&self) -> Vec<Process> {
+        let first = Role::ALL.map(|role| Process {
+            role,
+            name: role.name().to_owned(),
+            title: role.title().to_owned(),
+            address: self.address(role),
+        });
+        let replicas = self.file.control_plane.tcs_replicas.iter().map(|replica| Process {
+            role: Role::Tcs,
+            name: replica.name.clone(),
+            title: format!("{} {}", Role::Tcs.title(), replica.name),
+            address: replica.address,
+        });
+        first.into_iter().chain(replicas).collect()
+    }
+
+    /// A channel to a service of the control plane; connects when it is used. Of several TCS, to one that takes writes.
     pub fn channel(&self, role: Role) -> Channel {
-        grpc::channel(self.address(role), &self.identity, &role.service_name())
+        match role {
+            Role::Tcs => self.tcs(),
+            Role::Identity | Role::Policy => grpc::channel(self.address(role), &self.identity, &role.service_name()),
+        }
+    }
+
+    /// A channel to one process of the control plane.
+    pub fn channel_to(&self, process: &Process) -> Channel {
+        grpc::channel(process.address, &self.identity, &process.role.service_name())
     }
 
     /// What to do when somebody else listens where this mesh should.
@@ -125,9 +161,17 @@ impl Mesh {
         )
     }
 
-    /// A channel to the TCS.
+    /// A channel to the TCS, for writes: to the first of those that take them which answers.
     pub fn tcs(&self) -> Channel {
-        self.channel(Role::Tcs)
+        grpc::channel_to_any(&self.file.control_plane.writing_tcs(), &self.identity, &Role::Tcs.service_name())
+    }
+
+    /// A channel to the TCS, for reads: to the first which answers, with those that take writes first.
+    pub fn tcs_for_reads(&self) -> Channel {
+        let plane = &self.file.control_plane;
+        let mut all = plane.writing_tcs();
+        all.extend(plane.tcs_replicas.iter().filter(|replica| !replica.writes).map(|replica| replica.address));
+        grpc::channel_to_any(&all, &self.identity, &Role::Tcs.service_name())
     }
 
     /// The failure of a call to the TCS.
@@ -147,7 +191,13 @@ impl Mesh {
             .next(self.another_mesh());
         }
         if status.code() == Code::Unavailable {
-            return Failure::new(format!("{what}: the {} does not answer on {}: {text}", role.title(), self.address(role)))
+            let addresses = match role {
+                Role::Tcs => self.file.control_plane.writing_tcs(),
+                Role::Identity | Role::Policy => vec![self.address(role)],
+            };
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let addresses = addresses.join(", ");
+            return Failure::new(format!("{what}: the {} does not answer on {addresses}: {text}", role.title()))
                 .next("is the mesh running? start it with `tenon up -f DIR`; `tenon check` says what is wrong with a running one");
         }
         let next = match status.code() {
@@ -233,6 +283,7 @@ mod tests {
             identity: address,
             key_repository: address,
             tcs: address,
+            tcs_replicas: Vec::new(),
             policy: address,
         };
         let file = MeshFile {

@@ -3,11 +3,11 @@
 use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     sync::Arc,
     time::Duration,
 };
 
+use journal::Store;
 use mesh_config::names::TrustDomain;
 use mesh_identity::join::{self, Attestation, Joined, Membership};
 use replica::{FollowTrust, Trust};
@@ -58,11 +58,12 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
 /// It cannot join the mesh, cannot start, or had to end.
 pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
     serve(Role::Tcs, async move |shutdown| {
+        let role = tcs_role(args.store, args.follow)?;
         let listener = bind(args.listen).await?;
         let joined = join(Role::Tcs, &args.join, &args.role, &shutdown).await?;
         let config = tcs::Config {
             listener,
-            role: tcs::Role::Leader { store: store(args.store.path())? },
+            role,
             state_dir: args.role.state_dir,
             identity: joined.identity,
             instance: joined.instance,
@@ -82,7 +83,8 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
         let joined = join(Role::Policy, &args.join, &args.role, &shutdown).await?;
         let config = policy::Config {
             listener,
-            store: store(args.store.path())?,
+            store: in_a_folder(args.store)?,
+            state_dir: args.role.state_dir,
             folder: args.folder,
             identity: joined.identity,
         };
@@ -152,15 +154,30 @@ fn trust_domain(name: &str) -> Result<TrustDomain, Failure> {
     TrustDomain::try_from(name).map_err(|error| Failure::usage(error.to_string()).next("correct --trust-domain"))
 }
 
-/// The store's file, in a folder that exists.
-fn store(path: &Path) -> Result<std::path::PathBuf, Failure> {
-    if let Some(folder) = path.parent() {
+/// Where a TCS has its tenants from: exactly one of both is said.
+fn tcs_role(store: Option<Store>, follow: Vec<SocketAddr>) -> Result<tcs::Role, Failure> {
+    match store {
+        Some(_) if !follow.is_empty() => Err(Failure::usage("--store and --follow are both given").next(
+            "a TCS with a store is followed by others, and one that follows has none: leave one of them out (TENON_STORE, TENON_FOLLOW and the file of --config count too)",
+        )),
+        None if follow.is_empty() => Err(Failure::usage("neither --store nor --follow is given")
+            .next("say where tenants are kept (--store embedded:FILE) or whom to follow (--follow HOST:PORT)")),
+        None => Ok(tcs::Role::Relay { parents: follow }),
+        Some(store) => Ok(tcs::Role::Leader { store: in_a_folder(store)? }),
+    }
+}
+
+/// The store, in a folder that exists where it is a file.
+fn in_a_folder(store: Store) -> Result<Store, Failure> {
+    if let Store::Embedded(file) = &store
+        && let Some(folder) = file.parent()
+    {
         fs::create_dir_all(folder).map_err(|error| {
             Failure::new(format!("cannot make {}: {error}", folder.display()))
                 .next("make its parent writable, or name another file with --store embedded:PATH")
         })?;
     }
-    Ok(path.to_owned())
+    Ok(store)
 }
 
 async fn join(role: Role, args: &JoinArgs, of: &RoleArgs, shutdown: &CancellationToken) -> Result<Joined, Failure> {

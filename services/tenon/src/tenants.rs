@@ -32,9 +32,14 @@ pub async fn run(command: Tenants) -> Result<Answer, Failure> {
     }
 }
 
-/// A client of the TCS of the running mesh.
+/// A client of a TCS of the running mesh that takes writes.
 fn client(mesh: &Mesh) -> TenantsClient<Channel> {
     TenantsClient::new(mesh.tcs())
+}
+
+/// A client of any TCS of the running mesh.
+fn reads(mesh: &Mesh) -> TenantsClient<Channel> {
+    TenantsClient::new(mesh.tcs_for_reads())
 }
 
 async fn get(args: GetTenant) -> Result<Answer, Failure> {
@@ -44,7 +49,7 @@ async fn get(args: GetTenant) -> Result<Answer, Failure> {
         (None, Some(host)) => (By::Host(host.clone()), format!("a tenant with the host {host}")),
         (None, None) => return Err(Failure::usage("no tenant named").next("give its id, or a host with --host")),
     };
-    let tenant = client(&mesh)
+    let tenant = reads(&mesh)
         .get(GetRequest { by: Some(by), at_least: None })
         .await
         .map_err(|status| unknown(&mesh, &name, &status))?
@@ -63,7 +68,7 @@ async fn list(args: ListTenants) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let failed = |status: tonic::Status| mesh.tcs_failure("cannot list tenants", &status);
     let request = ListRequest { region: args.region.unwrap_or_default() };
-    let mut tenants = client(&mesh).list(request).await.map_err(failed)?.into_inner();
+    let mut tenants = reads(&mesh).list(request).await.map_err(failed)?.into_inner();
     let mut out = Output::stdout(args.output.output);
     // JSON goes out as it comes in: a million tenants need no memory for it. A table must know its widths first.
     let mut rows = Vec::new();

@@ -80,8 +80,14 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
-        let store = self.dir.path().join("store.redb");
-        let config = Config { listener, store, folder, identity: self.ca.identity("tenon-policy") };
+        let store = Store::Embedded(self.dir.path().join("store.redb"));
+        let config = Config {
+            listener,
+            store,
+            state_dir: self.dir.path().to_owned(),
+            folder,
+            identity: self.ca.identity("tenon-policy"),
+        };
         let task = tokio::spawn(serve(config, shutdown.clone()));
         Running { address, shutdown, task }
     }

@@ -11,7 +11,7 @@ use super::Finding;
 use crate::{
     failure::chain,
     mesh_file::Sidecar,
-    operator::{Mesh, Role},
+    operator::{Mesh, Process, Role},
     output::rfc3339,
 };
 
@@ -22,13 +22,12 @@ const LEAST_SECONDS: u64 = 15 * 60;
 const HALF_SECONDS: u64 = 30 * 60;
 
 /// Checks them all. Who was not reached shows none, which is reported already.
-pub async fn check(mesh: &Mesh, reached: &[Role], ready: &[&Sidecar]) -> Vec<Finding> {
+pub async fn check(mesh: &Mesh, reached: &[Process], ready: &[&Sidecar]) -> Vec<Finding> {
     let now = clock::unix_seconds();
-    let renewing = reached.contains(&Role::Identity);
+    let renewing = reached.iter().any(|process| process.role == Role::Identity);
     // The operator's own comes from the CA in the data folder.
     let mut findings = vec![lasts("operator", mesh.identity().svid().not_after(), now, true)];
-    let roles =
-        reached.iter().map(|&role| (role.title().to_owned(), mesh.address(role), role.service_name().to_string()));
+    let roles = reached.iter().map(|one| (one.title.clone(), one.address, one.role.service_name().to_string()));
     let sidecars = ready.iter().map(|s| (s.name.clone(), s.inbound, s.service.clone()));
     let each = roles.chain(sidecars).map(|(name, address, service)| async move {
         match shown(mesh, address, &service).await {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use tenon_proto::kind;
 use tenon_proto::replication::v1::{
     FollowerStatus, KindStatus, Position, StatusRequest, replication_client::ReplicationClient,
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::Finding;
 use crate::{
     mesh_file::Sidecar,
-    operator::{Mesh, Role, reason},
+    operator::{Mesh, Process, Role, reason},
     probe,
 };
 
@@ -44,41 +44,89 @@ impl<'m> Instance<'m> {
     }
 }
 
-/// Asks each service that was reached.
-pub async fn check(mesh: &Mesh, reached: &[Role]) -> Vec<Finding> {
-    let sidecars = join_all(mesh.file().sidecars.iter().map(Instance::of)).await;
-    join_all(reached.iter().map(|&role| of_role(mesh, role, &sidecars))).await.into_iter().flatten().collect()
+/// What one process says of one kind, and who is it.
+struct Told<'p> {
+    process: &'p Process,
+    /// What findings name: the kind, and the process where several serve it.
+    subject: String,
+    status: KindStatus,
 }
 
-async fn of_role(mesh: &Mesh, role: Role, sidecars: &[Instance<'_>]) -> Vec<Finding> {
-    match settled(mesh, role, sidecars).await {
-        Ok(kinds) => kinds.iter().flat_map(|kind| [positions(kind, sidecars), refusals(kind, sidecars)]).collect(),
-        Err(status) => {
-            let log = format!("read {}", mesh.data().log(role.name()).display());
-            vec![Finding::bad("replication", role.title(), reason(&status), log)]
+/// Asks each service that was reached.
+pub async fn check(mesh: &Mesh, reached: &[Process]) -> Vec<Finding> {
+    let sidecars = join_all(mesh.file().sidecars.iter().map(Instance::of)).await;
+    join_all(Role::ALL.map(|role| of_role(mesh, role, reached, &sidecars))).await.into_iter().flatten().collect()
+}
+
+async fn of_role(mesh: &Mesh, role: Role, reached: &[Process], sidecars: &[Instance<'_>]) -> Vec<Finding> {
+    let processes: Vec<&Process> = reached.iter().filter(|process| process.role == role).collect();
+    match settled(mesh, &processes, sidecars).await {
+        Ok(told) => told
+            .iter()
+            .flat_map(|one| {
+                [Some(positions(one, &told, sidecars)), Some(refusals(one, sidecars)), alarms(one)]
+                    .into_iter()
+                    .flatten()
+            })
+            .chain(together(&told))
+            .collect(),
+        Err((process, status)) => {
+            let log = format!("read {}", mesh.data().log(&process.name).display());
+            vec![Finding::bad("replication", &process.title, reason(&status), log)]
         }
     }
 }
 
-/// The status of all kinds, once all followers have caught up, or their time to do so is over.
-async fn settled(mesh: &Mesh, role: Role, sidecars: &[Instance<'_>]) -> Result<Vec<KindStatus>, tonic::Status> {
+/// The status of all kinds at all processes of a service, once all followers have caught up, or their time to do so is
+/// over.
+async fn settled<'p>(
+    mesh: &Mesh,
+    processes: &[&'p Process],
+    sidecars: &[Instance<'_>],
+) -> Result<Vec<Told<'p>>, (&'p Process, tonic::Status)> {
     let until = Instant::now() + PATIENCE;
-    let mut client = ReplicationClient::new(mesh.channel(role)).max_decoding_message_size(LARGEST_STATUS);
     loop {
-        let kinds = client.status(StatusRequest { kind: String::new() }).await?.into_inner().kinds;
-        let behind = kinds.iter().any(|kind| !positions(kind, sidecars).ok);
+        let told = try_join_all(processes.iter().map(|process| ask(mesh, process, processes.len() > 1))).await?;
+        let told: Vec<_> = told.into_iter().flatten().collect();
+        let behind =
+            told.iter().any(|one| !positions(one, &told, sidecars).ok) || together(&told).is_some_and(|f| !f.ok);
         if !behind || Instant::now() > until {
-            return Ok(kinds);
+            return Ok(told);
         }
         sleep(POLL).await;
     }
 }
 
-fn positions(status: &KindStatus, sidecars: &[Instance<'_>]) -> Finding {
+async fn ask<'p>(
+    mesh: &Mesh,
+    process: &'p Process,
+    several: bool,
+) -> Result<Vec<Told<'p>>, (&'p Process, tonic::Status)> {
+    let mut client = ReplicationClient::new(mesh.channel_to(process)).max_decoding_message_size(LARGEST_STATUS);
+    let answer = client.status(StatusRequest { kind: String::new() }).await.map_err(|status| (process, status))?;
+    let told = |status: KindStatus| {
+        let subject = if several { format!("{} at {}", status.kind, process.name) } else { status.kind.clone() };
+        Told { process, subject, status }
+    };
+    Ok(answer.into_inner().kinds.into_iter().map(told).collect())
+}
+
+/// A sidecar follows at most this many processes of one service.
+const PARENTS: usize = 2;
+
+/// Whether the sidecar follows enough of the processes besides this one.
+fn follows_others(sidecar: &Instance<'_>, this: &Told<'_>, all: &[Told<'_>]) -> bool {
+    let others = all.iter().filter(|other| other.status.kind == this.status.kind && other.process != this.process);
+    others.filter(|other| other.status.followers.iter().any(|follower| sidecar.is(follower))).count() >= PARENTS
+}
+
+fn positions(told: &Told<'_>, all: &[Told<'_>], sidecars: &[Instance<'_>]) -> Finding {
+    let status = &told.status;
     let head = pair(status.head.as_ref());
     // Attestors are the identity service's affair alone.
     let expected = if status.kind == kind::ATTESTATION { &[] } else { sidecars };
     let missing = expected.iter().filter(|sidecar| !status.followers.iter().any(|follower| sidecar.is(follower)));
+    let missing = missing.filter(|sidecar| !follows_others(sidecar, told, all));
     let missing = missing.map(|missing| format!("{} does not follow", missing.sidecar.name));
     let behind = status.followers.iter().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
     let behind =
@@ -89,31 +137,67 @@ fn positions(status: &KindStatus, sidecars: &[Instance<'_>]) -> Finding {
         let count = status.followers.len();
         return Finding::ok(
             "replication",
-            &status.kind,
+            &told.subject,
             format!("{} records at {head}, with all of {count} followers", status.records),
         );
     }
     Finding::bad(
         "replication",
-        &status.kind,
+        &told.subject,
         format!("head is {head}, but {}", problems.join(", ")),
         "see that these sidecars are ready and not overloaded, and read their logs; each keeps what it had meanwhile",
     )
 }
 
-fn refusals(status: &KindStatus, sidecars: &[Instance<'_>]) -> Finding {
-    let refused: Vec<_> = status
+/// Whether several processes that serve a kind are at one position; nothing when there is one process.
+fn together(all: &[Told<'_>]) -> Option<Finding> {
+    let first = all.first().filter(|first| all.iter().any(|other| other.process != first.process))?;
+    let kind = &first.status.kind;
+    let same = || all.iter().filter(|told| told.status.kind == *kind);
+    let newest = same().map(|told| pair(told.status.head.as_ref())).max()?;
+    let behind: Vec<_> = same()
+        .filter(|told| pair(told.status.head.as_ref()) < newest)
+        .map(|told| format!("{} is at {}", told.process.title, shown(told.status.head.as_ref())))
+        .collect();
+    let (epoch, revision) = newest;
+    if behind.is_empty() {
+        return Some(Finding::ok("together", kind, format!("all {} are at {epoch}.{revision}", same().count())));
+    }
+    Some(Finding::bad(
+        "together",
+        kind,
+        format!("the newest is {epoch}.{revision}, but {}", behind.join(", ")),
+        "see that it reaches what it follows, and read its log; sidecars take what is newer from the other one meanwhile",
+    ))
+}
+
+/// What the service itself says is wrong; nothing when all is well.
+fn alarms(told: &Told<'_>) -> Option<Finding> {
+    let alarms = &told.status.alarms;
+    (!alarms.is_empty()).then(|| {
+        Finding::bad(
+            "alarm",
+            &told.subject,
+            alarms.join("; "),
+            "what was good before is served on meanwhile; the service's log has more",
+        )
+    })
+}
+
+fn refusals(told: &Told<'_>, sidecars: &[Instance<'_>]) -> Finding {
+    let refused: Vec<_> = told
+        .status
         .followers
         .iter()
         .filter(|follower| !follower.nack.is_empty())
         .map(|follower| format!("{}: {}", who(follower, sidecars), follower.nack))
         .collect();
     if refused.is_empty() {
-        return Finding::ok("accepted", &status.kind, "nobody refused a change");
+        return Finding::ok("accepted", &told.subject, "nobody refused a change");
     }
     Finding::bad(
         "accepted",
-        &status.kind,
+        &told.subject,
         format!("refused by {}", refused.join(", ")),
         "correct the record that is named and write it again, or bring the follower to the same version; it keeps what it had",
     )
@@ -167,46 +251,93 @@ mod tests {
         }
     }
 
-    fn status(followers: Vec<FollowerStatus>) -> KindStatus {
-        KindStatus {
+    fn process(name: &str) -> Process {
+        Process { role: Role::Tcs, name: name.into(), title: name.into(), address: ([127, 0, 0, 1], 1).into() }
+    }
+
+    fn told(process: &Process, revision: u64, followers: Vec<FollowerStatus>) -> Told<'_> {
+        let status = KindStatus {
             kind: "tenant".into(),
-            head: Some(Position { epoch: 5, revision: 9 }),
+            head: Some(Position { epoch: 5, revision }),
             records: 3,
             followers,
             ..KindStatus::default()
-        }
+        };
+        Told { process, subject: "tenant".into(), status }
+    }
+
+    /// Of a service that one process serves.
+    fn alone(followers: Vec<FollowerStatus>, sidecars: &[Instance<'_>]) -> Finding {
+        let process = process("tcs");
+        let told = [told(&process, 9, followers)];
+        positions(&told[0], &told, sidecars)
     }
 
     #[test]
     fn followers_at_the_head_are_fine() {
-        let finding = positions(&status(vec![follower(9, "")]), &named(&sidecar()));
+        let finding = alone(vec![follower(9, "")], &named(&sidecar()));
         assert_eq!((finding.ok, finding.detail.as_str()), (true, "3 records at 5.9, with all of 1 followers"));
     }
 
     #[test]
     fn a_follower_that_is_behind_is_named_with_its_position() {
-        let finding = positions(&status(vec![follower(8, "")]), &named(&sidecar()));
+        let finding = alone(vec![follower(8, "")], &named(&sidecar()));
         assert_eq!((finding.ok, finding.detail.as_str()), (false, "head is 5.9, but media-us-east is at 5.8"));
-        let finding = positions(&status(vec![follower(8, "")]), &[]);
+        let finding = alone(vec![follower(8, "")], &[]);
         assert_eq!(finding.detail, "head is 5.9, but media-0123456789abcdef is at 5.8");
     }
 
     #[test]
     fn a_sidecar_that_does_not_follow_at_all_is_named() {
-        let finding = positions(&status(Vec::new()), &named(&sidecar()));
+        let finding = alone(Vec::new(), &named(&sidecar()));
         assert_eq!((finding.ok, finding.detail.as_str()), (false, "head is 5.9, but media-us-east does not follow"));
         let sidecar = sidecar();
         let silent = [Instance { sidecar: &sidecar, name: None }];
-        assert!(!positions(&status(vec![follower(9, "")]), &silent).ok, "it is not known to be this follower");
+        assert!(!alone(vec![follower(9, "")], &silent).ok, "it is not known to be this follower");
     }
 
     #[test]
     fn a_refused_change_is_a_failure_with_the_followers_own_words() {
-        assert!(refusals(&status(vec![follower(9, "")]), &[]).ok);
-        let finding = refusals(&status(vec![follower(8, "record acme: not a tenant")]), &named(&sidecar()));
+        let process = process("tcs");
+        assert!(refusals(&told(&process, 9, vec![follower(9, "")]), &[]).ok);
+        let told = told(&process, 9, vec![follower(8, "record acme: not a tenant")]);
+        let finding = refusals(&told, &named(&sidecar()));
         assert_eq!(
             (finding.ok, finding.detail.as_str()),
             (false, "refused by media-us-east: record acme: not a tenant")
         );
+    }
+
+    #[test]
+    fn each_of_two_must_be_followed_and_two_of_three_are_enough() {
+        let (sidecar, names) = (sidecar(), ["tcs", "tcs-2", "tcs-3"].map(process));
+        let sidecars = named(&sidecar);
+        let all = [
+            told(&names[0], 9, vec![follower(9, "")]),
+            told(&names[1], 9, Vec::new()),
+            told(&names[2], 9, vec![follower(9, "")]),
+        ];
+        assert!(!positions(&all[1], &all[..2], &sidecars).ok, "it follows one of two");
+        assert!(positions(&all[1], &all, &sidecars).ok, "it follows two of three");
+    }
+
+    #[test]
+    fn a_tcs_that_is_behind_the_other_is_named() {
+        let names = ["tcs", "tcs-2"].map(process);
+        let one = |revision| told(&names[1], revision, Vec::new());
+        assert_eq!(together(&[told(&names[0], 9, Vec::new())]), None);
+        assert!(together(&[told(&names[0], 9, Vec::new()), one(9)]).unwrap().ok);
+        let finding = together(&[told(&names[0], 9, Vec::new()), one(8)]).unwrap();
+        assert_eq!((finding.ok, finding.detail.as_str()), (false, "the newest is 5.9, but tcs-2 is at 5.8"));
+    }
+
+    #[test]
+    fn an_alarm_of_the_service_is_a_failure_in_its_own_words() {
+        let process = process("tcs");
+        let mut told = told(&process, 9, Vec::new());
+        assert_eq!(alarms(&told), None);
+        told.status.alarms = vec!["revision 5.10 is refused".into()];
+        let finding = alarms(&told).unwrap();
+        assert_eq!((finding.ok, finding.detail.as_str()), (false, "revision 5.10 is refused"));
     }
 }

@@ -3,8 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
-
-use crate::store::Store;
+use journal::Store;
 
 /// What each service of the control plane is told about itself.
 #[derive(Debug, Args)]
@@ -76,7 +75,7 @@ pub struct PolicyServe {
     /// Folder of policy files to follow; without it, policy comes from `tenon policy apply` alone.
     #[arg(short = 'f', long = "folder", value_name = "DIR", env = "TENON_FOLDER")]
     pub folder: Option<PathBuf>,
-    /// Where policy is kept: `embedded:FILE`.
+    /// Where policy is kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Store,
     #[command(flatten)]
@@ -86,9 +85,13 @@ pub struct PolicyServe {
 }
 
 /// Run the tenant context service.
+///
+/// One with a store of its own takes writes: with --store embedded:FILE it is the only one that does, with
+/// --store nats://… any number of processes write beside each other. One with --follow serves what others tell it, to
+/// sidecars and to others that follow it, and refuses writes.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token\n\nWhere the platform attests its processes: --oidc-token-file PATH instead of --join-token-file."
+    after_help = "Examples:\n  tenon tcs serve --trust-domain demo.example --state-dir tcs --store embedded:tcs/store.redb \\\n      --trust-bundle-sha256 HEX --join-token-file join-token\n  tenon tcs serve --trust-domain demo.example --state-dir tcs-2 --follow 127.0.0.1:15020 \\\n      --listen 127.0.0.1:15021 --trust-bundle-sha256 HEX --join-token-file join-token\n\nWhere the platform attests its processes: --oidc-token-file PATH instead of --join-token-file."
 )]
 pub struct TcsServe {
     /// Address to listen on.
@@ -97,9 +100,12 @@ pub struct TcsServe {
     /// Address of the policy service: says which service may see which product of a tenant.
     #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", default_value = "127.0.0.1:15030")]
     pub policy: SocketAddr,
-    /// Where tenants are kept: `embedded:FILE`.
+    /// Where tenants are kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
-    pub store: Store,
+    pub store: Option<Store>,
+    /// Instead of a store: the TCS to follow, or two of them at once.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_FOLLOW", value_delimiter = ',')]
+    pub follow: Vec<SocketAddr>,
     #[command(flatten)]
     pub join: JoinArgs,
     #[command(flatten)]

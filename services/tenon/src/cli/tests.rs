@@ -51,13 +51,27 @@ fn wrong_usage_has_exit_code_2_and_help_0() {
         ("tenon tenants get", 2),
         ("tenon tenants get acme --host acme.example", 2),
         ("tenon identity join-token --service media --ttl-seconds 0", 2),
-        ("tenon up -f mesh --store nats://host:4222", 2),
+        ("tenon up -f mesh --store redis://host:6379", 2),
         ("tenon --help", 0),
         ("tenon up --help", 0),
         ("tenon --version", 0),
     ] {
         assert_eq!(parse(line).unwrap_err().exit_code(), code, "{line}");
     }
+}
+
+#[test]
+fn a_tcs_has_a_store_or_follows_others() {
+    let serve = |more: &str| {
+        let line = format!("tenon tcs serve --trust-domain d.example --state-dir s --trust-bundle-sha256 00 {more}");
+        let Command::Tcs(Tcs::Serve(args)) = parse(&line).unwrap().command else { panic!("another command") };
+        args
+    };
+    let args = serve("--store nats://a:1,b:2");
+    assert_eq!((args.store.unwrap().to_string(), args.follow.len()), ("nats://a:1,b:2".to_owned(), 0));
+    let ports = |args: TcsServe| args.follow.iter().map(std::net::SocketAddr::port).collect::<Vec<_>>();
+    assert_eq!(ports(serve("--follow 127.0.0.1:1,127.0.0.1:2")), [1, 2]);
+    assert_eq!(ports(serve("--follow 127.0.0.1:1 --follow 127.0.0.1:2")), [1, 2]);
 }
 
 #[test]

@@ -155,6 +155,7 @@ mod tests {
                 identity: address,
                 key_repository: address,
                 tcs: address,
+                tcs_replicas: Vec::new(),
                 policy: address,
             },
             sidecars: vec![sidecar],

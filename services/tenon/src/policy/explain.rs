@@ -73,7 +73,7 @@ async fn online(args: &Explain) -> Result<Model, Failure> {
         None => Vec::new(),
         Some(id) => {
             let request = GetRequest { by: Some(By::TenantId(id.clone())), at_least: None };
-            match TenantsClient::new(mesh.tcs()).get(request).await {
+            match TenantsClient::new(mesh.tcs_for_reads()).get(request).await {
                 Ok(tenant) => vec![tenant.into_inner()],
                 // A tenant that does not exist, or whose id cannot be one: unknown to the sidecars too.
                 Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Vec::new(),

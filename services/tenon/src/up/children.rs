@@ -3,18 +3,19 @@
 use std::{
     ffi::OsString,
     fmt::Display,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use mesh_config::{Instance, LocalMesh, Mesh, Records, compile, names::ServiceName};
+use journal::Store;
+use mesh_config::{Instance, LocalMesh, Mesh, Records, TcsAddress, compile, names::ServiceName};
 
 use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
     data::Data,
     failure::Failure,
-    mesh_file::{ControlPlane, MeshFile, Sidecar},
+    mesh_file::{ControlPlane, MeshFile, Sidecar, TcsReplica},
     operator::Role,
-    store::Store,
 };
 
 /// How long a sidecar lets open calls go on after SIGTERM: less than what it is given before SIGKILL.
@@ -48,7 +49,8 @@ pub struct Planned {
 pub struct Plan {
     pub identity: Planned,
     pub policy: Planned,
-    pub tcs: Planned,
+    /// In the order of the LocalMesh document; never empty.
+    pub tcs: Vec<Planned>,
     /// In the order of `file.sidecars`.
     pub sidecars: Vec<Planned>,
     pub apps: Vec<Planned>,
@@ -98,7 +100,8 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
         control_plane: ControlPlane {
             identity: addresses.identity,
             key_repository: addresses.key_repository,
-            tcs: addresses.tcs,
+            tcs: maker.leader(),
+            tcs_replicas: maker.tcs_replicas(),
             policy: addresses.policy,
         },
         sidecars: around
@@ -114,7 +117,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
     Plan {
         identity: maker.identity(),
         policy: maker.policy(),
-        tcs: maker.tcs(),
+        tcs: (0..addresses.tcs.len()).map(|index| maker.tcs(index)).collect(),
         sidecars: instances()
             .zip(lines)
             .map(|((instance, name), line)| maker.child(name, line, Some(instance.service.clone())))
@@ -158,6 +161,14 @@ fn sidecar_names(instances: &[Instance]) -> Vec<String> {
     names
 }
 
+/// `tcs`, and `tcs-2` for the second one.
+fn tcs_name(index: usize) -> String {
+    match index {
+        0 => Role::Tcs.name().to_owned(),
+        _ => format!("{}-{}", Role::Tcs.name(), index + 1),
+    }
+}
+
 struct Maker<'a> {
     around: &'a Surroundings<'a>,
     tie: Vec<OsString>,
@@ -183,32 +194,65 @@ impl Maker<'_> {
         let line = Line::new(&self.binaries.tenon)
             .words(["policy", "serve"])
             .flag("--listen", self.around.local.control_plane.policy)
-            .path("--folder", self.around.folder);
-        self.joining(Role::Policy, line)
+            .path("--folder", self.around.folder)
+            .flag("--store", self.store(Role::Policy));
+        self.joining(Role::Policy, Role::Policy.name(), line)
     }
 
-    fn tcs(&self) -> Planned {
+    /// The first one leads. The others follow it, or write beside it where the store takes several writers.
+    fn tcs(&self, index: usize) -> Planned {
         let addresses = &self.around.local.control_plane;
         let line = Line::new(&self.binaries.tenon)
             .words(["tcs", "serve"])
-            .flag("--listen", addresses.tcs)
+            .flag("--listen", addresses.tcs[index].address)
             .flag("--policy", addresses.policy);
-        self.joining(Role::Tcs, line)
+        let line = if index == 0 || self.several_write() {
+            line.flag("--store", self.store(Role::Tcs))
+        } else {
+            line.flag("--follow", self.leader())
+        };
+        self.joining(Role::Tcs, &tcs_name(index), line)
+    }
+
+    fn leader(&self) -> SocketAddr {
+        self.around.local.control_plane.tcs[0].address
+    }
+
+    fn tcs_replicas(&self) -> Vec<TcsReplica> {
+        let replica = |(index, tcs): (usize, &TcsAddress)| TcsReplica {
+            name: tcs_name(index),
+            address: tcs.address,
+            zone: tcs.zone.as_ref().map(ToString::to_string),
+            writes: self.several_write(),
+        };
+        self.around.local.control_plane.tcs.iter().enumerate().skip(1).map(replica).collect()
+    }
+
+    /// An embedded store is open in one process alone.
+    fn several_write(&self) -> bool {
+        matches!(self.around.store, Some(Store::Nats(_)))
+    }
+
+    /// Where a service keeps its truth.
+    fn store(&self, role: Role) -> Store {
+        let in_folder = |folder: &Path| Store::Embedded(folder.join(format!("{}.redb", role.name())));
+        match self.around.store {
+            None => in_folder(&self.around.data.role(role.name())),
+            Some(Store::Embedded(folder)) => in_folder(folder),
+            Some(Store::Nats(servers)) => Store::Nats(servers.clone()),
+        }
     }
 
     /// The rest of the command line of a service of the control plane that joins like any other.
-    fn joining(&self, role: Role, line: Line) -> Planned {
-        let dir = self.around.data.role(role.name());
-        let stores = self.around.store.map_or(dir.as_path(), Store::path);
-        let store = Store::Embedded(stores.join(format!("{}.redb", role.name())));
+    fn joining(&self, role: Role, name: &str, line: Line) -> Planned {
+        let dir = self.around.data.role(name);
         let line = line
-            .flag("--store", store)
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .path("--state-dir", &dir)
             .flag("--identity", self.around.local.control_plane.identity)
             .flag("--trust-bundle-sha256", self.around.pin)
             .path("--join-token-file", &dir.join(JOIN_TOKEN));
-        self.child(role.name(), line.0, Some(role.service_name()))
+        self.child(name, line.0, Some(role.service_name()))
     }
 
     fn sidecar_line(&self, instance: &Instance, name: &str) -> Vec<OsString> {
@@ -224,12 +268,18 @@ impl Maker<'_> {
         if let Some(app) = instance.app {
             line = line.flag("--app", app);
         }
-        line.flag("--outbound", &instance.outbound)
+        line = line
+            .flag("--outbound", &instance.outbound)
             .flag("--inbound", instance.inbound)
             .flag("--admin", instance.admin)
-            .flag("--identity", addresses.identity)
-            .flag("--tcs", addresses.tcs)
-            .flag("--policy", addresses.policy)
+            .flag("--identity", addresses.identity);
+        for TcsAddress { address, zone } in &addresses.tcs {
+            line = match zone {
+                Some(zone) => line.flag("--tcs", format_args!("{zone}={address}")),
+                None => line.flag("--tcs", address),
+            };
+        }
+        line.flag("--policy", addresses.policy)
             .flag("--trust-bundle-sha256", self.around.pin)
             .path("--join-token-file", &dir.join(JOIN_TOKEN))
             .path("--state-dir", &dir)

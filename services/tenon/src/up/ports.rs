@@ -23,15 +23,14 @@ pub struct Wanted {
 /// Every address that the mesh is going to listen on.
 pub fn wanted(local: &LocalMesh) -> Vec<Wanted> {
     let plane = &local.control_plane;
-    let addresses = [
-        ("identity", plane.identity),
-        ("keyRepository", plane.key_repository),
-        ("tcs", plane.tcs),
-        ("policy", plane.policy),
-    ];
+    let addresses = [("identity", plane.identity), ("keyRepository", plane.key_repository), ("policy", plane.policy)];
     let mut wanted: Vec<_> = addresses
         .map(|(name, address)| Wanted { address: Outbound::Tcp(address), field: format!("spec.controlPlane.{name}") })
         .into();
+    for (index, tcs) in plane.tcs.iter().enumerate() {
+        let number = if plane.tcs.len() == 1 { String::new() } else { format!("[{index}]") };
+        wanted.push(Wanted { address: Outbound::Tcp(tcs.address), field: format!("spec.controlPlane.tcs{number}") });
+    }
     for (index, instance) in local.instances.iter().enumerate() {
         let mut add = |name: &str, address: Outbound| {
             let field = format!("spec.instances[{index}].{name} of {} in {}", instance.service, instance.region);

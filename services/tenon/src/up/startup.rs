@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     ffi::OsString,
     fs,
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     rc::Rc,
@@ -82,9 +83,10 @@ impl<'a> Startup<'a> {
     /// A child that does not come to serve; the others run until `stop`.
     pub async fn run(&mut self) -> Result<(), Failure> {
         let plan = self.plan;
-        self.role(Role::Identity, &plan.identity).await?;
-        self.role(Role::Policy, &plan.policy).await?;
-        self.role(Role::Tcs, &plan.tcs).await?;
+        let addresses = &plan.file.control_plane;
+        self.role(Role::Identity, &[&plan.identity], &[addresses.identity]).await?;
+        self.role(Role::Policy, &[&plan.policy], &[addresses.policy]).await?;
+        self.role(Role::Tcs, &plan.tcs.iter().collect::<Vec<_>>(), &addresses.every_tcs()).await?;
         self.warn_of_another_policy().await;
         for app in &plan.apps {
             self.start(app)?;
@@ -129,22 +131,34 @@ impl<'a> Startup<'a> {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    async fn role(&mut self, role: Role, child: &Planned) -> Result<(), Failure> {
-        let addresses = &self.plan.file.control_plane;
-        let address = match role {
-            Role::Identity => addresses.identity,
-            Role::Tcs => addresses.tcs,
-            Role::Policy => addresses.policy,
-        };
+    /// Starts the processes of a service of the control plane, and waits until each serves.
+    async fn role(&mut self, role: Role, children: &[&Planned], addresses: &[SocketAddr]) -> Result<(), Failure> {
         let began = Instant::now();
-        let started = self.start(child)?;
+        let mut started = Vec::new();
+        for child in children {
+            started.push(self.start(child)?);
+        }
+        let each = children.iter().zip(addresses).zip(&started);
+        let each = each.map(|((child, &address), started)| self.serves(role, child, address, started, began));
+        try_join_all(each).await.map(drop)
+    }
+
+    async fn serves(
+        &self,
+        role: Role,
+        child: &Planned,
+        address: SocketAddr,
+        started: &Started,
+        began: Instant,
+    ) -> Result<(), Failure> {
         let channel = grpc::channel(address, self.credentials.identity(), &role.service_name());
         loop {
             let Err(problem) = probe::health(channel.clone()).await else { break };
             started.check(child)?;
             if began.elapsed() > CONTROL_PLANE {
                 let waited = CONTROL_PLANE.as_secs();
-                let what = format!("the {} does not serve after {waited} s: {problem}", role.title());
+                let what =
+                    format!("the {} ({}) does not serve after {waited} s: {problem}", role.title(), child.spec.name);
                 return Err(Failure::new(what).next(format!("its output is in {}", child.spec.log.display())));
             }
             sleep(POLL).await;
@@ -220,7 +234,7 @@ impl Started {
 /// A fresh join token for a child, in a file that only its owner can read.
 struct JoinToken {
     identity: Arc<Identity>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     service: ServiceName,
     file: PathBuf,
 }

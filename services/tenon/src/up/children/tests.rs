@@ -35,7 +35,17 @@ spec:
 ";
 
 fn planned(store: Option<&Store>) -> Plan {
-    let mesh = parse(&[SourceFile { path: "mesh.yaml".into(), text: MESH.into() }]).unwrap();
+    planned_of(MESH, store)
+}
+
+/// With a second TCS, in zone b.
+fn planned_two(store: Option<&Store>) -> Plan {
+    let second = "identity: 127.0.0.1:16010, tcs: [127.0.0.1:15020, {address: 127.0.0.1:15021, zone: b}]";
+    planned_of(&MESH.replace("identity: 127.0.0.1:16010", second), store)
+}
+
+fn planned_of(text: &str, store: Option<&Store>) -> Plan {
+    let mesh = parse(&[SourceFile { path: "mesh.yaml".into(), text: text.into() }]).unwrap();
     let binaries = Binaries { tenon: "/bin/tenon".into(), sidecar: "/bin/tenon-sidecar".into() };
     let around = Surroundings {
         folder: Path::new("/mesh"),
@@ -100,11 +110,12 @@ fn roles_understand_their_command_lines() {
     assert_eq!(identity.key_repository, Some(([127, 0, 0, 1], 15011).into()));
     let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy) else { panic!("another command") };
     assert_eq!(
-        (policy.folder.as_deref(), policy.store.path()),
-        (Some(Path::new("/mesh")), Path::new("/data/policy/policy.redb"))
+        (policy.folder.as_deref(), policy.store.to_string()),
+        (Some(Path::new("/mesh")), "embedded:/data/policy/policy.redb".to_owned())
     );
-    let Command::Tcs(Tcs::Serve(tcs)) = parsed(&plan.tcs) else { panic!("another command") };
-    assert_eq!((tcs.join.identity.port(), tcs.store.path()), (16010, Path::new("/data/tcs/tcs.redb")));
+    let Command::Tcs(Tcs::Serve(tcs)) = parsed(&plan.tcs[0]) else { panic!("another command") };
+    let store = tcs.store.unwrap().to_string();
+    assert_eq!((tcs.join.identity.port(), store.as_str()), (16010, "embedded:/data/tcs/tcs.redb"));
     assert_eq!(tcs.join.join_token_file.as_deref(), Some(Path::new("/data/tcs/join-token")));
 }
 
@@ -112,8 +123,35 @@ fn roles_understand_their_command_lines() {
 fn stores_may_lie_elsewhere() {
     let store: Store = "embedded:/fast".parse().unwrap();
     let plan = planned(Some(&store));
-    assert!(line(&plan.tcs).contains("--store embedded:/fast/tcs.redb"));
+    assert!(line(&plan.tcs[0]).contains("--store embedded:/fast/tcs.redb"));
     assert!(line(&plan.policy).contains("--store embedded:/fast/policy.redb"));
+}
+
+#[test]
+fn a_second_tcs_follows_the_first_and_sidecars_are_told_of_both() {
+    use crate::cli::{Command, Tcs};
+    let plan = planned_two(None);
+    assert_eq!(plan.tcs[1].spec.name, "tcs-2");
+    let Command::Tcs(Tcs::Serve(second)) = parsed(&plan.tcs[1]) else { panic!("another command") };
+    assert_eq!((second.store, second.follow), (None, vec![([127, 0, 0, 1], 15020).into()]));
+    assert_eq!((second.listen.port(), second.role.state_dir.as_path()), (15021, Path::new("/data/tcs-2")));
+    let sidecar = line(&plan.sidecars[0]);
+    assert!(sidecar.contains(" --tcs 127.0.0.1:15020 --tcs b=127.0.0.1:15021 "), "{sidecar}");
+    let replicas = &plan.file.control_plane.tcs_replicas;
+    assert_eq!((replicas[0].address.port(), replicas[0].writes), (15021, false));
+}
+
+#[test]
+fn with_nats_each_tcs_writes_with_a_state_folder_of_its_own() {
+    let store: Store = "nats://127.0.0.1:4222,127.0.0.1:4223".parse().unwrap();
+    let plan = planned_two(Some(&store));
+    for (child, dir) in [(&plan.tcs[0], "/data/tcs "), (&plan.tcs[1], "/data/tcs-2 "), (&plan.policy, "/data/policy ")]
+    {
+        let line = line(child);
+        assert!(line.contains(" --store nats://127.0.0.1:4222,127.0.0.1:4223 "), "{line}");
+        assert!(line.contains(&format!("--state-dir {dir}")) && !line.contains("--follow"), "{line}");
+    }
+    assert!(plan.file.control_plane.tcs_replicas[0].writes);
 }
 
 #[test]
