@@ -4,6 +4,8 @@
 //! readers on the request path use without a lock. The protocol itself is `machine.rs`: it has no socket, no clock and no
 //! disk. `follow.rs` gives it a connection and `state.rs` a file.
 //!
+//! [`FollowOnDemand`] keeps a bounded cache instead, for a kind whose map is too large to hold: [`OnDemand`].
+//!
 //! Never here: deciding about requests, choosing a parent by content, or writing to the truth.
 
 mod decoded;
@@ -11,6 +13,7 @@ mod digest;
 mod follow;
 mod guard;
 mod machine;
+mod on_demand;
 mod parent;
 mod persist;
 mod position;
@@ -23,6 +26,7 @@ pub use decoded::{Decode, Decoded, Raw};
 pub use digest::{BUCKETS, Digest, digest};
 pub use follow::Follow;
 pub use guard::Guard;
+pub use on_demand::{Answer, CacheStatus, Cached, Fetched, FollowOnDemand, Name, OnDemand};
 pub use parent::{Named, Parent, Responses};
 pub use position::{ParsePositionError, Position};
 pub use reader::{ParentStatus, Replica, Status};
