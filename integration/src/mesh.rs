@@ -68,6 +68,9 @@ pub struct Plan {
     instances: Vec<Instance>,
     files: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    /// Processes of the TCS.
+    tcs: usize,
+    store: Option<String>,
 }
 
 impl Plan {
@@ -85,6 +88,8 @@ impl Plan {
             instances: Vec::new(),
             files: vec![("mesh.yaml".into(), mesh.into())],
             environment: Vec::new(),
+            tcs: 1,
+            store: None,
         })
     }
 
@@ -117,6 +122,20 @@ impl Plan {
     #[must_use]
     pub fn variable(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// So many processes of the TCS, each in a zone of its own.
+    #[must_use]
+    pub fn tcs(mut self, processes: usize) -> Self {
+        self.tcs = processes;
+        self
+    }
+
+    /// `--store` of `tenon up`.
+    #[must_use]
+    pub fn store(mut self, store: &str) -> Self {
+        self.store = Some(store.into());
         self
     }
 
@@ -175,8 +194,16 @@ impl Plan {
         let mut text = String::from(
             "apiVersion: tenon.dev/v1\nkind: LocalMesh\nmetadata: {name: local}\nspec:\n  controlPlane:\n",
         );
-        for key in ["identity", "keyRepository", "tcs", "policy", "dashboard"] {
+        for key in ["identity", "keyRepository", "policy", "dashboard"] {
             text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.give());
+        }
+        if self.tcs == 1 {
+            text += &format!("    tcs: 127.0.0.1:{}\n", self.ports.give());
+        } else {
+            text += "    tcs:\n";
+            for number in 0..self.tcs {
+                text += &format!("      - {{address: 127.0.0.1:{}, zone: zone-{number}}}\n", self.ports.give());
+            }
         }
         text += "  instances:\n";
         for instance in &self.instances {
@@ -212,6 +239,7 @@ impl Plan {
             instances: self.instances,
             _ports: self.ports,
             environment: self.environment,
+            store: self.store,
             up: None,
             extra: Vec::new(),
         })
@@ -234,6 +262,7 @@ pub struct Mesh {
     instances: Vec<Instance>,
     _ports: Ports,
     environment: Vec<(String, String)>,
+    store: Option<String>,
     up: Option<Up>,
     /// Sidecars that a test started by hand.
     extra: Vec<Child>,
@@ -274,6 +303,7 @@ impl Mesh {
             .arg(self.policy_dir())
             .arg("--data")
             .arg(self.data_dir())
+            .args(self.store.iter().flat_map(|store| ["--store", store]))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
