@@ -51,6 +51,12 @@ impl IssuesService {
         let tenancy = Tenancy::of(PRODUCT, metadata)?;
         Ok(self.shards.store(tenancy).await?)
     }
+
+    /// For what changes rows.
+    async fn store_to_write(&self, metadata: &MetadataMap) -> Result<Store, Status> {
+        let tenancy = Tenancy::for_writing(PRODUCT, metadata)?;
+        Ok(self.shards.store(tenancy).await?)
+    }
 }
 
 #[tonic::async_trait]
@@ -60,7 +66,7 @@ impl Issues for IssuesService {
     async fn create(&self, request: Request<CreateRequest>) -> Answer<Issue> {
         let call = Call::start("issues.v1.Issues/Create", request.metadata());
         let created = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             board::create(&store, request.into_inner()).await.map(Response::new)
         };
         call.end(created.await)
@@ -102,7 +108,7 @@ impl Issues for IssuesService {
     async fn transition(&self, request: Request<TransitionRequest>) -> Answer<Issue> {
         let call = Call::start("issues.v1.Issues/Transition", request.metadata());
         let changed = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             let TransitionRequest { key, state } = request.get_ref();
             board::transition(&store, IssueKey::parse(key)?, state).await.map(Response::new)
         };
@@ -112,7 +118,7 @@ impl Issues for IssuesService {
     async fn add_comment(&self, request: Request<AddCommentRequest>) -> Answer<Comment> {
         let call = Call::start("issues.v1.Issues/AddComment", request.metadata());
         let added = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             let AddCommentRequest { key, text } = request.into_inner();
             board::add_comment(&store, IssueKey::parse(&key)?, text).await.map(Response::new)
         };
@@ -133,7 +139,7 @@ impl Issues for IssuesService {
         let call = Call::start("issues.v1.Issues/Attach", request.metadata());
         let onward = Onward::of(request.metadata(), Instant::now());
         let attached = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             let attach = Attach { store, outbound: self.outbound.clone(), media: self.media.clone(), onward };
             let task = self.attaching.spawn(attach.run(request.into_inner()));
             task.await.map_err(|_| StoreError::Interrupted)?.map(Response::new)

@@ -25,7 +25,7 @@ use tenon_proto::{
         issues_client::IssuesClient,
     },
     media::v1::media_server::MediaServer,
-    tcs::v1::{Product, Shard, TenantContext},
+    tcs::v1::{Move, Product, Shard, TenantContext},
 };
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -147,6 +147,16 @@ fn of<T>(tenant: &str, message: T) -> Request<T> {
     request
 }
 
+/// The same request while its tenant moves to another region.
+fn moving<T>(mut request: Request<T>) -> Request<T> {
+    let context = request.metadata().get_bin("x-tenant-context-bin").unwrap().to_bytes().unwrap();
+    let to = Move { to_region: "eu-west".into(), ..Move::default() };
+    let context = TenantContext { r#move: Some(to), ..TenantContext::decode(context).unwrap() };
+    let context = MetadataValue::from_bytes(&context.encode_to_vec());
+    request.metadata_mut().insert_bin("x-tenant-context-bin", context);
+    request
+}
+
 fn header(key: &str, name: &str) -> AttachRequest {
     let header = AttachHeader { key: key.into(), name: name.into(), content_type: "text/plain".into() };
     AttachRequest { part: Some(Part::Header(header)) }
@@ -186,6 +196,24 @@ async fn an_issue_is_created_read_moved_and_commented_on() {
     let list = ListCommentsRequest { key: "DEMO-1".into() };
     let comments = running.issues.list_comments(of("acme", list)).await.unwrap().into_inner().comments;
     assert_eq!(comments.iter().map(|comment| comment.text.as_str()).collect::<Vec<_>>(), ["text 1", "text 2"]);
+}
+
+#[tokio::test]
+async fn a_tenant_that_moves_is_read_and_takes_no_writes() {
+    let mut running = Running::start().await;
+    let key = running.create("acme", "WEB").await.key;
+    let create = CreateRequest { project: "WEB".into(), summary: "s".into(), description: "d".into() };
+    let refused = running.issues.create(moving(of("acme", create))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().starts_with("tenant acme moves to eu-west"), "{refused}");
+    let transition = TransitionRequest { key: key.clone(), state: "done".into() };
+    assert_eq!(code(running.issues.transition(moving(of("acme", transition))).await), Code::FailedPrecondition);
+    let comment = AddCommentRequest { key: key.clone(), text: "t".into() };
+    assert_eq!(code(running.issues.add_comment(moving(of("acme", comment))).await), Code::FailedPrecondition);
+    let attach = stream::iter([header(&key, "a.txt")]);
+    assert_eq!(code(running.issues.attach(moving(of("acme", attach))).await), Code::FailedPrecondition);
+    let get = GetRequest { key: key.clone() };
+    assert_eq!(running.issues.get(moving(of("acme", get))).await.unwrap().into_inner().key, key);
 }
 
 #[tokio::test]

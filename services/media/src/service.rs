@@ -50,6 +50,12 @@ impl MediaService {
         let tenancy = Tenancy::of(PRODUCT, metadata)?;
         Ok(self.shards.store(tenancy).await?)
     }
+
+    /// For what changes rows.
+    async fn store_to_write(&self, metadata: &MetadataMap) -> Result<Store, Status> {
+        let tenancy = Tenancy::for_writing(PRODUCT, metadata)?;
+        Ok(self.shards.store(tenancy).await?)
+    }
 }
 
 #[tonic::async_trait]
@@ -59,7 +65,7 @@ impl Media for MediaService {
     async fn upload(&self, request: Request<Streaming<UploadRequest>>) -> Answer<MediaItem> {
         let call = Call::start("media.v1.Media/Upload", request.metadata());
         let stored = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             let receiving = upload::receive(store, request.into_inner(), self.painters.clone());
             let task = self.uploads.spawn(receiving);
             task.await.map_err(|_| StoreError::Interrupted)?.map(Response::new)
@@ -98,7 +104,7 @@ impl Media for MediaService {
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<DeleteResponse> {
         let call = Call::start("media.v1.Media/Delete", request.metadata());
         let deleted = async {
-            let store = self.store(request.metadata()).await?;
+            let store = self.store_to_write(request.metadata()).await?;
             let id = ItemId::parse(&request.get_ref().id)?;
             let task = self.uploads.spawn(async move { items::delete(&store, id).await });
             task.await.map_err(|_| StoreError::Interrupted)??;

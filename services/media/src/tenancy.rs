@@ -78,11 +78,27 @@ impl Tenancy {
     /// When the sidecar's headers are absent, repeated, unreadable or contradict each other, and when the context names
     /// no usable shard of the product.
     pub fn of(product: &str, metadata: &MetadataMap) -> Result<Self, TenancyError> {
+        Self::read(product, metadata).map(|(tenancy, _)| tenancy)
+    }
+
+    /// As [`Tenancy::of`], for a request that writes: a tenant that moves to another region is read-only until it has
+    /// arrived.
+    ///
+    /// # Errors
+    /// As [`Tenancy::of`], and when the tenant moves.
+    pub fn for_writing(product: &str, metadata: &MetadataMap) -> Result<Self, TenancyError> {
+        match Self::read(product, metadata)? {
+            (tenancy, None) => Ok(tenancy),
+            (Self { tenant, .. }, Some(to)) => Err(TenancyError::Moving { tenant, to: to.to_region }),
+        }
+    }
+
+    fn read(product: &str, metadata: &MetadataMap) -> Result<(Self, Option<tcs::Move>), TenancyError> {
         let id = the_one(metadata.get_all(TENANT_ID).iter(), TENANT_ID)?;
         let id = id.to_str().map_err(|_| TenancyError::Unreadable(TENANT_ID))?;
         let raw = the_one(metadata.get_all_bin(TENANT_CONTEXT).iter(), TENANT_CONTEXT)?;
         let raw = raw.to_bytes().map_err(|_| TenancyError::Unreadable(TENANT_CONTEXT))?;
-        let context = TenantContext::decode(raw).map_err(|_| TenancyError::Unreadable(TENANT_CONTEXT))?;
+        let mut context = TenantContext::decode(raw).map_err(|_| TenancyError::Unreadable(TENANT_CONTEXT))?;
         if context.tenant_id != id {
             return Err(TenancyError::Contradiction);
         }
@@ -90,7 +106,7 @@ impl Tenancy {
         let shard = context.products.get(product).and_then(|product| product.shard.as_ref());
         let shard = shard.ok_or_else(|| TenancyError::NoShard { tenant: tenant.clone(), product: product.into() })?;
         let shard = Shard::of(&tenant, product, shard)?;
-        Ok(Self { tenant, shard })
+        Ok((Self { tenant, shard }, context.r#move.take()))
     }
 
     /// The tenant's id, for messages and logs.
@@ -133,7 +149,8 @@ fn the_one<T>(mut values: impl Iterator<Item = T>, header: &'static str) -> Resu
     }
 }
 
-/// Why a request has no tenancy. All are FAILED_PRECONDITION: to send the same request again cannot help.
+/// Why a request has no tenancy. All are FAILED_PRECONDITION: to send the same request again cannot help, before
+/// something else has changed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TenancyError {
     /// The request names no tenant, or reached the app past its sidecar.
@@ -161,6 +178,14 @@ pub enum TenancyError {
         tenant: Name,
         /// The product that looked for its shard.
         product: String,
+    },
+    /// Its rows are on their way: what is written now might be left behind.
+    #[error("tenant {tenant} moves to {to} and takes no writes until it has arrived: try again later")]
+    Moving {
+        /// Who moves.
+        tenant: Name,
+        /// The region that will be its home.
+        to: String,
     },
     /// A part of the shard's name is not usable as a file name.
     #[error(

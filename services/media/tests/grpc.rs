@@ -15,7 +15,7 @@ use tenon_proto::{
         MediaItem, UploadHeader, UploadRequest, media_client::MediaClient, thumbnails_client::ThumbnailsClient,
         upload_request::Part,
     },
-    tcs::v1::{Product, Shard, TenantContext},
+    tcs::v1::{Move, Product, Shard, TenantContext},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
@@ -68,6 +68,16 @@ fn of<T>(tenant: &str, message: T) -> Request<T> {
     };
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-tenant-id", tenant.parse().unwrap());
+    let context = MetadataValue::from_bytes(&context.encode_to_vec());
+    request.metadata_mut().insert_bin("x-tenant-context-bin", context);
+    request
+}
+
+/// The same request while its tenant moves to another region.
+fn moving<T>(mut request: Request<T>) -> Request<T> {
+    let context = request.metadata().get_bin("x-tenant-context-bin").unwrap().to_bytes().unwrap();
+    let to = Move { to_region: "eu-west".into(), ..Move::default() };
+    let context = TenantContext { r#move: Some(to), ..TenantContext::decode(context).unwrap() };
     let context = MetadataValue::from_bytes(&context.encode_to_vec());
     request.metadata_mut().insert_bin("x-tenant-context-bin", context);
     request
@@ -137,6 +147,22 @@ async fn a_file_comes_back_as_it_went_in() {
     assert_eq!(code(download(&mut media, "acme", &item.id).await), Code::NotFound);
     assert_eq!(code(media.delete(of("acme", DeleteRequest { id: item.id })).await), Code::NotFound);
     assert_eq!(files_of(&running).len(), 1);
+}
+
+#[tokio::test]
+async fn a_tenant_that_moves_is_read_and_takes_no_writes() {
+    let running = Running::start().await;
+    let mut media = running.media().await;
+    let id = upload(&mut media, "acme", b"one").await.unwrap().id;
+    let refused = media.upload(moving(of("acme", stream::iter([header("a.png")])))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().starts_with("tenant acme moves to eu-west"), "{refused}");
+    let delete = DeleteRequest { id: id.clone() };
+    assert_eq!(code(media.delete(moving(of("acme", delete))).await), Code::FailedPrecondition);
+    assert_eq!(media.list(moving(of("acme", ListRequest {}))).await.unwrap().into_inner().items.len(), 1);
+    media.get(moving(of("acme", GetRequest { id: id.clone() }))).await.unwrap();
+    media.delete(of("acme", DeleteRequest { id })).await.unwrap();
+    running.stop().await;
 }
 
 #[tokio::test]
