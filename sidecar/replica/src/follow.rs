@@ -1,40 +1,34 @@
 //! A follower's life: from its state file, through streams that end, to its shutdown.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod acks;
+mod scrub;
+mod stream;
 
-use futures_util::StreamExt as _;
-use rand::Rng as _;
-use tenon_proto::replication::v1::FollowRequest;
-use tokio::{
-    sync::mpsc,
-    task::JoinHandle,
-    time::{Instant, timeout},
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use futures_util::future::join_all;
+use tenon_proto::replication::v1::{FollowRequest, FollowResponse};
+use tokio::{sync::Mutex, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::{
-    Event, Guard, Parent, Replica, Responses, Value,
-    machine::{Break, Machine, nack},
+    Event, Guard, Parent, Replica, Value,
+    guard::Now,
+    machine::{Break, Machine},
     persist,
     reader::Shared,
     state,
 };
 
-/// A parent that sends nothing for this long is dead: it sends a heartbeat each second.
-const SILENCE: Duration = Duration::from_millis(3500);
-/// How long a parent may take to answer the opening of a stream.
-const OPENING: Duration = Duration::from_secs(5);
-/// How long a NACK is given to reach the parent before the stream is dropped.
-const FAREWELL: Duration = Duration::from_millis(500);
-/// The first wait between two streams; it doubles.
-const SHORTEST_WAIT: Duration = Duration::from_millis(100);
-/// The longest wait for a parent that cannot be reached.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
-/// The longest wait before a parent is asked again for what was refused: each time it sends everything.
-const LONGEST_REFUSED_WAIT: Duration = Duration::from_secs(30);
-/// Answers that may be on their way. When there are more, an earlier one is left out: the last counts.
-const ANSWERS: usize = 16;
+/// More records than these are not touched at once on the thread that runs the follower: below a millisecond's work.
+const LIGHT: usize = 256;
+/// Parents that are followed at once.
+const PARENTS: usize = 2;
 
 /// What to follow, and from whom.
 #[derive(Debug)]
@@ -72,9 +66,12 @@ impl<P: Parent> Follow<P> {
         shutdown: CancellationToken,
     ) -> (Replica<V>, JoinHandle<()>) {
         let Self { kind, instance, mut parents, state_dir } = self;
-        let channel = parents.remove(0);
+        parents.truncate(PARENTS);
         let shared = Arc::new(Shared::new());
-        let mut machine = Machine::new(Arc::clone(&shared), guard, observer);
+        let mut machine = Machine::new(Arc::clone(&shared), guard, parents.len(), observer);
+        for (status, parent) in shared.health().status.parents.iter_mut().zip(&parents) {
+            parent.name().clone_into(&mut status.name);
+        }
         let path = state_dir.map(|dir| state::path(&dir, kind));
         if let Some(path) = &path {
             match state::load(path, kind) {
@@ -87,10 +84,11 @@ impl<P: Parent> Follow<P> {
         }
         let saving = CancellationToken::new();
         let saver = path.map(|path| tokio::spawn(persist::run(Arc::clone(&shared), kind, path, saving.clone())));
-        let follower = Follower { kind, instance, parent: channel, shared: Arc::clone(&shared), machine };
+        let machine = Arc::new(Mutex::new(machine));
+        let follower = Follower { kind, instance, shared: Arc::clone(&shared), machine, clock: Clock::start() };
         let task = tokio::spawn(async move {
             let stop_saving = saving.drop_guard();
-            follower.run(shutdown).await;
+            follower.run(parents, shutdown).await;
             drop(stop_saving);
             if let Some(saver) = saver {
                 let _ = saver.await;
@@ -100,134 +98,70 @@ impl<P: Parent> Follow<P> {
     }
 }
 
-struct Follower<P, V, O> {
+struct Follower<V, O> {
     kind: &'static str,
     instance: String,
-    parent: P,
     shared: Arc<Shared<V>>,
-    machine: Machine<V, O>,
+    /// Held for one message at a time.
+    machine: Arc<Mutex<Machine<V, O>>>,
+    clock: Clock,
 }
 
-/// How a stream ended.
-struct End {
-    error: String,
-    /// Something was taken over: the parent is good, come back soon.
-    progress: bool,
-    /// The parent's offer was refused: the same offer is likely next time.
-    refused: bool,
-}
-
-impl<P: Parent, V: Value, O: FnMut(Event<'_, V>) + Send + 'static> Follower<P, V, O> {
-    async fn run(mut self, shutdown: CancellationToken) {
-        let mut wait = SHORTEST_WAIT;
-        loop {
-            let end = tokio::select! {
-                () = shutdown.cancelled() => return,
-                end = self.stream() => end,
-            };
-            self.ended(&end);
-            if end.progress && !end.refused {
-                wait = SHORTEST_WAIT;
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(jittered(wait)) => {}
-            }
-            wait = (wait * 2).min(if end.refused { LONGEST_REFUSED_WAIT } else { LONGEST_WAIT });
+impl<V: Value, O: FnMut(Event<'_, V>) + Send + 'static> Follower<V, O> {
+    async fn run<P: Parent>(self, parents: Vec<P>, shutdown: CancellationToken) {
+        let streams = parents.iter().enumerate().map(|(number, parent)| self.follow(number, parent));
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = for_ever(streams) => {}
+            () = self.scrub() => {}
         }
     }
 
-    /// One stream, from its opening to its end.
-    async fn stream(&mut self) -> End {
-        let mut end = End { error: String::new(), progress: false, refused: false };
-        let (answers, requests) = mpsc::channel(ANSWERS);
-        let start = self.machine.begin(self.kind, &self.instance);
-        let _ = answers.try_send(start); // An empty channel has room.
-        let mut responses = match timeout(OPENING, self.parent.follow(requests)).await {
-            Ok(Ok(responses)) => responses,
-            Ok(Err(status)) => {
-                end.error = format!("the parent refuses the stream: {}", brief(&status));
-                return end;
-            }
-            Err(_) => {
-                end.error = "the parent does not answer".to_owned();
-                return end;
-            }
-        };
-        end.error = loop {
-            let response = match timeout(SILENCE, responses.next()).await {
-                Ok(Some(Ok(response))) => response,
-                Ok(Some(Err(status))) => break format!("the stream ended: {}", brief(&status)),
-                Ok(None) => break "the stream ended".to_owned(),
-                Err(_) => break "the parent is silent".to_owned(),
-            };
-            self.heard();
-            match self.machine.receive(response) {
-                Ok(None) => {}
-                Ok(Some(answer)) => {
-                    end.progress = true;
-                    let _ = answers.try_send(answer); // A later one says more.
-                }
-                Err(Break::Refused { position, error }) => {
-                    end.refused = true;
-                    self.shared.health().status.nacks += 1;
-                    farewell(answers, nack(position, error.clone()), responses).await;
-                    break error;
-                }
-                Err(diverged @ Break::Diverged(_)) => {
-                    end.progress = false; // Once is an accident; again and again must not become a loop of snapshots.
-                    break diverged.to_string();
-                }
-                Err(gap @ Break::Gap(_)) => break gap.to_string(),
-            }
-        };
-        end
+    /// Takes a message in, off this thread where that takes long.
+    async fn receive(&self, parent: usize, response: FollowResponse) -> Result<Option<FollowRequest>, Break> {
+        let now = self.clock.now();
+        let mut machine = Arc::clone(&self.machine).lock_owned().await;
+        if machine.weight(&response) <= LIGHT {
+            return machine.receive(parent, response, now);
+        }
+        let received = tokio::task::spawn_blocking(move || machine.receive(parent, response, now)).await;
+        match received.map_err(tokio::task::JoinError::try_into_panic) {
+            Ok(received) => received,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Err(Err(_)) => std::future::pending().await, // The runtime is shutting down.
+        }
     }
 
-    fn heard(&mut self) {
-        let mut health = self.shared.health();
-        health.heard = Some(Instant::now());
-        let first = !std::mem::replace(&mut health.status.connected, true);
-        drop(health);
-        if first {
-            tracing::info!(kind = self.kind, "the parent is heard");
-        }
-        let retired = self.machine.drain_retired();
+    async fn drop_retired(&self) {
+        let retired = self.machine.lock().await.drain_retired();
         if !retired.is_empty() {
             tokio::task::spawn_blocking(move || drop(retired));
         }
     }
+}
 
-    fn ended(&self, end: &End) {
-        let mut health = self.shared.health();
-        let was_connected = std::mem::replace(&mut health.status.connected, false);
-        let again = health.status.last_error.as_ref() == Some(&end.error);
-        health.status.last_error = Some(end.error.clone());
-        drop(health);
-        // Once per cause, not once per attempt.
-        if was_connected || !again {
-            tracing::warn!(kind = self.kind, error = %end.error, "not following: what is held stays in use");
-        }
+async fn for_ever(streams: impl Iterator<Item = impl Future<Output = ()>>) {
+    join_all(streams).await;
+    std::future::pending().await // There are no parents.
+}
+
+/// Time of day that does not step: the system's clock is looked at once.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    unix: Duration,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { started: Instant::now(), unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
     }
-}
 
-/// Sends a last answer and gives it time to arrive: dropping the responses resets the stream.
-async fn farewell(answers: mpsc::Sender<FollowRequest>, last: FollowRequest, mut responses: Responses) {
-    let _ = timeout(FAREWELL, async {
-        let _ = answers.send(last).await;
-        drop(answers);
-        while let Some(Ok(_)) = responses.next().await {}
-    })
-    .await;
-}
-
-fn brief(status: &tonic::Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
-}
-
-/// Between half of `wait` and all of it, so that followers of a restarted parent do not return at one instant.
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(rand::rng().random_range(0.5..=1.0))
+    fn now(&self) -> Now {
+        let elapsed = self.started.elapsed();
+        let unix_seconds = i64::try_from((self.unix + elapsed).as_secs()).unwrap_or(i64::MAX);
+        Now { elapsed, unix_seconds }
+    }
 }
 
 #[cfg(test)]

@@ -14,11 +14,11 @@ const SAMPLES_EVERY: Duration = Duration::from_secs(1);
 
 /// When something happens, for parts that never read a clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Now {
+pub struct Now {
     /// Since some moment before everything else; never steps.
-    pub(crate) elapsed: Duration,
+    pub elapsed: Duration,
     /// The time of day, in seconds since 1970, as it is known without believing a clock that steps.
-    pub(crate) unix_seconds: i64,
+    pub unix_seconds: i64,
 }
 
 /// The most that a map may shrink which a follower holds.
@@ -74,7 +74,7 @@ impl Guard {
 
 /// The guard of one map: the rules that were told last, and how large the map was within the last minute.
 #[derive(Debug)]
-pub(crate) struct Guarding {
+pub struct Guarding {
     /// What holds where the rules say nothing.
     default: Guard,
     rules: GuardRules,
@@ -86,18 +86,23 @@ pub(crate) struct Guarding {
 }
 
 impl Guarding {
-    pub(crate) const fn new(default: Guard) -> Self {
+    pub const fn new(default: Guard) -> Self {
         Self { default, rules: EMPTY, sizes: VecDeque::new(), refused_from: None }
     }
 
+    /// Takes over what the state file had.
+    pub(crate) fn restore(&mut self, rules: GuardRules) {
+        self.rules = rules;
+    }
+
     /// The rules in force, for the state file and for operators.
-    pub(crate) const fn rules(&self) -> &GuardRules {
+    pub const fn rules(&self) -> &GuardRules {
         &self.rules
     }
 
     /// Takes rules over as a parent told them. That the list of canaries became empty is not believed by itself: it may
     /// be the same accident that canaries are there for.
-    pub(crate) fn told(&mut self, mut rules: GuardRules, now: Now) {
+    pub fn told(&mut self, mut rules: GuardRules, now: Now) {
         if rules.canaries.is_empty() && in_force(&rules, now).is_none() && in_force(&self.rules, now).is_none() {
             rules.canaries = std::mem::take(&mut self.rules.canaries);
         }
@@ -105,7 +110,7 @@ impl Guarding {
     }
 
     /// Whether a snapshot may take the place of `held` records.
-    pub(crate) fn snapshot(&self, held: u64, offered: u64, now: Now, has: impl Fn(&str) -> bool) -> Result<(), String> {
+    pub fn snapshot(&self, held: u64, offered: u64, now: Now, has: impl Fn(&str) -> bool) -> Result<(), String> {
         if self.overridden(offered, now) {
             return Ok(());
         }
@@ -117,7 +122,7 @@ impl Guarding {
     }
 
     /// Whether a delta that deletes `deleted` may make a map of `offered` records of one of `held`.
-    pub(crate) fn delta<'d>(
+    pub fn delta<'d>(
         &mut self,
         held: u64,
         offered: u64,
@@ -126,7 +131,7 @@ impl Guarding {
     ) -> Result<(), String> {
         self.held(held, now);
         if self.overridden(offered, now) {
-            self.refused_from = None;
+            self.replaced();
             return Ok(());
         }
         if !self.rules.canaries.is_empty()
@@ -145,7 +150,7 @@ impl Guarding {
     }
 
     /// Notes that the map has this size.
-    pub(crate) fn held(&mut self, records: u64, now: Now) {
+    pub fn held(&mut self, records: u64, now: Now) {
         while self.sizes.front().is_some_and(|(at, _)| now.elapsed.saturating_sub(*at) > WINDOW) {
             self.sizes.pop_front();
         }
@@ -156,7 +161,7 @@ impl Guarding {
     }
 
     /// Another map took the place of the guarded one.
-    pub(crate) fn replaced(&mut self) {
+    pub fn replaced(&mut self) {
         self.sizes.clear();
         self.refused_from = None;
     }

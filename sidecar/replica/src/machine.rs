@@ -1,46 +1,40 @@
-//! The protocol of a follower: what each message does to the map, and what is answered.
+//! The protocol of a follower: what each message of each parent does to the map, and what is answered.
 //!
 //! It has no socket, no clock and no disk, so that tests can put any sequence of messages to it.
+//!
+//! All parents' streams lead into one map. A delta that leads on from what is held is applied, whoever sends it first;
+//! what comes a second time is dropped. Only one stream at a time brings a snapshot; deltas that others send meanwhile are
+//! applied, and put on top of it when it is older. A parent that is behind is waited for.
 
-use std::{collections::HashMap, sync::Arc};
+mod compare;
+mod incoming;
+mod ledger;
+mod scrub;
+mod snapshot;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tenon_proto::replication::v1::{
-    Ack, Change, Delta, FollowRequest, FollowResponse, Heartbeat, Mode, Nack, Record, SnapshotChunk, SnapshotEnd,
-    SnapshotStart, Start, follow_request::Request, follow_response::Response,
+    Ack, Delta, FollowRequest, FollowResponse, GuardRules, Mode, Nack, Start, follow_request::Request,
+    follow_response::Response,
 };
 
 use crate::{
-    Digest, Event, Guard, Position, Table, Value,
+    BUCKETS, Event, Guard, Position, Table, Value,
+    guard::{Guarding, Now},
     reader::Shared,
-    state::{Saved, State},
+    state::State,
 };
+use incoming::Incoming;
+pub(crate) use ledger::Ledger;
+use ledger::apply;
+pub(crate) use scrub::Scrubbed;
+use stream::{Asked, History, Phase, Stream, Tail};
 
-/// The writer's account of the table.
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    /// Where the table is; absent before the first complete snapshot.
-    position: Option<Position>,
-    /// The parent's name for what it shows to this follower. A position means something within one view only.
-    view: Arc<str>,
-    /// Digest of what the parent sent, refused records included: it is compared with the parent's.
-    digest: Digest,
-    /// The parent's records that do not decode here, by key. The table keeps what it had for those keys.
-    refused: HashMap<Arc<str>, Refused>,
-}
-
-#[derive(Clone, Debug)]
-struct Refused {
-    revision: u64,
-    raw: Bytes,
-    error: String,
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self { position: None, view: "".into(), digest: Digest::new(), refused: HashMap::new() }
-    }
-}
+/// A snapshot of which nothing came for this long may be taken from another parent: there is a heartbeat each second.
+const STALLED: Duration = Duration::from_millis(1500);
 
 /// Why a stream cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,78 +42,174 @@ pub(crate) enum Break {
     /// Messages are missing: resume from what is held.
     #[error("{0}: resuming")]
     Gap(String),
-    /// The map differs from the parent's although both are at the same position: ask for a snapshot.
-    #[error("the map differs from the parent's at {0}: asking for a snapshot")]
+    /// The map differs from the parent's although both are at the same position: ask for the buckets that differ.
+    #[error("the map differs from the parent's at {0}: asking for the buckets that differ")]
     Diverged(Position),
+    /// The map differs from the parent's and equals another one's.
+    #[error("the parent's map at {0} is another one than that of the other parent, which is followed")]
+    Odd(Position),
     /// The parent offers what must not be taken: tell it, keep what is held, come back later.
     #[error("{error}")]
     Refused { position: Position, error: String },
-}
-
-/// A snapshot that is being received. Readers do not see it before it is complete and checked.
-struct Incoming<V> {
-    position: Position,
-    view: Arc<str>,
-    table: Table<V>,
-    digest: Digest,
-    refused: HashMap<Arc<str>, Refused>,
+    /// The parent has less than is held, and another one is good: come back later.
+    #[error("the parent is at {position}, behind {held}, which is held")]
+    Behind { position: Position, held: Position },
+    /// The parent shows something else to this follower than another one, which is good: come back later.
+    #[error("the parent shows the view {offered:?}, the other one {held:?}, which is held")]
+    OtherView { offered: Arc<str>, held: Arc<str> },
+    /// What was asked for is no longer wanted, since another parent brings it: ask again.
+    #[error("another parent was faster: asking again")]
+    Outrun,
+    /// Something changed in memory: ask for the buckets that differ.
+    #[error("records changed in memory: asking for the buckets that differ")]
+    Damaged,
 }
 
 /// One follower's side of the protocol.
 pub(crate) struct Machine<V, O> {
     shared: Arc<Shared<V>>,
     observer: O,
-    guard: Guard,
+    guarding: Guarding,
+    /// By the parents' numbers.
+    streams: Vec<Stream>,
+    /// The snapshot that is being received.
     incoming: Option<Incoming<V>>,
-    /// What is held is known to differ from the parent's: the next stream starts from nothing.
-    wants_snapshot: bool,
-    /// The last heartbeat was ahead of the map and nothing came since: another one means that deltas were lost.
-    behind: bool,
+    /// What came while one may be on its way.
+    tail: Option<Tail>,
+    history: History,
     /// Replaced tables that a reader may still hold. Dropping a large one takes long: never on a reader's thread.
     retired: Vec<Arc<Table<V>>>,
 }
 
 impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
-    pub(crate) fn new(shared: Arc<Shared<V>>, guard: Guard, observer: O) -> Self {
-        Self { shared, observer, guard, incoming: None, wants_snapshot: false, behind: false, retired: Vec::new() }
+    /// For the streams of so many `parents`.
+    pub(crate) fn new(shared: Arc<Shared<V>>, guard: Guard, parents: usize, observer: O) -> Self {
+        shared.health().status.parents.resize_with(parents, Default::default);
+        Self {
+            shared,
+            observer,
+            guarding: Guarding::new(guard),
+            streams: std::iter::repeat_with(Stream::default).take(parents).collect(),
+            incoming: None,
+            tail: None,
+            history: History::default(),
+            retired: Vec::new(),
+        }
     }
 
     /// Starts from what the state file held, before any stream.
     pub(crate) fn restore(&mut self, state: State) {
-        let mut incoming = Incoming::new(state.position, state.view.into());
+        self.guarding.restore(state.rules.clone());
+        self.shared.ledger().rules = state.rules;
+        let mut incoming = Incoming::new(0, state.position, state.view.into());
         for record in state.records {
             incoming.take(record.key, record.revision, record.value, None);
         }
         self.install(incoming);
     }
 
-    /// Begins a stream: forgets what the last one left half done, and says what to ask for.
-    pub(crate) fn begin(&mut self, kind: &str, instance: &str) -> FollowRequest {
-        self.incoming = None;
-        self.behind = false;
-        let ledger = self.shared.ledger();
-        let resume = ledger.position.filter(|_| !self.wants_snapshot);
-        request(Request::Start(Start {
+    /// Begins a stream of `parent`: forgets what its last one left half done, and says what to ask for. Absent while
+    /// another parent sends what would be asked for.
+    pub(crate) fn begin(&mut self, parent: usize, kind: &str, instance: &str, now: Now) -> Option<FollowRequest> {
+        self.end(parent);
+        if self.receives_from_another(parent, now) {
+            return None;
+        }
+        let shared = Arc::clone(&self.shared);
+        let ledger = shared.ledger();
+        let repairing = self.repair_is_under_way(now);
+        let stream = &mut self.streams[parent];
+        let repair = (stream.repair || !ledger.damaged.is_empty()) && !repairing;
+        stream.phase = Phase::Opening;
+        stream.asked = ledger.position.map(|position| Asked {
+            position,
+            at: now.elapsed,
+            resume: !repair,
+            view: Arc::clone(&ledger.view),
+            believed: ledger.digest.clone(),
+            sent: ledger.digest.clone(),
+        });
+        if let (Some(asked), Some(table)) = (&mut stream.asked, self.shared.table.load_full()) {
+            for bucket in &ledger.damaged {
+                asked.sent.replace(*bucket, &ledger.redigest(&table.bucket(*bucket), *bucket));
+            }
+        }
+        if let Some(position) = ledger.position {
+            self.tail.get_or_insert_with(|| Tail::after(position));
+        }
+        let asked = stream.asked.as_ref();
+        Some(request(Request::Start(Start {
             kind: kind.to_owned(),
             mode: Mode::Full.into(),
-            resume: resume.map(Into::into),
+            resume: asked.filter(|asked| asked.resume).map(|asked| asked.position.into()),
             instance: instance.to_owned(),
             view: ledger.view.as_ref().to_owned(),
-            bucket_digests: Bytes::new(),
-        }))
+            bucket_digests: asked.filter(|_| !stream.whole).map_or_else(Bytes::new, |asked| asked.sent.to_wire()),
+        })))
     }
 
-    /// Takes one message in and returns what to answer, if anything.
-    pub(crate) fn receive(&mut self, response: FollowResponse) -> Result<Option<FollowRequest>, Break> {
-        match response.response {
-            Some(Response::SnapshotStart(start)) => self.snapshot_start(&start),
-            Some(Response::SnapshotChunk(chunk)) => self.snapshot_chunk(chunk),
-            Some(Response::SnapshotEnd(end)) => self.snapshot_end(&end),
-            Some(Response::Delta(delta)) => self.delta(delta),
-            Some(Response::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
-            // Not understood yet, or of a newer protocol: what it would have changed shows in the digest.
-            Some(Response::GuardRules(_)) | None => Ok(None),
+    /// The stream of `parent` has ended.
+    pub(crate) fn end(&mut self, parent: usize) {
+        if self.incoming.as_ref().is_some_and(|incoming| incoming.parent == parent) {
+            self.incoming = None;
         }
+        self.streams[parent].close();
+        self.settle();
+    }
+
+    /// Takes one message of `parent` in and returns what to answer, if anything.
+    pub(crate) fn receive(
+        &mut self,
+        parent: usize,
+        response: FollowResponse,
+        now: Now,
+    ) -> Result<Option<FollowRequest>, Break> {
+        // One that stopped in the middle keeps nothing from the others.
+        self.incoming.take_if(|it| it.parent != parent && now.elapsed.saturating_sub(it.heard) >= STALLED);
+        let answer = match response.response {
+            Some(Response::SnapshotStart(start)) => self.snapshot_start(parent, &start, now),
+            Some(Response::SnapshotChunk(chunk)) => self.snapshot_chunk(parent, chunk, now),
+            Some(Response::SnapshotEnd(end)) => self.snapshot_end(parent, &end, now),
+            Some(Response::Delta(delta)) => self.delta(parent, delta, now),
+            Some(Response::Heartbeat(heartbeat)) => self.heartbeat(parent, heartbeat, now),
+            Some(Response::GuardRules(rules)) => {
+                self.told_rules(rules, now);
+                Ok(None)
+            }
+            // Of a newer protocol: what it would have changed shows in the digest.
+            None => Ok(None),
+        };
+        self.settle();
+        let answer = answer?;
+        let live = self.streams[parent].phase == Phase::Live;
+        let damaged = || !self.shared.ledger().damaged.is_empty();
+        if live && damaged() && !self.repair_is_under_way(now) {
+            return Err(Break::Damaged);
+        }
+        Ok(answer)
+    }
+
+    /// How many records have to be touched to take `response` in, about.
+    pub(crate) fn weight(&self, response: &FollowResponse) -> usize {
+        match &response.response {
+            Some(Response::SnapshotChunk(chunk)) => chunk.records.len(),
+            Some(Response::SnapshotEnd(_)) => self.incoming.as_ref().map_or(0, |incoming| {
+                let replaced = incoming.partial.as_ref().map_or(0, |buckets| buckets.listed().count());
+                let held = self.shared.table.load().as_ref().map_or(0, |table| table.len());
+                incoming.table.len().max(held / BUCKETS * replaced)
+            }),
+            Some(Response::Delta(delta)) => delta.changes.len(),
+            Some(Response::SnapshotStart(_) | Response::Heartbeat(_) | Response::GuardRules(_)) | None => 0,
+        }
+    }
+
+    /// What to tell `parent` of everything that was applied, from it or from others. Absent where that would mean nothing.
+    pub(crate) fn acknowledgement(&self, parent: usize) -> Option<FollowRequest> {
+        let stream = &self.streams[parent];
+        let ledger = self.shared.ledger();
+        let position = ledger.position.filter(|_| stream.phase == Phase::Live && stream.view == ledger.view)?;
+        drop(ledger);
+        Some(self.answer(position))
     }
 
     /// Tables that nobody reads any more, to be dropped where that may take long.
@@ -127,68 +217,21 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         self.retired.extract_if(.., |table| Arc::strong_count(table) == 1).collect()
     }
 
-    fn snapshot_start(&mut self, start: &SnapshotStart) -> Result<Option<FollowRequest>, Break> {
-        let position = Position::from(start.position.unwrap_or_default());
-        let held = self.shared.ledger().position;
-        if let Some(held) = held.filter(|held| *held > position) {
-            let error = format!("the parent offers {position}, older than {held}, which is held");
-            return Err(Break::Refused { position, error });
-        }
-        self.incoming = Some(Incoming::new(position, start.view.as_str().into()));
-        Ok(None)
-    }
-
-    fn snapshot_chunk(&mut self, chunk: SnapshotChunk) -> Result<Option<FollowRequest>, Break> {
-        let Some(incoming) = &mut self.incoming else { return Err(Break::Gap("a snapshot without its start".into())) };
-        let held = self.shared.table.load_full();
-        for Record { key, revision, value } in chunk.records {
-            incoming.take(key, revision, value, held.as_deref());
-        }
-        Ok(None)
-    }
-
-    fn snapshot_end(&mut self, end: &SnapshotEnd) -> Result<Option<FollowRequest>, Break> {
-        let Some(incoming) = self.incoming.take() else {
-            return Err(Break::Gap("a snapshot without its start".into()));
-        };
-        let position = incoming.position;
-        let received = incoming.digest.records();
-        if received != end.records || incoming.digest.fold()[..] != end.digest[..] {
-            let error =
-                format!("the snapshot of {} records at {position} arrived damaged, with {received}", end.records);
-            return Err(Break::Refused { position, error });
-        }
-        let held = self.shared.table.load().as_ref().map_or(0, |table| table.len() as u64);
-        self.guard.check(held, received).map_err(|error| Break::Refused { position, error })?;
-
-        self.wants_snapshot = false;
-        self.install(incoming);
-        self.shared.health().status.snapshots += 1;
-        Ok(Some(self.answer(position)))
-    }
-
-    /// Puts a complete map in the place of the old one. From here on it may be read; then it is announced.
-    fn install(&mut self, incoming: Incoming<V>) {
-        let Incoming { position, view, table, digest, refused } = incoming;
-        let table = Arc::new(table);
-        let mut ledger = self.shared.ledger();
-        self.retired.extend(self.shared.table.swap(Some(Arc::clone(&table))));
-        *ledger = Ledger { position: Some(position), view, digest, refused };
-        drop(ledger);
-        self.behind = false;
-        (self.observer)(Event::Replaced(&table));
-        self.shared.announce(position);
-    }
-
-    fn delta(&mut self, delta: Delta) -> Result<Option<FollowRequest>, Break> {
+    fn delta(&mut self, parent: usize, delta: Delta, now: Now) -> Result<Option<FollowRequest>, Break> {
         let shared = Arc::clone(&self.shared);
-        let mut ledger = shared.ledger();
+        let ledger = shared.ledger();
         let table = shared.table.load_full();
-        let (Some(held), Some(table), None, false) = (ledger.position, table, &self.incoming, self.wants_snapshot)
-        else {
+        let stream = &mut self.streams[parent];
+        stream.ahead = false;
+        stream.resumed();
+        let (Some(held), Some(table), Phase::Live) = (ledger.position, table, stream.phase) else {
             return Err(Break::Gap("a delta where a snapshot should be".into()));
         };
+        stream.shows(&ledger.view)?;
         let position = Position::new(delta.epoch, delta.revision);
+        if delta.epoch < held.epoch || self.incoming.as_ref().is_some_and(|incoming| incoming.elsewhere) {
+            return Ok(None); // What is held has left that history, or is about to.
+        }
         if delta.epoch != held.epoch || delta.previous_revision > held.revision {
             let previous = Position::new(delta.epoch, delta.previous_revision);
             return Err(Break::Gap(format!("a delta from {previous} while {held} is held")));
@@ -201,69 +244,55 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             let error = format!("the delta to {position} has changes of other revisions");
             return Err(Break::Refused { position, error });
         }
-        for change in delta.changes {
-            // What an overlapping delta repeats is held already.
-            if change.revision > held.revision {
-                self.apply(&mut ledger, &table, change);
-            }
-        }
-        ledger.position = Some(position);
+        let checked = guard_delta(&mut self.guarding, &ledger, &table, &delta, held, now);
         drop(ledger);
-        self.behind = false;
-        shared.announce(position);
+        self.guarded(parent, position, checked)?;
+        self.apply(&table, delta, held);
+        self.shared.announce(position);
+        self.compare_told(parent, now)?;
         Ok(Some(self.answer(position)))
     }
 
-    fn apply(&mut self, ledger: &mut Ledger, table: &Table<V>, change: Change) {
-        let Change { key, revision, value } = change;
-        let old = table.get(&key);
-        if let Some(refused) = ledger.refused.remove(key.as_str()) {
-            ledger.digest.remove(&key, refused.revision, &refused.raw);
-        } else if let Some(old) = &old {
-            ledger.digest.remove(&key, old.revision(), old.raw());
-        }
-        let old = old.as_ref();
-        let Some(raw) = value else {
-            if table.remove(&key).is_some() {
-                (self.observer)(Event::Changed { key: &key, revision, old, new: None });
+    fn apply(&mut self, table: &Table<V>, delta: Delta, held: Position) {
+        let shared = Arc::clone(&self.shared);
+        let mut ledger = shared.ledger();
+        let ledger = &mut *ledger;
+        let position = Position::new(delta.epoch, delta.revision);
+        for change in delta.changes {
+            // What an overlapping delta repeats is held already.
+            if change.revision <= held.revision {
+                continue;
             }
-            return;
-        };
-        ledger.digest.add(&key, revision, &raw);
-        match decode::<V>(&key, revision, &raw) {
-            Ok(new) => {
-                table.insert(new.clone());
-                (self.observer)(Event::Changed { key: &key, revision, old, new: Some(&new) });
+            if let Some(tail) = &mut self.tail {
+                tail.push(&change, position);
             }
-            Err(error) => {
-                ledger.refused.insert(key.into(), Refused { revision, raw: Bytes::copy_from_slice(&raw), error });
+            ledger.note(&change.key);
+            let (key, revision) = (change.key.clone(), change.revision);
+            if let Some(applied) = apply(table, &mut ledger.digest, &mut ledger.refused, change) {
+                let (old, new) = (applied.old.as_ref(), applied.new.as_ref());
+                (self.observer)(Event::Changed { key: &key, revision, old, new });
             }
         }
+        ledger.position = Some(position);
+        self.history.push(position, &ledger.digest);
     }
 
-    fn heartbeat(&mut self, heartbeat: &Heartbeat) -> Result<Option<FollowRequest>, Break> {
-        let ledger = self.shared.ledger();
-        let head = heartbeat.head.map(Position::from);
-        let (Some(held), Some(head), None, false) = (ledger.position, head, &self.incoming, self.wants_snapshot) else {
-            return Ok(None); // Nothing to compare yet: a sign of life.
-        };
-        if head > held {
-            if self.behind {
-                return Err(Break::Gap(format!("the parent is at {head}, nothing came after {held}")));
-            }
-            self.behind = true;
-        } else if head == held
-            && (heartbeat.records != ledger.digest.records() || heartbeat.digest[..] != ledger.digest.fold()[..])
-        {
-            drop(ledger);
-            self.wants_snapshot = true;
-            self.shared.health().status.divergences += 1;
-            return Err(Break::Diverged(held));
-        } else if head == held && ledger.refused.is_empty() {
-            drop(ledger);
-            self.shared.health().status.last_error = None; // All is well, and proved.
+    fn told_rules(&mut self, rules: GuardRules, now: Now) {
+        self.guarding.told(rules, now);
+        self.shared.ledger().rules = self.guarding.rules().clone();
+    }
+
+    /// Raises the alarm where the guards refuse what leads to `position`, and ends it where they do not.
+    fn guarded(&mut self, parent: usize, position: Position, checked: Result<(), String>) -> Result<(), Break> {
+        self.streams[parent].alarm = checked.as_ref().err().cloned();
+        let mut health = self.shared.health();
+        health.status.alarms = self.streams.iter().filter_map(|stream| stream.alarm.clone()).collect();
+        if checked.is_ok() {
+            health.status.parents[parent].last_error = None;
         }
-        Ok(None)
+        let Err(error) = checked else { return Ok(()) };
+        health.status.guard_refusals += 1;
+        Err(Break::Refused { position, error })
     }
 
     /// Acknowledges `position`, or says what of it is refused.
@@ -286,59 +315,50 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             }
         }
     }
-}
 
-impl<V: Value> Incoming<V> {
-    fn new(position: Position, view: Arc<str>) -> Self {
-        Self { position, view, table: Table::new(), digest: Digest::new(), refused: HashMap::new() }
+    /// Whether another parent than `parent` is sending a snapshot, and has not stopped in the middle.
+    fn receives_from_another(&self, parent: usize, now: Now) -> bool {
+        self.incoming.as_ref().is_some_and(|it| it.parent != parent && now.elapsed.saturating_sub(it.heard) < STALLED)
     }
 
-    /// Takes a record in. What `held` has unchanged is shared with it, and what does not decode stays as it is there.
-    fn take(&mut self, key: String, revision: u64, raw: Bytes, held: Option<&Table<V>>) {
-        if let Some(refused) = self.refused.remove(key.as_str()) {
-            self.digest.remove(&key, refused.revision, &refused.raw);
-        } else if let Some(twice) = self.table.get(&key) {
-            self.digest.remove(&key, twice.revision(), twice.raw());
+    /// Whether what differs is being fetched already, or asked for.
+    fn repair_is_under_way(&self, now: Now) -> bool {
+        self.incoming.is_some() || self.streams.iter().any(|stream| stream.repairs(now))
+    }
+
+    /// Whether deltas of what is held come from another parent than `parent`.
+    fn another_is_good(&self, parent: usize) -> bool {
+        let ledger = self.shared.ledger();
+        let good = |stream: &Stream| stream.phase == Phase::Live && stream.view == ledger.view;
+        self.streams.iter().enumerate().any(|(other, stream)| other != parent && good(stream))
+    }
+
+    /// Drops the tail once nobody can need it.
+    fn settle(&mut self) {
+        if self.streams.iter().all(|stream| matches!(stream.phase, Phase::Closed | Phase::Live)) {
+            self.tail = None;
         }
-        self.digest.add(&key, revision, &raw);
-        let old = held.and_then(|held| held.get(&key));
-        let value = match old {
-            Some(old) if old.revision() == revision && *old.raw() == raw => old,
-            old => match decode::<V>(&key, revision, &raw) {
-                Ok(value) => value,
-                Err(error) => {
-                    if let Some(old) = old {
-                        self.table.insert(old);
-                    }
-                    let raw = Bytes::copy_from_slice(&raw);
-                    self.refused.insert(key.into(), Refused { revision, raw, error });
-                    return;
-                }
-            },
-        };
-        self.table.insert(value);
     }
 }
 
-impl<V: Value> Shared<V> {
-    /// The map exactly as it is at one position, for the state file.
-    pub(crate) fn saved(&self) -> Option<Saved<V>> {
-        let ledger = self.ledger();
-        let table = self.table.load_full()?;
-        let held = table.iter().collect();
-        let refused = ledger
-            .refused
-            .iter()
-            .map(|(key, refused)| (Arc::clone(key), refused.revision, refused.raw.clone()))
-            .collect();
-        Some(Saved { position: ledger.position?, view: Arc::clone(&ledger.view), held, refused })
-    }
-}
-
-fn decode<V: Value>(key: &str, revision: u64, raw: &Bytes) -> Result<V, String> {
-    let value = V::decode(key, revision, raw.clone())?;
-    debug_assert_eq!(value.raw(), raw, "Value::raw must return what Value::decode was given: the digest depends on it");
-    Ok(value)
+/// Counts what a delta does and has the guards judge it.
+fn guard_delta<V: Value>(
+    guarding: &mut Guarding,
+    ledger: &Ledger,
+    table: &Table<V>,
+    delta: &Delta,
+    held: Position,
+    now: Now,
+) -> Result<(), String> {
+    let records = ledger.digest.records();
+    let has = |key: &str| ledger.refused.contains_key(key) || table.get(key).is_some();
+    let news = || delta.changes.iter().filter(|change| change.revision > held.revision);
+    let deleted = || news().filter(|change| change.value.is_none() && has(&change.key));
+    let lost = deleted().count() as u64;
+    let gained =
+        if lost == 0 { 0 } else { news().filter(|change| change.value.is_some() && !has(&change.key)).count() as u64 };
+    let deleted = deleted().map(|change| change.key.as_str());
+    guarding.delta(records, (records + gained).saturating_sub(lost), now, deleted)
 }
 
 /// The refusal of what led to `position`.

@@ -1,7 +1,7 @@
 //! The state file: what a follower holds, so that it can start while its parent is dead.
 //!
-//! Layout, numbers little-endian: magic (8 bytes), kind and view (u32 length, text), epoch, revision, number of records (u64 each);
-//! per record the length of its key and of its value (u32 each), its revision (u64), key, value; at the end the xxh3
+//! Layout, numbers little-endian: magic (8 bytes), kind and view (u32 length, text), the guards' rules (u32 length, a
+//! `GuardRules` message), epoch, revision, number of records (u64 each); per record the length of its key and of its value (u32 each), its revision (u64), key, value; at the end the xxh3
 //! checksum (16 bytes) of all that came before. A key may stand twice: the record that does not decode here comes last,
 //! after the one that is served instead.
 
@@ -14,11 +14,15 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use prost::Message as _;
+use tenon_proto::replication::v1::GuardRules;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::{Position, Value};
 
-const MAGIC: &[u8; 8] = b"TENONST1";
+const MAGIC: &[u8; 8] = b"TENONST2";
+/// Of files that were written before there were rules.
+const MAGIC_WITHOUT_RULES: &[u8; 8] = b"TENONST1";
 const CHECKSUM_BYTES: usize = 16;
 
 /// What a state file says.
@@ -26,6 +30,8 @@ const CHECKSUM_BYTES: usize = 16;
 pub(crate) struct State {
     pub(crate) position: Position,
     pub(crate) view: String,
+    /// What the guards were told.
+    pub(crate) rules: GuardRules,
     pub(crate) records: Vec<Stored>,
 }
 
@@ -40,6 +46,7 @@ pub(crate) struct Stored {
 pub(crate) struct Saved<V> {
     pub(crate) position: Position,
     pub(crate) view: Arc<str>,
+    pub(crate) rules: GuardRules,
     pub(crate) held: Vec<V>,
     pub(crate) refused: Vec<(Arc<str>, u64, Bytes)>,
 }
@@ -93,9 +100,9 @@ pub(crate) fn save<V: Value>(path: &Path, kind: &str, saved: &Saved<V>) -> io::R
 fn encode<V: Value>(out: impl Write, kind: &str, saved: &Saved<V>) -> io::Result<()> {
     let mut out = Hashing { out, hash: Xxh3::new() };
     out.write_all(MAGIC)?;
-    for text in [kind, &*saved.view] {
+    for text in [kind.as_bytes(), saved.view.as_bytes(), &saved.rules.encode_to_vec()] {
         out.write_all(&length(text.len())?)?;
-        out.write_all(text.as_bytes())?;
+        out.write_all(text)?;
     }
     for number in [saved.position.epoch, saved.position.revision, (saved.held.len() + saved.refused.len()) as u64] {
         out.write_all(&number.to_le_bytes())?;
@@ -132,13 +139,19 @@ fn decode(mut bytes: Bytes, kind: &str) -> Result<State, LoadError> {
 }
 
 fn parse(mut bytes: Bytes, kind: &str) -> Option<State> {
-    if take(&mut bytes, MAGIC.len())?[..] != MAGIC[..] {
+    let magic = take(&mut bytes, MAGIC.len())?;
+    if ![MAGIC, MAGIC_WITHOUT_RULES].iter().any(|known| magic == known[..]) {
         return None;
     }
     if text(&mut bytes)? != kind {
         return None;
     }
     let view = text(&mut bytes)?;
+    let mut rules = GuardRules::default();
+    if magic == MAGIC[..] {
+        let length = bytes.try_get_u32_le().ok()?;
+        rules = GuardRules::decode(take(&mut bytes, length as usize)?).ok()?;
+    }
     let position = Position::new(bytes.try_get_u64_le().ok()?, bytes.try_get_u64_le().ok()?);
     let count = bytes.try_get_u64_le().ok()?;
     let mut records = Vec::new();
@@ -149,7 +162,7 @@ fn parse(mut bytes: Bytes, kind: &str) -> Option<State> {
         let key = String::from_utf8(take(&mut bytes, key as usize)?.into()).ok()?;
         records.push(Stored { key, revision, value: take(&mut bytes, value as usize)? });
     }
-    bytes.is_empty().then_some(State { position, view, records })
+    bytes.is_empty().then_some(State { position, view, rules, records })
 }
 
 fn text(bytes: &mut Bytes) -> Option<String> {

@@ -5,11 +5,15 @@ use tenon_proto::replication::v1::{
     Delta, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart, follow_request::Request,
     follow_response::Response,
 };
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
 
-use super::*;
-use crate::{Position, Raw, digest};
+use super::{
+    stream::{LONGEST_WAIT, SHORTEST_WAIT, SILENCE},
+    *,
+};
+use crate::{Position, Raw, Responses, digest};
 
 /// A stream as the parent sees it.
 struct Stream {
@@ -135,7 +139,7 @@ async fn a_refused_snapshot_is_answered_before_the_stream_ends_and_asked_for_eve
     for _ in 0..12 {
         stream.snapshot(Position::new(2, 9), 0);
         let Request::Nack(nack) = stream.request().await else { panic!("not a nack") };
-        assert!(nack.error.contains("0 records where 100 are held"), "{}", nack.error);
+        assert!(nack.error.contains("0 records are offered where 100 are held"), "{}", nack.error);
         assert!(stream.requests.recv().await.is_none());
         drop(stream);
         refused_at.push(Instant::now());
@@ -144,7 +148,7 @@ async fn a_refused_snapshot_is_answered_before_the_stream_ends_and_asked_for_eve
     }
     assert_eq!((run.replica.status().records, run.replica.status().nacks), (100, 12));
     let last = refused_at[11] - refused_at[10];
-    assert!((Duration::from_secs(15)..=Duration::from_secs(31)).contains(&last), "{last:?}");
+    assert!((Duration::from_secs(5)..=Duration::from_secs(11)).contains(&last), "{last:?}");
     run.end().await;
 }
 

@@ -1,5 +1,7 @@
 use std::collections::BTreeMap;
 
+use tenon_proto::replication::v1::{Change, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart};
+
 use super::*;
 use crate::{Decode, Decoded, Replica, digest};
 
@@ -19,6 +21,9 @@ type Observer = Box<dyn FnMut(Event<'_, Text>)>;
 
 struct Fixture {
     machine: Machine<Text, Observer>,
+    /// Who sends what comes next.
+    parent: usize,
+    now: Now,
     replica: Replica<Text>,
     shared: Arc<Shared<Text>>,
 }
@@ -29,15 +34,16 @@ fn fixture() -> Fixture {
 
 fn fixture_with(guard: Guard, observer: Observer) -> Fixture {
     let shared = Arc::new(Shared::new());
-    let machine = Machine::new(Arc::clone(&shared), guard, observer);
-    Fixture { machine, replica: Replica::of(Arc::clone(&shared)), shared }
+    let machine = Machine::new(Arc::clone(&shared), guard, 2, observer);
+    let now = Now { elapsed: Duration::from_secs(100), unix_seconds: 1_000_000 };
+    Fixture { machine, parent: 0, now, replica: Replica::of(Arc::clone(&shared)), shared }
 }
 
 type Records<'a> = &'a [(&'a str, u64, &'a str)];
 
 impl Fixture {
     fn receive(&mut self, response: Response) -> Result<Option<FollowRequest>, Break> {
-        self.machine.receive(FollowResponse { response: Some(response) })
+        self.machine.receive(self.parent, FollowResponse { response: Some(response) }, self.now)
     }
 
     fn snapshot(&mut self, position: Position, records: Records<'_>) -> Result<Option<FollowRequest>, Break> {
@@ -83,8 +89,25 @@ impl Fixture {
     }
 
     fn resume(&mut self) -> Option<Position> {
-        let Some(Request::Start(start)) = self.machine.begin("tenant", "test").request else { panic!("not a start") };
-        start.resume.map(Into::into)
+        self.begin().unwrap().resume.map(Into::into)
+    }
+
+    /// What the parent is asked for at the beginning of a stream, if anything.
+    fn begin(&mut self) -> Option<Start> {
+        let request = self.machine.begin(self.parent, "tenant", "test", self.now)?;
+        let Some(Request::Start(start)) = request.request else { panic!("not a start") };
+        Some(start)
+    }
+
+    fn by(&mut self, parent: usize) -> &mut Self {
+        self.parent = parent;
+        self
+    }
+
+    fn after(&mut self, wait: Duration) -> &mut Self {
+        self.now.elapsed += wait;
+        self.now.unix_seconds += i64::try_from(wait.as_secs()).unwrap();
+        self
     }
 }
 
@@ -140,8 +163,7 @@ fn a_snapshot_is_seen_when_it_is_complete_and_not_before() {
 fn the_view_of_the_snapshot_is_returned_at_the_next_start() {
     let mut it = fixture();
     it.snapshot(at(3), THREE).unwrap();
-    let Some(Request::Start(start)) = it.machine.begin("tenant", "test").request else { panic!("not a start") };
-    assert_eq!(start.view, "all");
+    assert_eq!(it.begin().unwrap().view, "all");
 }
 
 #[test]
@@ -293,7 +315,7 @@ fn history_never_goes_back() {
 }
 
 #[test]
-fn an_empty_table_upstream_does_not_empty_this_one() {
+fn an_empty_table_upstream_empties_no_cache() {
     let mut it = fixture();
     let keys: Vec<_> = (0..40).map(|number| format!("tenant-{number}")).collect();
     let records: Vec<_> = keys.iter().map(|key| (key.as_str(), 1, "v")).collect();
@@ -329,8 +351,8 @@ fn a_position_is_announced_after_the_observer_knows() {
             assert_eq!(seen.get("a").unwrap().revision(), 4, "the change can be read already");
         }
     });
-    let machine = Machine::new(Arc::clone(&shared), Guard::default(), observer);
-    let mut it = Fixture { machine, replica, shared };
+    let machine = Machine::new(Arc::clone(&shared), Guard::default(), 1, observer);
+    let mut it = Fixture { machine, parent: 0, now: Now::default(), replica, shared };
     it.snapshot(at(3), THREE).unwrap();
     it.delta(1, 3, 4, &[("a", 4, Some("other"))]).unwrap();
     assert_eq!(it.replica.position(), Some(at(4)));

@@ -9,7 +9,11 @@ fn saved(records: &[(String, u64, Vec<u8>)]) -> Saved<Raw> {
     let held =
         records.iter().map(|(key, revision, value)| Raw::new(key, *revision, Bytes::copy_from_slice(value)).unwrap());
     let refused = vec![(Arc::from("refused"), 9, Bytes::from_static(b"!"))];
-    Saved { position: Position::new(3, 9), view: "v".into(), held: held.collect(), refused }
+    Saved { position: Position::new(3, 9), view: "v".into(), rules: rules(), held: held.collect(), refused }
+}
+
+fn rules() -> GuardRules {
+    GuardRules { largest_shrink_percent: 7, canaries: vec!["canary".to_owned()], r#override: None }
 }
 
 fn bytes(records: &[(String, u64, Vec<u8>)]) -> Vec<u8> {
@@ -27,6 +31,7 @@ proptest! {
     fn what_is_written_is_read(records in records()) {
         let state = decode(bytes(&records).into(), "tenant").unwrap();
         prop_assert_eq!((state.position, state.view.as_str()), (Position::new(3, 9), "v"));
+        prop_assert_eq!(state.rules, rules());
         let mut read: Vec<_> = state.records.into_iter().map(|it| (it.key, it.revision, it.value.to_vec())).collect();
         prop_assert_eq!(read.pop(), Some(("refused".to_owned(), 9, b"!".to_vec())));
         prop_assert_eq!(read, records);
