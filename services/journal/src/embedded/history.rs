@@ -125,3 +125,6 @@ fn changes(transaction: &ReadTransaction, names: &Names, before: u64) -> Result<
     }
     Ok((parts, At::Changes(last)))
 }
+
+#[cfg(test)]
+mod tests;

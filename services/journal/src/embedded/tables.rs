@@ -9,13 +9,15 @@
 //! What was there before is kept as its difference from the new value, so that a change of one field of a record costs
 //! the past a few bytes more than the record.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use redb::{
     Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
     TableError,
 };
 
-use crate::{Change, Entry, Position, Record, Snapshot};
+use crate::{Change, Entry, Position, Record, Snapshot, history::Difference};
 
 pub(super) type Meta = TableDefinition<'static, &'static str, u64>;
 pub(super) type Records<'a> = TableDefinition<'a, &'static str, (u64, &'static [u8])>;
@@ -126,10 +128,8 @@ pub(super) fn change(revision: u64, raw: RawChange<'_>) -> Option<Change> {
     let previous = match before {
         0 => None,
         revision => {
-            let new = value.unwrap_or_default();
-            let start = new.get(..prefix as usize)?;
-            let end = new.get(new.len().checked_sub(suffix as usize)?..)?;
-            Some(Record { key: key.to_owned(), revision, value: [start, middle, end].concat().into() })
+            let value = Difference { prefix, suffix, middle }.old(value.unwrap_or_default())?;
+            Some(Record { key: key.to_owned(), revision, value })
         }
     };
     let value = value.map(Bytes::copy_from_slice);
@@ -144,16 +144,8 @@ pub(super) fn raw<'a>(
     previous: Option<(u64, &'a [u8])>,
 ) -> RawChange<'a> {
     let Some((revision, old)) = previous else { return (at, key, value, 0, 0, 0, &[]) };
-    let new = value.unwrap_or_default();
-    let prefix = std::iter::zip(old, new).take_while(|(old, new)| old == new).count();
-    let rest = (old.len() - prefix).min(new.len() - prefix);
-    let suffix =
-        std::iter::zip(old.iter().rev(), new.iter().rev()).take(rest).take_while(|(old, new)| old == new).count();
-    let middle = &old[prefix..old.len() - suffix];
-    match (u32::try_from(prefix), u32::try_from(suffix)) {
-        (Ok(prefix), Ok(suffix)) => (at, key, value, revision, prefix, suffix, middle),
-        _ => (at, key, value, revision, 0, 0, old),
-    }
+    let Difference { prefix, suffix, middle } = Difference::between(old, value.unwrap_or_default());
+    (at, key, value, revision, prefix, suffix, middle)
 }
 
 /// What a change takes in the file, roughly: its bytes and those of the table around it.
@@ -167,44 +159,25 @@ pub(super) fn counter(transaction: &ReadTransaction, name: &str) -> Result<u64, 
     Ok(meta.get(name)?.map_or(0, |value| value.value()))
 }
 
+/// The last revision of each kind that was ever written to.
+pub(super) fn heads(database: &Database) -> Result<HashMap<String, u64>, redb::Error> {
+    let mut heads = HashMap::new();
+    if let Some(meta) = present(database.begin_read()?.open_table(META))? {
+        for found in meta.iter()? {
+            let (name, head) = found?;
+            if let Some(kind) = name.value().strip_suffix("/head") {
+                heads.insert(kind.to_owned(), head.value());
+            }
+        }
+    }
+    Ok(heads)
+}
+
 /// A table that nobody has written to does not exist yet.
 pub(super) fn present<T>(opened: Result<T, TableError>) -> Result<Option<T>, redb::Error> {
     match opened {
         Ok(table) => Ok(Some(table)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn a_change_gives_back_what_was_there_before(
-            old in proptest::option::of("[ab]{0,12}"), new in proptest::option::of("[ab]{0,12}")
-        ) {
-            let previous = old.as_ref().map(|old| (7, old.as_bytes()));
-            let raw = raw(5, "k", new.as_ref().map(String::as_bytes), previous);
-            let change = change(9, raw).unwrap();
-            prop_assert_eq!(change.entry.value, new.map(Bytes::from));
-            prop_assert_eq!(change.previous.map(|it| (it.revision, it.value)), old.map(|old| (7, Bytes::from(old))));
-        }
-    }
-
-    #[test]
-    fn a_change_of_a_few_bytes_keeps_only_those_of_what_was_there_before() {
-        let (old, new) = ([b'x'; 500], [[b'x'; 250].as_slice(), b"y", &[b'x'; 249]].concat());
-        let (.., middle) = raw(0, "k", Some(&new), Some((1, &old)));
-        assert_eq!(middle, b"x");
-    }
-
-    #[test]
-    fn a_change_that_contradicts_itself_is_none() {
-        assert_eq!(change(2, (0, "k", Some(b"abc"), 1, 4, 0, b"")), None);
-        assert_eq!(change(2, (0, "k", None, 1, 0, 1, b"")), None);
     }
 }

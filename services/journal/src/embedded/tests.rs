@@ -92,20 +92,25 @@ async fn a_tail_gives_what_was_written_and_then_what_is_being_written() {
     let journal = Embedded::open(&path).unwrap().kind("tenant").unwrap();
     let first = journal.append(vec![put("a", "1"), Write::delete("a")]).await.unwrap();
     let mut tail = journal.tail(Position::new(first.epoch, 1));
-    let entry = |revision, key: &str, value: Option<&str>| {
+    let entry = |revision, key: &str, value: Option<&str>, at_unix_ms| {
         let value = value.map(|value| Bytes::copy_from_slice(value.as_bytes()));
-        Entry { key: key.to_owned(), revision, value, at_unix_ms: 0 }
+        Entry { key: key.to_owned(), revision, value, at_unix_ms }
     };
-    assert_eq!(tail.next().await.unwrap().unwrap(), [entry(2, "a", None)]);
+    let entries = tail.next().await.unwrap().unwrap();
+    assert_eq!(entries, [entry(2, "a", None, entries[0].at_unix_ms)]);
+    let before = now_unix_ms();
     let (written, next) = tokio::join!(journal.append(vec![put("b", "1")]), tail.next());
     written.unwrap();
-    assert_eq!(next.unwrap().unwrap(), [entry(3, "b", Some("1"))]);
+    let entries = next.unwrap().unwrap();
+    let at = entries[0].at_unix_ms;
+    assert_eq!(entries, [entry(3, "b", Some("1"), at)]);
+    assert!((before..=now_unix_ms()).contains(&at), "it knows when it was written");
 }
 
 #[tokio::test]
 async fn a_tail_of_what_is_no_longer_kept_says_so() {
     let (_dir, path) = store();
-    let store = Embedded::open_with(&path, Options { retained_changes: 3 }).unwrap();
+    let store = Embedded::open_with(&path, Options { retained_changes: 3, ..Options::DEFAULT }).unwrap();
     let journal = store.kind("tenant").unwrap();
     let mut head = Position::ZERO;
     for number in 0..10 {
@@ -191,12 +196,18 @@ async fn a_renewed_epoch_is_another_history_of_the_same_records() {
 
 /// A disk that can be full.
 #[derive(Debug)]
-struct Disk {
+pub(super) struct Disk {
     file: FileBackend,
     full: Arc<AtomicBool>,
 }
 
 impl Disk {
+    /// And what says that it is full.
+    pub(super) fn new(file: FileBackend) -> (Self, Arc<AtomicBool>) {
+        let full = Arc::default();
+        (Self { file, full: Arc::clone(&full) }, full)
+    }
+
     fn room(&self) -> io::Result<()> {
         if self.full.load(SeqCst) { Err(ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
@@ -277,6 +288,21 @@ async fn a_full_disk_refuses_a_write_changes_nothing_and_is_forgotten_when_there
     let next = journal.append(vec![put("a", "3")]).await.unwrap();
     assert_eq!(next, Position::new(first.epoch, first.revision + 1));
     assert_eq!(tail.next().await.unwrap().unwrap()[0].value.as_deref(), Some(b"3".as_slice()));
+}
+
+#[tokio::test]
+async fn a_history_that_is_being_read_ends_with_an_error_when_the_store_is_opened_again_after_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, full) = on_a_disk(&dir.path().join("store.redb"));
+    let journal = store.kind("tenant").unwrap();
+    journal.append((0..3000).map(|key| put(&format!("k{key}"), "1")).collect()).await.unwrap();
+    let mut history = journal.history().await.unwrap();
+    history.parts.next().await.unwrap().unwrap();
+    full.store(true, SeqCst);
+    journal.append(vec![put("a", "2")]).await.unwrap_err();
+    full.store(false, SeqCst);
+    journal.append(vec![put("a", "2")]).await.unwrap();
+    assert!(history.parts.next().await.unwrap().is_err(), "the pages that it reads may be others by now");
 }
 
 #[derive(Clone, Debug)]

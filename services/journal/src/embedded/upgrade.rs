@@ -46,3 +46,69 @@ fn begin_now(transaction: &WriteTransaction, kind: &str) -> Result<(), redb::Err
     meta.insert(names.bytes.as_str(), 0)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use futures_util::{StreamExt as _, TryStreamExt as _};
+    use redb::TableDefinition;
+
+    use super::*;
+    use crate::{Embedded, Part, Position, TailError, Write, embedded::tables::Records};
+
+    /// A store as the first version left it, with the records a, b and a log of three changes.
+    fn first_version(path: &Path) {
+        let log: TableDefinition<'_, u64, (&str, Option<&[u8]>)> = TableDefinition::new("tenant/log");
+        let database = redb::Database::create(path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut meta = transaction.open_table(META).unwrap();
+            meta.insert("epoch", 1234).unwrap();
+            meta.insert("tenant/head", 3).unwrap();
+            let mut records = transaction.open_table(Records::new("tenant/records")).unwrap();
+            records.insert("a", (2, b"two".as_slice())).unwrap();
+            records.insert("b", (3, b"three".as_slice())).unwrap();
+            let mut log = transaction.open_table(log).unwrap();
+            log.insert(1, ("a", Some(b"one".as_slice()))).unwrap();
+            log.insert(2, ("a", Some(b"two".as_slice()))).unwrap();
+            log.insert(3, ("b", Some(b"three".as_slice()))).unwrap();
+        }
+        transaction.commit().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_of_the_first_version_keeps_its_records_and_begins_its_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        first_version(&path);
+        let store = Embedded::open(&path).unwrap();
+        let journal = store.kind("tenant").unwrap();
+        let snapshot = journal.snapshot().await.unwrap();
+        assert_eq!(snapshot.position, Position::new(1234, 3));
+        let held: Vec<_> = snapshot.records.iter().map(|it| (it.key.as_str(), it.revision, &it.value[..])).collect();
+        assert_eq!(held, [("a", 2, b"two".as_slice()), ("b", 3, b"three".as_slice())]);
+
+        let at_one = journal.tail(Position::new(1234, 1)).next().await.unwrap();
+        assert!(matches!(at_one, Err(TailError::Compacted)), "whoever is behind compares");
+        let mut tail = journal.tail(Position::new(1234, 3));
+        assert_eq!(journal.append(vec![Write::put("a", "four")]).await.unwrap(), Position::new(1234, 4));
+        assert_eq!(tail.next().await.unwrap().unwrap()[0].revision, 4, "who was at the head goes on");
+
+        let history = journal.history().await.unwrap();
+        assert_eq!((history.floor, history.changes), (3, 1));
+        let parts = history.parts.try_concat().await.unwrap();
+        let Some(Part::Change(change)) = parts.last() else { panic!("{parts:?}") };
+        assert_eq!(change.previous.as_ref().map(|it| (it.revision, &it.value[..])), Some((2, b"two".as_slice())));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_the_first_version_went_on_with_has_no_gap_in_its_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        Embedded::open(&path).unwrap().kind("tenant").unwrap().append(vec![Write::put("a", "one")]).await.unwrap();
+        first_version(&path);
+        let history = Embedded::open(&path).unwrap().kind("tenant").unwrap().history().await.unwrap();
+        assert_eq!((history.position.revision, history.floor, history.changes), (3, 3, 0));
+    }
+}

@@ -120,3 +120,56 @@ pub(super) fn append(
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, path::Path};
+
+    use super::*;
+    use crate::embedded::{store::Store, tables::counter};
+
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+
+    /// Writes a change at each of these times, then keeps house at the last of them; returns the floor.
+    fn floor_after(path: &Path, times: &[u64], options: Options) -> u64 {
+        let (store, names) = (Store::open(path).unwrap(), Names::of("tenant"));
+        let Ok(_) = store
+            .write(|transaction| {
+                let mut writing = Writing::open(transaction, &names)?;
+                for at in times {
+                    writing.put(writing.head() + 1, *at, "key", Some(b"value"))?;
+                }
+                writing.finish(&options, times.last().copied().unwrap_or_default()).map(Ok::<_, Infallible>)
+            })
+            .unwrap();
+        store.read(|database| Ok(counter(&redb::ReadableDatabase::begin_read(database)?, &names.floor)?)).unwrap()
+    }
+
+    #[test]
+    fn changes_are_kept_for_the_retention_and_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let times = [0, 9 * DAY, 10 * DAY, 11 * DAY, 40 * DAY];
+        assert_eq!(floor_after(&dir.path().join("s"), &times, Options::DEFAULT), 2);
+    }
+
+    #[test]
+    fn changes_take_no_more_than_their_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        // 3 of the key, 5 of the value, 64 beside.
+        let options = Options { retained_bytes: 72 * 4 + 71, ..Options::DEFAULT };
+        assert_eq!(floor_after(&dir.path().join("s"), &[DAY; 10], options), 6);
+    }
+
+    #[test]
+    fn a_write_lets_go_of_a_bounded_number_of_old_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        assert_eq!(floor_after(&path, &[0; 2000], Options::DEFAULT), 0);
+        let options = Options { retained_changes: 10, ..Options::DEFAULT };
+        assert_eq!(floor_after(&path, &[0], options), TRIM + 2);
+        for _ in 0..10 {
+            floor_after(&path, &[0], options);
+        }
+        assert_eq!(floor_after(&path, &[0], options), 2012 - 10, "but in the end of all of them");
+    }
+}
