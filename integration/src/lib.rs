@@ -5,7 +5,9 @@
 
 pub mod asap;
 pub mod calls;
+pub mod changes;
 pub mod mesh;
+pub mod nats;
 pub mod ports;
 pub mod python;
 pub mod traffic;

@@ -4,6 +4,8 @@
 //! A log that is written elsewhere and only materialised here goes through [`write::Writing`] as well.
 
 mod history;
+mod load;
+mod replicated;
 mod store;
 mod tables;
 mod upgrade;
@@ -23,6 +25,9 @@ use redb::{ReadableDatabase as _, WriteTransaction};
 use tokio::sync::watch;
 
 use crate::{AppendError, Entry, History, Journal, Position, ReadError, Record, Snapshot, Tail, TailError, Write};
+pub use load::LoadError;
+pub(crate) use load::Loading;
+pub(crate) use replicated::Replicated;
 use store::Store;
 use tables::{EPOCH, META, Names, present};
 
@@ -66,6 +71,9 @@ pub enum OpenError {
         #[source]
         source: redb::Error,
     },
+    /// Of a store that is elsewhere, of which nothing is held here yet.
+    #[error("{store} cannot be used: {why}")]
+    Unreachable { store: String, why: String },
 }
 
 /// One file with the journals of any number of kinds. Cheap to clone.
@@ -112,6 +120,17 @@ impl Embedded {
         self.epoch
     }
 
+    /// The last revision of each kind that was ever written to.
+    ///
+    /// Blocks while it reads.
+    ///
+    /// # Errors
+    /// [`OpenError::Failed`] when it cannot be read.
+    pub fn heads(&self) -> Result<HashMap<String, u64>, OpenError> {
+        let heads = self.store.read(tables::heads);
+        heads.map_err(|source| OpenError::Failed { path: self.store.path().to_owned(), source })
+    }
+
     /// The same records as the beginning of another history: for a store that was put back from a backup, whose followers
     /// hold later revisions of this one, and would take nothing earlier. To be called before anything else is done with
     /// the store: journals that were opened before stay with the old epoch.
@@ -135,9 +154,13 @@ impl Embedded {
     /// # Errors
     /// [`OpenError::Failed`] when the store cannot be read.
     pub fn kind(&self, kind: &'static str) -> Result<Arc<dyn Journal>, OpenError> {
+        Ok(self.journal(kind)?)
+    }
+
+    fn journal(&self, kind: &'static str) -> Result<Arc<EmbeddedJournal>, OpenError> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(journal) = kinds.get(kind) {
-            return Ok(Arc::clone(journal) as Arc<dyn Journal>);
+            return Ok(Arc::clone(journal));
         }
         let names = Arc::new(Names::of(kind));
         let revision = self
@@ -158,7 +181,7 @@ impl Embedded {
 
 /// The journal of one kind.
 #[derive(Debug)]
-struct EmbeddedJournal {
+pub(crate) struct EmbeddedJournal {
     store: Arc<Store>,
     names: Arc<Names>,
     epoch: u64,
@@ -307,18 +330,18 @@ fn make_epoch(transaction: &WriteTransaction, at_least: u64) -> Result<Result<u6
     Ok(Ok(epoch))
 }
 
-fn now_unix_ms() -> u64 {
+pub(crate) fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn failed(error: redb::Error) -> AppendError {
+    if is_full(&error) { AppendError::Full(error.into()) } else { AppendError::Failed(error.into()) }
+}
+
+fn is_full(error: &redb::Error) -> bool {
     let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    if matches!(&error, redb::Error::Io(cause) if full(cause)) {
-        AppendError::Full(error.into())
-    } else {
-        AppendError::Failed(error.into())
-    }
+    matches!(error, redb::Error::Io(cause) if full(cause))
 }
 
 /// Runs `work`, which waits for the disk, where waiting harms nobody.

@@ -6,6 +6,7 @@
 //!
 //! Never here: what records mean. Keys are text, values are bytes; [`Views`] tells who may see which.
 
+pub mod backup;
 mod embedded;
 mod history;
 mod nats;
@@ -14,7 +15,7 @@ mod service;
 mod source;
 mod store;
 
-pub use embedded::{Embedded, OpenError, Options};
+pub use embedded::{Embedded, LoadError, OpenError, Options};
 pub use history::{Change, History, Part, Parts};
 pub use nats::Nats;
 pub use publisher::{Everything, FollowStream, Publisher, Settings, ViewName, Views};
@@ -80,6 +81,11 @@ pub trait Journal: Send + Sync + 'static {
     /// Every change after `from`, in order, without a gap, a few at a time; then each as it is written. It ends only with
     /// an error.
     fn tail(&self, from: Position) -> Tail;
+
+    /// Why nothing new is read or written until somebody sees to it, and what to do; what is held is served meanwhile.
+    fn alarm(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What [`Journal::tail`] returns: never an empty list.

@@ -1,27 +1,229 @@
-//! A journal in replicated streams of a NATS cluster, which any number of processes write.
+//! A journal in replicated streams of a NATS cluster, which any number of processes write (ADR 10).
+//!
+//! The truth is a log of commits, one stream a kind. Each process reads it into a store of its own, which is
+//! what it answers from; a write is sent to the log and made when it is read back from there. `cursor` decides which commits
+//! count, `replicator` reads, `write` writes, `checkpoint` lets the log be trimmed, `log` asks the servers.
 
-use std::{path::Path, sync::Arc};
+mod checkpoint;
+mod cursor;
+mod log;
+mod replicator;
+mod wire;
+mod write;
 
-use crate::{Journal, OpenError, Options, Servers};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-/// The journals of one NATS cluster. Cheap to clone.
+use async_nats::{Client, ConnectOptions};
+use futures_util::{StreamExt as _, stream};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+pub(crate) use cursor::Cursor;
+use log::Log;
+use replicator::{Alarm, Parts, Replicator};
+use write::{DEADLINE, Request, Stage};
+
+use crate::{
+    AppendError, Cause, History, Journal, OpenError, Options, Position, ReadError, Record, Servers, Snapshot, Tail,
+    TailError, Write,
+    embedded::{Replicated, blocking},
+};
+
+/// For how long the first answer of a cluster is waited for.
+const FIRST_ANSWER: Duration = Duration::from_secs(60);
+/// A server that does not answer for about twice as long is left for another one.
+const PING: Duration = Duration::from_secs(1);
+/// Between two tries to connect.
+const RECONNECT: Duration = Duration::from_millis(250);
+/// Writes that may wait.
+const WAITING: usize = 4096;
+
+/// The journals of one NATS cluster. Cheap to clone; the tasks behind it end with the last clone and the last journal.
 #[derive(Clone, Debug)]
-pub struct Nats {}
+pub struct Nats {
+    client: Client,
+    servers: Servers,
+    folder: Arc<PathBuf>,
+    options: Options,
+    kinds: Arc<Mutex<HashMap<&'static str, Arc<NatsJournal>>>>,
+}
 
 impl Nats {
     /// Begins to connect. What is held in the folder `local` is served until that succeeds.
     ///
     /// # Errors
-    /// [`OpenError`] when the folder cannot be used.
-    pub async fn connect(_servers: &Servers, local: &Path, _options: Options) -> Result<Self, OpenError> {
-        Err(OpenError::Held(local.to_owned()))
+    /// [`OpenError`] when the folder cannot be used, or no address is one.
+    pub async fn connect(servers: &Servers, local: &Path, options: Options) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::Failed { path: local.to_owned(), source: redb::Error::Io(source) };
+        std::fs::create_dir_all(local).map_err(failed)?;
+        let addresses: Result<Vec<async_nats::ServerAddr>, _> =
+            servers.iter().map(|server| format!("nats://{server}").parse()).collect();
+        let client = ConnectOptions::new()
+            .name("tenon")
+            .ping_interval(PING)
+            .connection_timeout(Duration::from_secs(2))
+            .reconnect_delay_callback(|tried| if tried > 1 { RECONNECT } else { Duration::ZERO })
+            .retry_on_initial_connect()
+            .connect(addresses.map_err(failed)?)
+            .await
+            .map_err(|error| failed(std::io::Error::other(error)))?;
+        let (servers, folder) = (servers.clone(), Arc::new(local.to_owned()));
+        Ok(Self { client, servers, folder, options, kinds: Arc::default() })
     }
 
-    /// The journal of `kind`; all callers get the same one.
+    /// The journal of `kind`; all callers get the same one. Where nothing of it is held yet, this waits for the first
+    /// answer of the cluster.
     ///
     /// # Errors
     /// [`OpenError`]
-    pub async fn kind(&self, _kind: &'static str) -> Result<Arc<dyn Journal>, OpenError> {
-        Err(OpenError::Held(Default::default()))
+    pub async fn kind(&self, kind: &'static str) -> Result<Arc<dyn Journal>, OpenError> {
+        let journal = match self.known(kind) {
+            Some(journal) => journal,
+            None => self.begin(kind).await?,
+        };
+        let mut local = journal.local.clone();
+        let mut alarm = journal.alarm.clone();
+        let unreachable = |why: &str| OpenError::Unreachable { store: self.servers.to_string(), why: why.to_owned() };
+        tokio::select! {
+            held = local.wait_for(Option::is_some) => {
+                held.map_err(|_| unreachable("it was closed meanwhile"))?;
+            }
+            alarm = alarm.wait_for(Option::is_some) => {
+                let why = alarm.ok().and_then(|alarm| alarm.as_ref().map(ToString::to_string));
+                return Err(unreachable(&why.unwrap_or_default()));
+            }
+            () = tokio::time::sleep(FIRST_ANSWER) => {
+                return Err(unreachable("a majority of its nodes, with JetStream enabled, must be up and reachable"));
+            }
+        }
+        Ok(journal)
+    }
+
+    fn known(&self, kind: &str) -> Option<Arc<NatsJournal>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(kind).cloned()
+    }
+
+    async fn begin(&self, kind: &'static str) -> Result<Arc<NatsJournal>, OpenError> {
+        let path = self.folder.join(format!("{kind}.redb"));
+        let log = Log::new(&log::context(self.client.clone()), kind)
+            .map_err(|error| OpenError::Unreachable { store: self.servers.to_string(), why: error.to_string() })?;
+        let (file, options) = (path.clone(), self.options);
+        let held = blocking(move || Replicated::open(&file, kind, options)).await?;
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(journal) = kinds.get(kind) {
+            return Ok(Arc::clone(journal));
+        }
+        let (local, watched) = watch::channel(None);
+        let (alarm, alarmed) = watch::channel(None);
+        let (requests, waiting) = mpsc::channel(WAITING);
+        let client = self.client.clone();
+        let parts = Parts { kind, client, log, path, options, held, local, alarm, requests: waiting };
+        tokio::spawn(Replicator::new(parts).run());
+        let journal = Arc::new(NatsJournal { local: watched, alarm: alarmed, requests });
+        kinds.insert(kind, Arc::clone(&journal));
+        Ok(journal)
+    }
+}
+
+/// The journal of one kind: what is held locally, and the way to the task that writes.
+#[derive(Debug)]
+struct NatsJournal {
+    local: watch::Receiver<Option<Arc<Replicated>>>,
+    alarm: watch::Receiver<Option<Alarm>>,
+    requests: mpsc::Sender<Request>,
+}
+
+impl NatsJournal {
+    fn held(&self) -> Result<Arc<Replicated>, ReadError> {
+        self.local.borrow().clone().ok_or_else(|| ReadError("nothing has been read from the cluster yet".into()))
+    }
+
+    async fn write(&self, at: Option<Position>, writes: Vec<Write>) -> Result<Position, AppendError> {
+        if writes.is_empty() {
+            let head = self.held().map_err(|ReadError(cause)| AppendError::Failed(cause))?.position();
+            return match at.filter(|at| *at != head) {
+                Some(_) => Err(AppendError::Moved { actual: head }),
+                None => Ok(head),
+            };
+        }
+        let (reply, answer) = oneshot::channel();
+        let stage = Arc::new(Stage::default());
+        let deadline = Instant::now() + DEADLINE;
+        let request = Request { at, writes, deadline, stage: Arc::clone(&stage), reply };
+        let asked = async {
+            let busy = || AppendError::Failed("this process is about to end".into());
+            self.requests.send(request).await.map_err(|_| busy())?;
+            let dropped = || AppendError::Failed("what is held locally cannot be read".into());
+            answer.await.unwrap_or_else(|_| Err(dropped()))
+        };
+        // A little later than the task's own deadline, which knows more.
+        let answered = tokio::time::timeout_at(deadline + DEADLINE / 30, asked).await;
+        answered.unwrap_or_else(|_| {
+            let late = Cause::from("the NATS cluster did not answer in time");
+            Err(if stage.withdraw() { AppendError::Failed(late) } else { AppendError::Unconfirmed(late) })
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Journal for NatsJournal {
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.write(None, writes).await
+    }
+
+    async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.write(Some(head), writes).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
+        self.held()?.journal().get(key).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        self.held()?.journal().snapshot().await
+    }
+
+    async fn head(&self) -> Result<Position, ReadError> {
+        Ok(self.held()?.position())
+    }
+
+    async fn count(&self) -> Result<u64, ReadError> {
+        self.held()?.journal().count().await
+    }
+
+    async fn history(&self) -> Result<History, ReadError> {
+        self.held()?.journal().history().await
+    }
+
+    fn tail(&self, from: Position) -> Tail {
+        let mut local = self.local.clone();
+        let held = local.borrow_and_update().clone();
+        let Some(held) = held else {
+            return Box::pin(stream::iter([Err(TailError::Compacted)]));
+        };
+        let entries = held.journal().tail(from);
+        // Where another store takes its place, another history begins.
+        let state = (entries, local);
+        Box::pin(stream::try_unfold(state, |(mut entries, mut local)| async move {
+            let next = tokio::select! {
+                changed = local.changed() => match changed {
+                    Ok(()) => return Err(TailError::Compacted),
+                    Err(_) => entries.next().await,
+                },
+                next = entries.next() => next,
+            };
+            next.transpose().map(|next| next.map(|next| (next, (entries, local))))
+        }))
+    }
+
+    fn alarm(&self) -> Option<String> {
+        self.alarm.borrow().as_ref().map(ToString::to_string)
     }
 }

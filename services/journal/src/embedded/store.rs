@@ -3,6 +3,7 @@
 use std::{
     fmt,
     fs::OpenOptions,
+    io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -11,7 +12,9 @@ use std::{
     },
 };
 
-use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase as _, StorageError, WriteTransaction};
+use redb::{
+    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError, WriteTransaction,
+};
 
 use super::OpenError;
 
@@ -97,8 +100,18 @@ impl Store {
         &self,
         work: impl Fn(&WriteTransaction) -> Result<Result<T, E>, redb::Error>,
     ) -> Result<Result<T, E>, redb::Error> {
+        self.write_with(Durability::Immediate, work)
+    }
+
+    /// As [`Store::write`]; without durability, a crash may undo what was written since the last durable write.
+    pub(super) fn write_with<T, E>(
+        &self,
+        durability: Durability,
+        work: impl Fn(&WriteTransaction) -> Result<Result<T, E>, redb::Error>,
+    ) -> Result<Result<T, E>, redb::Error> {
         let result = self.read(|database| {
-            let transaction = database.begin_write()?;
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(durability).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
             match work(&transaction)? {
                 Ok(written) => {
                     transaction.commit()?;
@@ -164,7 +177,7 @@ pub(super) struct Begun {
 }
 
 /// Opens the database or makes one, which nobody but its owner can read: redb alone would leave that to the umask.
-fn create(path: &Path) -> Result<Database, DatabaseError> {
+pub(super) fn create(path: &Path) -> Result<Database, DatabaseError> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     // An empty file is a new database to redb, so one that was left so by a crash is too.
     drop(file.map_err(StorageError::Io)?);
