@@ -1,14 +1,17 @@
 //! Tenants as the decisions see them.
 
-use std::{ops::Deref, sync::Arc};
+use std::{fmt, ops::Deref, sync::Arc};
 
 use ahash::AHashMap;
-use bytes::Bytes;
 use mesh_config::names::TenantId;
-use prost::Message as _;
 use tenon_proto::tcs::v1 as proto;
+use triomphe::ThinArc;
 
 use crate::Position;
+
+mod fields;
+
+use fields::{Field, Fields, text};
 
 /// Looks tenants up in what this sidecar holds. Never waits.
 pub trait Tenants {
@@ -82,20 +85,40 @@ impl<T: Tenants + ?Sized> Tenants for &T {
     }
 }
 
-/// What deciding needs of a tenant context, small because a sidecar may hold a million; and the context itself as it was
-/// received, which is exactly what this service may see of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tenant {
+/// A tenant context as it was received, which is exactly what this service may see of it, and where in it stands what
+/// deciding needs. A handle: cheap to clone, and one allocation a tenant, because a sidecar may hold a million.
+#[derive(Clone)]
+pub struct Tenant(ThinArc<Header, u8>);
+
+#[derive(Clone, Copy)]
+struct Header {
     revision: u64,
+    id: Text,
+    region: Text,
     status: Status,
-    id_end: u8,
-    region_end: u16,
-    /// Id, region and names of products, one after the other: one allocation instead of many.
-    text: Box<str>,
-    /// In the order of their names.
-    products: Box<[Product]>,
-    context: Bytes,
-    hosts: Box<[Box<str>]>,
+}
+
+/// Where a text stands in the context.
+#[derive(Clone, Copy, Default)]
+struct Text {
+    start: u32,
+    length: u32,
+}
+
+/// Fields of the messages in `tcs.proto`.
+mod tag {
+    pub(super) const TENANT_ID: u32 = 1;
+    pub(super) const REVISION: u32 = 2;
+    pub(super) const STATUS: u32 = 3;
+    pub(super) const HOSTS: u32 = 4;
+    pub(super) const REALM: u32 = 5;
+    pub(super) const REGION: u32 = 6;
+    pub(super) const PRODUCTS: u32 = 7;
+    pub(super) const ENTRY_KEY: u32 = 1;
+    pub(super) const ENTRY_VALUE: u32 = 2;
+    pub(super) const PRODUCT_STATE: u32 = 1;
+    pub(super) const PRODUCT_LICENSE_EXPIRES_AT: u32 = 4;
+    pub(super) const TIMESTAMP_SECONDS: u32 = 1;
 }
 
 /// Whether a tenant is served at all.
@@ -118,111 +141,198 @@ pub enum ProductState {
     Suspended,
 }
 
+/// What counts of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Product {
-    /// Of the name in `Tenant::text`; it begins where the one before ends.
-    name_end: u16,
     state: ProductState,
     /// The last Unix second of the licence; `i64::MAX` when it has no end.
     licensed_until: i64,
 }
 
 impl Tenant {
-    /// Reads a `tenon.tcs.v1.TenantContext`, whose own `revision` counts.
+    /// Reads a `tenon.tcs.v1.TenantContext`, whose own `revision` counts. Of the fields that no decision looks at only the
+    /// outline is checked: they are for the app.
     ///
     /// # Errors
     /// Says what is wrong: not a tenant context, or a tenant id that breaks the grammar.
-    pub fn decode(raw: Bytes) -> Result<Self, String> {
-        let context =
-            proto::TenantContext::decode(raw.clone()).map_err(|error| format!("no tenant context: {error}"))?;
-        let id = TenantId::try_from(context.tenant_id.as_str()).map_err(|error| error.to_string())?;
-        let long = |_| "names of products of more than 64 KiB".to_owned();
-        let mut text = format!("{id}{}", context.region);
-        let id_end = u8::try_from(id.as_str().len()).map_err(long)?;
-        let region_end = u16::try_from(text.len()).map_err(long)?;
-        let mut products = Vec::with_capacity(context.products.len());
-        for (name, product) in &context.products {
-            text.push_str(name);
-            products.push(Product::read(product, u16::try_from(text.len()).map_err(long)?));
-        }
-        let status = match proto::tenant_context::Status::try_from(context.status) {
-            Ok(proto::tenant_context::Status::Active) => Status::Active,
-            Ok(proto::tenant_context::Status::Suspended | proto::tenant_context::Status::Unspecified) | Err(_) => {
-                Status::Suspended
-            }
-        };
-        let (text, products) = (text.into(), products.into());
-        let hosts = context.hosts.into_iter().map(Box::from).collect();
-        Ok(Tenant { revision: context.revision, status, id_end, region_end, text, products, context: raw, hosts })
+    pub fn decode(raw: impl AsRef<[u8]>) -> Result<Self, String> {
+        Self::read(raw.as_ref(), None)
     }
 
     /// Reads a record of the kind `tenant`: the key must be the tenant's id, and the record's revision counts.
     ///
     /// # Errors
     /// As [`Tenant::decode`], and when the key is not the id.
-    pub fn decode_record(key: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        let tenant = Self::decode(raw)?;
+    pub fn decode_record(key: &str, revision: u64, raw: impl AsRef<[u8]>) -> Result<Self, String> {
+        let tenant = Self::read(raw.as_ref(), Some(revision))?;
         if tenant.id() == key {
-            Ok(Tenant { revision, ..tenant })
+            Ok(tenant)
         } else {
             Err(format!("the record of {key:?} holds tenant {:?}", tenant.id()))
         }
     }
 
+    fn read(raw: &[u8], revision: Option<u64>) -> Result<Self, String> {
+        let header = Header::read(raw).map_err(|error| format!("no tenant context: {error}"))?;
+        TenantId::try_from(header.id.of(raw)).map_err(|error| error.to_string())?;
+        let header = Header { revision: revision.unwrap_or(header.revision), ..header };
+        Ok(Tenant(ThinArc::from_header_and_slice(header, raw)))
+    }
+
     /// The tenant's id.
     pub fn id(&self) -> &str {
-        &self.text[..usize::from(self.id_end)]
+        self.header().id.of(self.context())
     }
 
     /// Revision of the record; its epoch is the replica's.
     pub fn revision(&self) -> u64 {
-        self.revision
+        self.header().revision
     }
 
     /// Whether it is served at all.
     pub fn status(&self) -> Status {
-        self.status
+        self.header().status
     }
 
     /// Its home region; may be empty.
     pub fn region(&self) -> &str {
-        &self.text[usize::from(self.id_end)..usize::from(self.region_end)]
+        self.header().region.of(self.context())
     }
 
     /// The `TenantContext` as it was received: the value of `x-tenant-context-bin` before base64.
-    pub fn context(&self) -> &Bytes {
-        &self.context
+    pub fn context(&self) -> &[u8] {
+        &self.0.slice
     }
 
     /// Whether it may use `product` at `now` (Unix seconds). A licence that ran out is `Inactive`, and so is a product
     /// that the tenant does not have. The second of `license_expires_at` is still licensed.
     pub fn product(&self, product: &str, now: u64) -> ProductState {
-        let mut begin = usize::from(self.region_end);
-        for held in &self.products {
-            let end = usize::from(held.name_end);
-            if &self.text[begin..end] == product {
-                return held.at(now);
-            }
-            begin = end;
-        }
-        ProductState::Inactive
+        let entries = self.fields(tag::PRODUCTS);
+        let products = entries.filter_map(|entry| Product::read(entry).ok());
+        // Of a map's entries with one key the last one counts.
+        let held = products.filter(|(name, _)| *name == product).last();
+        held.map_or(ProductState::Inactive, |(_, held)| held.at(now))
     }
 
     /// Its site host names.
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.hosts.iter().map(|host| &**host)
+        self.fields(tag::HOSTS).filter_map(|host| std::str::from_utf8(host).ok())
+    }
+
+    fn header(&self) -> &Header {
+        &self.0.header.header
+    }
+
+    fn fields(&self, tag: u32) -> impl Iterator<Item = &[u8]> {
+        let fields = Fields::of(self.context()).filter_map(Result::ok);
+        fields.filter(move |(of, _)| *of == tag).filter_map(|(_, field)| field.bytes())
+    }
+}
+
+impl PartialEq for Tenant {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision() == other.revision() && self.context() == other.context()
+    }
+}
+
+impl Eq for Tenant {}
+
+impl fmt::Debug for Tenant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tenant").field("id", &self.id()).field("revision", &self.revision()).finish_non_exhaustive()
+    }
+}
+
+impl Header {
+    fn read(raw: &[u8]) -> Result<Self, String> {
+        let mut header =
+            Header { revision: 0, id: Text::default(), region: Text::default(), status: Status::Suspended };
+        for field in Fields::of(raw) {
+            let (tag, field) = field?;
+            match tag {
+                tag::TENANT_ID => header.id = Text::read(field, "tenant_id")?,
+                tag::REVISION => header.revision = field.number().ok_or("revision is no number")?,
+                tag::STATUS => header.status = Status::read(field.number().ok_or("status is no number")?),
+                tag::HOSTS => drop(text(field, "hosts")?),
+                tag::REALM => drop(text(field, "realm")?),
+                tag::REGION => header.region = Text::read(field, "region")?,
+                tag::PRODUCTS => drop(Product::read(field.bytes().ok_or("products is no map")?)?),
+                _of_no_interest => {}
+            }
+        }
+        Ok(header)
+    }
+}
+
+impl Text {
+    fn read(field: Field<'_>, name: &str) -> Result<Self, String> {
+        text(field, name)?;
+        let Field::Bytes(bytes, start) = field else { return Err(format!("{name} is no text")) };
+        let number = |number: usize| u32::try_from(number).map_err(|_| format!("{name} is too far from the start"));
+        Ok(Text { start: number(start)?, length: number(bytes.len())? })
+    }
+
+    fn of(self, raw: &[u8]) -> &str {
+        let text = raw.get(self.start as usize..).and_then(|rest| rest.get(..self.length as usize));
+        text.and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
+impl Status {
+    fn read(number: u64) -> Self {
+        match proto::tenant_context::Status::try_from(number as i32) {
+            Ok(proto::tenant_context::Status::Active) => Status::Active,
+            Ok(proto::tenant_context::Status::Suspended | proto::tenant_context::Status::Unspecified) | Err(_) => {
+                Status::Suspended
+            }
+        }
     }
 }
 
 impl Product {
-    fn read(product: &proto::Product, name_end: u16) -> Self {
-        let state = match proto::product::State::try_from(product.state) {
-            Ok(proto::product::State::Active) => ProductState::Active,
-            Ok(proto::product::State::Suspended) => ProductState::Suspended,
-            Ok(proto::product::State::Inactive | proto::product::State::Unspecified) | Err(_) => ProductState::Inactive,
-        };
-        let licensed_until = product.license_expires_at.as_ref().map_or(i64::MAX, |at| at.seconds);
-        Product { name_end, state, licensed_until }
+    /// Reads an entry of `TenantContext.products`.
+    fn read(entry: &[u8]) -> Result<(&str, Self), String> {
+        let mut name = "";
+        let mut read = Product { state: ProductState::Inactive, licensed_until: i64::MAX };
+        for field in Fields::of(entry) {
+            match field? {
+                (tag::ENTRY_KEY, key) => name = text(key, "a product's name")?,
+                (tag::ENTRY_VALUE, Field::Bytes(product, _)) => read.take(product)?,
+                (tag::ENTRY_VALUE, Field::Number(_)) => return Err("a product is no message".to_owned()),
+                _of_no_interest => {}
+            }
+        }
+        Ok((name, read))
+    }
+
+    fn take(&mut self, product: &[u8]) -> Result<(), String> {
+        for field in Fields::of(product) {
+            match field? {
+                (tag::PRODUCT_STATE, Field::Number(number)) => {
+                    self.state = match proto::product::State::try_from(number as i32) {
+                        Ok(proto::product::State::Active) => ProductState::Active,
+                        Ok(proto::product::State::Suspended) => ProductState::Suspended,
+                        Ok(proto::product::State::Inactive | proto::product::State::Unspecified) | Err(_) => {
+                            ProductState::Inactive
+                        }
+                    };
+                }
+                (tag::PRODUCT_LICENSE_EXPIRES_AT, Field::Bytes(at, _)) => {
+                    // A message that is there without a field has the field's default.
+                    self.licensed_until = if self.licensed_until == i64::MAX { 0 } else { self.licensed_until };
+                    for field in Fields::of(at) {
+                        if let (tag::TIMESTAMP_SECONDS, Field::Number(seconds)) = field? {
+                            self.licensed_until = seconds as i64;
+                        }
+                    }
+                }
+                (tag::PRODUCT_STATE | tag::PRODUCT_LICENSE_EXPIRES_AT, _) => {
+                    return Err("a product's state or licence is of another type".to_owned());
+                }
+                _of_no_interest => {}
+            }
+        }
+        Ok(())
     }
 
     fn at(self, now: u64) -> ProductState {

@@ -1,6 +1,6 @@
 //! Tenant contexts as replicated into this sidecar, by id and by host.
 
-use std::{ops::Deref, sync::Arc};
+use std::ops::Deref;
 
 use bytes::Bytes;
 use replica::Replica;
@@ -9,11 +9,11 @@ use sidecar_core::{Lookup, Position, Tenants, Wanted, tenancy::Tenant};
 /// A replicated tenant context: what the decisions look at, with the bytes that the app is handed. It stays as it is
 /// while a call looks at it, whatever is replicated meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record(Arc<Tenant>);
+pub struct Record(Tenant);
 
 impl replica::Value for Record {
     fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        Tenant::decode_record(key, revision, Bytes::copy_from_slice(&raw)).map(Arc::new).map(Self)
+        Tenant::decode_record(key, revision, raw).map(Self)
     }
 
     fn key(&self) -> &str {

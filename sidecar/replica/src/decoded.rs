@@ -15,6 +15,11 @@ pub trait Decode: Sized + Send + Sync + 'static {
     /// # Errors
     /// As [`Value::decode`].
     fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String>;
+
+    /// As [`Value::aliases`].
+    fn aliases(&self) -> impl Iterator<Item = &str> {
+        std::iter::empty()
+    }
 }
 
 /// A decoded record, as a handle that is cheap to clone: key, revision, bytes and what was made of them, in one
@@ -60,6 +65,10 @@ impl<T: Decode> Value for Decoded<T> {
     fn raw(&self) -> &[u8] {
         &self.0.slice[self.0.header.header.key_end..]
     }
+
+    fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.0.header.header.value.aliases()
+    }
 }
 
 impl Decode for () {
@@ -87,3 +96,12 @@ impl<T: fmt::Debug> fmt::Debug for Decoded<T> {
         T::fmt(self, f)
     }
 }
+
+/// Two are equal when the same was received.
+impl<T: Decode> PartialEq for Decoded<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.key(), self.revision(), self.raw()) == (other.key(), other.revision(), other.raw())
+    }
+}
+
+impl<T: Decode> Eq for Decoded<T> {}

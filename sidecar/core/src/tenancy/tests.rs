@@ -1,4 +1,7 @@
+use bytes::Bytes;
 use pbjson_types::Timestamp;
+use proptest::prelude::*;
+use prost::Message as _;
 
 use super::*;
 
@@ -106,4 +109,73 @@ fn held_tenants_are_found_by_id_and_by_host() {
     assert_eq!(held.by_host("acme"), Lookup::Nobody);
     assert_eq!(Held::nothing_yet().position(), None);
     assert_eq!(Held::nothing_yet().get("acme"), Lookup::NotHeld);
+}
+
+fn contexts() -> impl Strategy<Value = proto::TenantContext> {
+    let states = (-1..5i32, prop::option::of(-5..5i64), "[a-z]{0,3}");
+    let product = states.prop_map(|(state, end, edition)| proto::Product {
+        state,
+        license_expires_at: end.map(|seconds| Timestamp { seconds, nanos: 7 }),
+        edition,
+        seats: 9,
+        features: vec!["a".to_owned(), "b".to_owned()],
+        shard: Some(proto::Shard { cluster: "c".to_owned(), ..Default::default() }),
+    });
+    let products = prop::collection::btree_map("[a-c]{0,2}", product, 0..4);
+    let hosts = prop::collection::vec("[a-z.]{0,9}", 0..4);
+    let texts = prop::collection::btree_map("[a-z]{1,3}", ".{0,5}", 0..3);
+    ("[a-z0-9]{1,4}", any::<u64>(), -1..5i32, hosts, "[a-zé]{0,5}", products, texts).prop_map(
+        |(tenant_id, revision, status, hosts, region, products, settings)| proto::TenantContext {
+            tenant_id,
+            revision,
+            status,
+            hosts,
+            region,
+            products: products.into_iter().collect(),
+            settings: settings.into_iter().collect(),
+            ..Default::default()
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_tenant_is_read_as_the_message_it_is(context in contexts(), now in 0..6u64) {
+        let tenant = Tenant::decode(raw(&context)).unwrap();
+        prop_assert_eq!((tenant.id(), tenant.region()), (context.tenant_id.as_str(), context.region.as_str()));
+        prop_assert_eq!(tenant.revision(), context.revision);
+        prop_assert_eq!(tenant.hosts().collect::<Vec<_>>(), context.hosts.iter().collect::<Vec<_>>());
+        let active = context.status() == proto::tenant_context::Status::Active;
+        prop_assert_eq!(tenant.status() == Status::Active, active);
+        use proto::product::State;
+        for (name, product) in &context.products {
+            let ran_out = product.license_expires_at.as_ref().is_some_and(|at| at.seconds < now as i64);
+            let expected = match product.state() {
+                State::Active if !ran_out => ProductState::Active,
+                State::Suspended => ProductState::Suspended,
+                State::Active | State::Inactive | State::Unspecified => ProductState::Inactive,
+            };
+            prop_assert_eq!(tenant.product(name, now), expected, "{}", name);
+        }
+    }
+
+    #[test]
+    fn damage_is_refused_where_the_message_would_be_or_does_no_harm(
+        context in contexts(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>()
+    ) {
+        let mut bytes = context.encode_to_vec();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
+        if let Ok(tenant) = Tenant::decode(&bytes) {
+            // What is read can be looked at, whatever it is.
+            let _ = (tenant.region(), tenant.hosts().count(), tenant.product("a", 1));
+            prop_assert!(TenantId::try_from(tenant.id()).is_ok());
+            if let Ok(message) = proto::TenantContext::decode(bytes.as_slice()) {
+                prop_assert_eq!((tenant.id(), tenant.region()), (&*message.tenant_id, &*message.region));
+                prop_assert_eq!(tenant.hosts().collect::<Vec<_>>(), message.hosts);
+            }
+        } else if let Ok(message) = proto::TenantContext::decode(bytes.as_slice()) {
+            prop_assert!(TenantId::try_from(message.tenant_id.as_str()).is_err(), "refused, though it is {message:?}");
+        }
+    }
 }

@@ -1,0 +1,86 @@
+//! Reading a message field by field where it lies, without building it: a sidecar may read a million of them at its start.
+
+use prost::{
+    bytes::Buf as _,
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+};
+
+/// A field's value. Those of other types than our messages have are passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field<'m> {
+    Number(u64),
+    /// A text or a message, and where it begins.
+    Bytes(&'m [u8], usize),
+}
+
+impl<'m> Field<'m> {
+    /// An enum's value; protobuf keeps its lower half, whatever was sent.
+    pub(super) fn number(self) -> Option<u64> {
+        match self {
+            Field::Number(number) => Some(number),
+            Field::Bytes(..) => None,
+        }
+    }
+
+    pub(super) fn bytes(self) -> Option<&'m [u8]> {
+        match self {
+            Field::Bytes(bytes, _) => Some(bytes),
+            Field::Number(_) => None,
+        }
+    }
+}
+
+/// The fields of a message in the order in which they came; ends after the first that is broken.
+pub(super) struct Fields<'m> {
+    message: &'m [u8],
+    rest: &'m [u8],
+}
+
+impl<'m> Fields<'m> {
+    pub(super) fn of(message: &'m [u8]) -> Self {
+        Self { message, rest: message }
+    }
+
+    fn read(&mut self) -> Result<Option<(u32, Field<'m>)>, String> {
+        let broken = |error: prost::DecodeError| error.to_string();
+        while !self.rest.is_empty() {
+            let (tag, wire_type) = decode_key(&mut self.rest).map_err(broken)?;
+            match wire_type {
+                WireType::Varint => {
+                    let number = decode_varint(&mut self.rest).map_err(broken)?;
+                    return Ok(Some((tag, Field::Number(number))));
+                }
+                WireType::LengthDelimited => {
+                    let length = decode_varint(&mut self.rest).map_err(broken)?;
+                    let length = usize::try_from(length).unwrap_or(usize::MAX);
+                    let start = self.message.len() - self.rest.len();
+                    let bytes = self.rest.get(..length).ok_or_else(|| format!("field {tag} is cut off"))?;
+                    self.rest.advance(length);
+                    return Ok(Some((tag, Field::Bytes(bytes, start))));
+                }
+                WireType::StartGroup | WireType::EndGroup | WireType::SixtyFourBit | WireType::ThirtyTwoBit => {
+                    skip_field(wire_type, tag, &mut self.rest, DecodeContext::default()).map_err(broken)?;
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<'m> Iterator for Fields<'m> {
+    type Item = Result<(u32, Field<'m>), String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let read = self.read().transpose();
+        if matches!(read, Some(Err(_))) {
+            self.rest = &[];
+        }
+        read
+    }
+}
+
+/// A field that must be text.
+pub(super) fn text<'m>(field: Field<'m>, name: &str) -> Result<&'m str, String> {
+    let bytes = field.bytes().ok_or_else(|| format!("{name} is no text"))?;
+    std::str::from_utf8(bytes).map_err(|_| format!("{name} is no text"))
+}
