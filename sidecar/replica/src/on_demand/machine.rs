@@ -5,7 +5,6 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,9 +24,6 @@ use crate::{
     guard::{Guarding, Now},
 };
 
-/// Deletions count together for this long.
-const WINDOW: Duration = Duration::from_secs(60);
-
 /// Why a stream cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Break {
@@ -42,8 +38,6 @@ pub(crate) struct Machine<V> {
     writer: Writer<V>,
     coverage: Coverage,
     guard: Guarding,
-    /// Deletions of what was held, within the last minute.
-    deleted: VecDeque<(Duration, u64)>,
     /// The parent's name for what it shows to this follower.
     view: String,
     streams: Vec<Stream>,
@@ -118,7 +112,6 @@ impl<V: Value> Machine<V> {
             writer: Writer::new(capacity),
             coverage: Coverage::new(parents),
             guard: Guarding::new(Guard::of(kind)),
-            deleted: VecDeque::new(),
             view: String::new(),
             streams: (0..parents).map(|_| Stream::default()).collect(),
             recent: VecDeque::new(),
@@ -280,20 +273,10 @@ impl<V: Value> Machine<V> {
     fn guarded(&mut self, delta: &Delta, now: Now) -> Result<(), String> {
         let deletions: Vec<&str> =
             delta.changes.iter().filter(|change| change.value.is_none()).map(|change| change.key.as_str()).collect();
-        if deletions.is_empty() {
-            return Ok(());
-        }
-        while self.deleted.front().is_some_and(|(at, _)| now.elapsed.saturating_sub(*at) > WINDOW) {
-            self.deleted.pop_front();
-        }
         let held = deletions.iter().filter(|key| self.writer.held(key).is_some()).count() as u64;
-        let (records, before) = (self.store().len() as u64, self.deleted.iter().map(|(_, count)| *count).sum::<u64>());
-        let there = |canary: &str| !deletions.contains(&canary);
-        let checked = self.guard.snapshot(records + before, records.saturating_sub(held), now, there);
-        match &checked {
-            Ok(()) => self.deleted.push_back((now.elapsed, held)),
-            Err(_) => self.guard_refusals += 1,
-        }
+        let records = self.store().len() as u64;
+        let checked = self.guard.delta(records, records.saturating_sub(held), now, deletions.into_iter());
+        self.guard_refusals += u64::from(checked.is_err());
         checked
     }
 
@@ -411,7 +394,7 @@ impl<V: Value> Machine<V> {
         now: Now,
     ) -> Result<Vec<Answer<V>>, String> {
         let at = answer.position.map(Position::from).unwrap_or_default();
-        let aliases: HashMap<String, String> = answer.aliases.into_iter().collect();
+        let aliases = answer.aliases;
         let records: HashMap<String, Result<V, String>> = answer.records.into_iter().map(decode).collect();
         let newer: Vec<_> = self.recent.iter().filter(|(changed, ..)| *changed > at).cloned().collect();
         self.close(question.number);
@@ -507,7 +490,7 @@ impl<V: Value> Machine<V> {
 fn settle<V: Value>(
     name: &Name,
     records: &HashMap<String, Result<V, String>>,
-    aliases: &HashMap<String, String>,
+    aliases: &BTreeMap<String, String>,
     newer: &[(Position, Box<str>, Option<V>)],
 ) -> Option<Option<V>> {
     let key = match name {
@@ -553,6 +536,3 @@ fn ack(position: Position) -> FollowRequest {
 fn nack(position: Position, error: String) -> FollowRequest {
     FollowRequest { request: Some(Request::Nack(Nack { position: Some(position.into()), error })) }
 }
-
-#[cfg(test)]
-mod tests;
