@@ -11,7 +11,7 @@ PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-long lint bench doc ci deps
+.PHONY: help demo up test test-long lint bench bench-tcs doc ci deps
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ lint: ## Formatting and lints; warnings are errors
 bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap, issuing
 	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica -p mesh-identity -p identity --bench decisions --bench token --bench lookup --bench repository --bench issue
 	$(CARGO) run --release --manifest-path integration/peers/asap-bench/Cargo.toml --target-dir target/peers
+
+bench-tcs: redis ## A million tenants and 10,800 followers: look-ups, memory, propagation; prints a table and JSON, minutes
+	$(CARGO) bench -p integration --bench tcs
 
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
@@ -70,6 +73,16 @@ $(NODE)/installed: $(NODE_FILES)
 	cp $(NODE_FILES) $(NODE)
 	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
+
+# What bench-tcs compares look-ups with.
+.PHONY: redis
+redis:
+	@command -v redis-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends redis-server; \
+	  else \
+	    echo "the benchmark compares with Redis: install the package redis-server, then run make again" >&2; exit 1; \
+	  fi; }
 
 # A workspace of its own: the crate `asap` brings other cryptography than Tenon's.
 $(PEER): $(PEER_CRATE)/Cargo.toml $(PEER_CRATE)/Cargo.lock $(PEER_CRATE)/src/main.rs

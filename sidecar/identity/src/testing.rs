@@ -116,6 +116,11 @@ impl Ca {
         Self { trust_domain: trust_domain(domain), root, below: Vec::new(), issuer }
     }
 
+    /// Its key as [`Ca::from_parts`] takes it.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// Its trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -30,5 +30,5 @@ mod outside;
 mod pool;
 mod pump;
 mod refuse;
-mod tenants;
+pub mod tenants;
 mod worker;
