@@ -18,9 +18,9 @@ pub use crate::{
     compile::{Records, compile},
     folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
-        Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, Instance, LocalMesh,
-        Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule, Service, TcsAddress,
-        TenantCondition, TestCall, TestTransaction,
+        Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HeldTenants,
+        Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule,
+        Service, TcsAddress, TenantCondition, TestCall, TestTransaction,
     },
     parse::parse,
     problem::{Problem, Problems},

@@ -285,6 +285,18 @@ pub struct Instance {
     pub inbound: SocketAddr,
     /// The admin listener.
     pub admin: SocketAddr,
+    /// Which tenants its sidecar holds.
+    pub tenants: HeldTenants,
+}
+
+/// Which tenants a sidecar holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeldTenants {
+    /// All of them.
+    #[default]
+    Full,
+    /// Those that were asked for lately.
+    OnDemand,
 }
 
 /// The listener for an app's own calls: plaintext, so never beyond the machine.

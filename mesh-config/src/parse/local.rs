@@ -10,7 +10,7 @@ use super::{
     document::{or_default, region_name, service_name},
 };
 use crate::{
-    mesh::{ControlPlaneAddresses, Instance, LocalMesh, Outbound, TcsAddress},
+    mesh::{ControlPlaneAddresses, HeldTenants, Instance, LocalMesh, Outbound, TcsAddress},
     names::short,
     yaml::{At, Node, Reader, Value},
 };
@@ -107,7 +107,8 @@ fn tcs(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken, what: String) ->
     Some(read)
 }
 
-pub(super) const INSTANCE: &[&str] = &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin"];
+pub(super) const INSTANCE: &[&str] =
+    &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin", "tenants"];
 
 fn instance(
     reader: &mut Reader<'_>,
@@ -141,6 +142,8 @@ fn instance(
         taken.take(reader, at(name), read, named(name));
         Some(read)
     });
+    let modes = [("full", HeldTenants::Full), ("on-demand", HeldTenants::OnDemand)];
+    let tenants = or_default(reader, fields, "tenants", HeldTenants::Full, |reader, node| reader.choice(node, &modes));
     Some(Instance {
         service: service?,
         region: region?,
@@ -150,6 +153,7 @@ fn instance(
         outbound: outbound?,
         inbound: inbound?,
         admin: admin?,
+        tenants: tenants?,
     })
 }
 

@@ -364,6 +364,11 @@ m.yaml:5:89: address 127.0.0.1:15020 is taken by the default of the control plan
             r#"m.yaml:6:18: unknown field "tsc" in the addresses of the control plane (did you mean "tcs"?), expected identity, keyRepository, tcs, policy or dashboard"#,
         ),
         (
+            "tenants that are held in no known way",
+            local("[{service: wiki, region: us-east, tenants: ondemand}]"),
+            r#"m.yaml:5:57: found text "ondemand" (did you mean "on-demand"?), expected full or on-demand"#,
+        ),
+        (
             "one TCS twice",
             tcs("[127.0.0.1:1, {address: 127.0.0.1:1, zone: b}]"),
             r#"m.yaml:6:47: address 127.0.0.1:1 is taken by number 1 of the control plane's tcs, expected one of its own"#,

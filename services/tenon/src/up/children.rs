@@ -8,7 +8,7 @@ use std::{
 };
 
 use journal::Store;
-use mesh_config::{Instance, LocalMesh, Mesh, Records, TcsAddress, compile, names::ServiceName};
+use mesh_config::{HeldTenants, Instance, LocalMesh, Mesh, Records, TcsAddress, compile, names::ServiceName};
 
 use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
@@ -278,6 +278,9 @@ impl Maker<'_> {
                 Some(zone) => line.flag("--tcs", format_args!("{zone}={address}")),
                 None => line.flag("--tcs", address),
             };
+        }
+        if instance.tenants == HeldTenants::OnDemand {
+            line = line.flag("--tenants", "on-demand");
         }
         line.flag("--policy", addresses.policy)
             .flag("--trust-bundle-sha256", self.around.pin)

@@ -31,6 +31,7 @@ spec:
       zone: b
       outbound: unix:/run/media.sock
       inbound: 127.0.0.1:15306
+      tenants: on-demand
       admin: 127.0.0.1:15300
 ";
 
@@ -83,7 +84,7 @@ fn a_second_instance_in_a_region_gets_a_name_of_its_own() {
     assert_eq!(plan.sidecars[1].spec.name, "media-us-east-2");
     let line = line(&plan.sidecars[1]);
     assert!(line.contains("--zone b ") && line.contains("--outbound unix:/run/media.sock"), "{line}");
-    assert!(!line.contains("--app"), "{line}");
+    assert!(!line.contains("--app") && line.contains("--tenants on-demand"), "{line}");
 }
 
 #[test]
