@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use async_nats::{Client, ConnectOptions, jetstream};
+use async_nats::{
+    Client, ConnectOptions,
+    jetstream::{self, ErrorCode, context::GetStreamErrorKind},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -233,7 +236,9 @@ async fn answers(port: u16) -> bool {
     let Ok(client) = options.connect(format!("nats://127.0.0.1:{port}")).await else { return false };
     let mut context = jetstream::new(client);
     context.set_timeout(Duration::from_millis(500));
-    context.query_account().await.is_ok()
+    // The leader of all of them tells that there is no such stream.
+    let found = context.get_stream("none").await.map_err(|error| error.kind());
+    matches!(found, Err(GetStreamErrorKind::JetStream(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// `nats-server` of the search path, or where Debian puts it, which is not on everybody's.

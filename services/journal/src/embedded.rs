@@ -268,7 +268,15 @@ struct Tailing {
 
 impl Tailing {
     async fn next(&mut self) -> Result<Vec<Entry>, TailError> {
-        if !self.same_history || self.revision > *self.heads.borrow() {
+        if !self.same_history {
+            return Err(TailError::Compacted);
+        }
+        let (store, names) = (Arc::clone(&self.store), Arc::clone(&self.names));
+        // What was read may be ahead of what was announced: a write is there a moment before its writer says so.
+        if self.revision > *self.heads.borrow()
+            && self.revision
+                > blocking(move || store.read(|database| names.head(database))).await.map_err(ReadError::from)?
+        {
             return Err(TailError::Compacted);
         }
         let after = self.revision;

@@ -52,7 +52,8 @@ impl Subject {
         let link = Link { hub: Arc::clone(hub), service: service.clone(), faults: Arc::clone(&faults) };
         let shutdown = CancellationToken::new();
         let told = Told::default();
-        let follow = Follow { kind: KIND, instance: service.clone(), parents: vec![link], state_dir: Some(dir.clone()) };
+        let follow =
+            Follow { kind: KIND, instance: service.clone(), parents: vec![link], state_dir: Some(dir.clone()) };
         let (replica, task) = follow.start_guarded(Guard::OFF, observer(Arc::clone(&told)), shutdown.clone());
         Self { service, dir, faults, replica, told, task, shutdown, reached: None }
     }

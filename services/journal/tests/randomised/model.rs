@@ -105,7 +105,7 @@ impl Model {
     }
 
     /// A reader at `position` sees the version of that position or a later one, whole.
-    pub fn check_not_older(&self, views: &[&str], position: Position, key: &str, seen: Option<(u64, &Bytes)>) {
+    pub fn check_not_older(&self, views: &[&str], position: Position, key: &str, seen: Option<(u64, &[u8])>) {
         let versions = &self.written[&position.epoch][key];
         let current = versions.partition_point(|(revision, _)| *revision <= position.revision);
         // The version of the position, if there was one, and all later ones.
@@ -115,7 +115,7 @@ impl Model {
             match seen {
                 None => current == 0 || allowed.iter().any(|(_, value)| shown(value).is_none()),
                 Some((revision, raw)) => {
-                    allowed.iter().any(|(allowed, value)| *allowed == revision && shown(value).as_ref() == Some(raw))
+                    allowed.iter().any(|(allowed, value)| *allowed == revision && shown(value).as_deref() == Some(raw))
                 }
             }
         });
