@@ -1,31 +1,52 @@
 //! Turns a journal into views and serves each view to its followers.
 
+mod base;
+mod bells;
+mod feed;
+mod fetch;
 mod follower;
 mod followers;
+mod frozen;
+mod message;
+mod ring;
+mod rules;
 mod view;
 
 use std::{
     collections::HashMap,
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use mesh_identity::Peer;
-use tenon_proto::replication::v1::{FollowRequest, GuardRules, KindStatus, Start};
+use tenon_proto::replication::v1::{FollowRequest, GuardRules, KindStatus, Mode, Start};
 use tokio::{
     sync::{Semaphore, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use crate::{Entry, Position, ReadError, Source, TailError};
+use crate::{Position, Source};
+use base::Base;
 use followers::Followers;
+use frozen::Frozen;
+use rules::Rules;
 use view::View;
+
+pub(crate) use message::FRAME;
+
+/// How long a follower waits for the source to be read for the first time.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A view of so few records is made where it is wanted.
+const FEW_RECORDS: usize = 256;
 
 /// Encoded `FollowResponse` messages, as long as the follower is served.
 pub type FollowStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
@@ -44,6 +65,16 @@ pub trait Views: Send + Sync + 'static {
 
     /// What `view` shows of a record; absent: nothing, as if there were none.
     fn project(&self, view: &ViewName, key: &str, value: &Bytes) -> Option<Bytes>;
+
+    /// Whether a key is the store's own: no view shows it, and it is not counted.
+    fn hides(&self, _key: &str) -> bool {
+        false
+    }
+
+    /// Other names of a record, by which it can be fetched. The same for all views.
+    fn aliases<'v>(&self, _value: &'v [u8]) -> Vec<&'v str> {
+        Vec::new()
+    }
 }
 
 /// One view of all records for everyone.
@@ -63,9 +94,9 @@ impl Views for Everything {
 /// Bounds of a publisher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Changes that a view keeps for followers that are behind. Who is further behind gets a snapshot.
+    /// Changes that are kept for followers that are behind. Who is further behind gets a snapshot.
     pub ring_changes: usize,
-    /// Bytes of encoded changes that a view keeps at most; one change is always kept.
+    /// Bytes that those changes keep at most; one change is always kept.
     pub ring_bytes: usize,
     /// Snapshots that are sent at the same time.
     pub snapshots: usize,
@@ -106,17 +137,27 @@ pub(crate) struct Inner {
     settings: Settings,
     /// What the operator allows; absent: anything.
     guard: Option<watch::Receiver<GuardRules>>,
+    /// The records; absent before the source was first read.
+    base: Mutex<Option<Base>>,
     /// Views with followers, and those that had some lately.
     active: Mutex<HashMap<ViewName, Active>>,
-    /// Held while changes go into the views, so that none is missed by a view that is being added.
+    /// Held while changes go into the base and the views: who holds it sees them at one position.
     feeding: tokio::sync::Mutex<()>,
-    /// Up to where the views have been fed; absent before the journal was first asked.
+    /// Held while other names are indexed.
+    indexing: tokio::sync::Mutex<()>,
+    /// Up to where base and views have been fed; absent before the source was first read.
     head: watch::Sender<Option<Position>>,
     /// Counts the times that the implementor of [`Views`] changed its mind.
-    refreshed: watch::Sender<u64>,
+    refreshed: AtomicU64,
+    /// The guard's rules for followers.
+    rules: Rules,
+    /// What an operator should look at, while it lasts.
+    alarm: Mutex<Option<String>>,
     followers: Arc<Followers>,
     snapshots: Arc<Semaphore>,
     shutdown: CancellationToken,
+    /// Whether all streams end now.
+    ended: AtomicBool,
 }
 
 struct Active {
@@ -155,21 +196,30 @@ impl Publisher {
         guard: Option<watch::Receiver<GuardRules>>,
         shutdown: CancellationToken,
     ) -> Self {
+        let rules = Rules::default();
+        if let Some(guard) = &guard {
+            rules.set(guard.borrow().clone());
+        }
         let inner = Arc::new(Inner {
             kind,
             source: Arc::new(source),
             views,
             settings,
             guard,
+            base: Mutex::default(),
             active: Mutex::default(),
             feeding: tokio::sync::Mutex::default(),
+            indexing: tokio::sync::Mutex::default(),
             head: watch::Sender::new(None),
-            refreshed: watch::Sender::new(0),
+            refreshed: AtomicU64::new(0),
+            rules,
+            alarm: Mutex::default(),
             followers: Arc::default(),
             snapshots: Arc::new(Semaphore::new(settings.snapshots)),
             shutdown,
+            ended: AtomicBool::new(false),
         });
-        tokio::spawn(Arc::clone(&inner).run());
+        tokio::spawn(feed::run(Arc::clone(&inner)));
         Self { inner }
     }
 
@@ -180,7 +230,8 @@ impl Publisher {
 
     /// Asks [`Views::view`] again for every follower; who has another view now, or none, loses its stream and reconnects.
     pub fn refresh_views(&self) {
-        self.inner.refreshed.send_modify(|count| *count += 1);
+        self.inner.refreshed.fetch_add(1, Ordering::AcqRel);
+        self.inner.ring_all();
     }
 
     /// Serves one follower. `requests` are what it sends after `start`.
@@ -193,18 +244,35 @@ impl Publisher {
         start: Start,
         requests: impl Stream<Item = Result<FollowRequest, Status>> + Send + 'static,
     ) -> Result<FollowStream, Status> {
+        let framed = self.follow_framed(peer, start, requests).await?;
+        Ok(Box::pin(framed.map(|message| message.map(|message| message.slice(FRAME..)))))
+    }
+
+    /// As [`Publisher::follow`], each message with what gRPC puts before it.
+    pub(crate) async fn follow_framed(
+        &self,
+        peer: Peer,
+        start: Start,
+        requests: impl Stream<Item = Result<FollowRequest, Status>> + Send + 'static,
+    ) -> Result<FollowStream, Status> {
+        if start.mode() == Mode::Unspecified {
+            return Err(Status::invalid_argument("a follower says whether it holds the full map or asks on demand"));
+        }
         // Before the view is asked for, so that no change of it is missed.
-        let refreshed = self.inner.refreshed.subscribe();
+        let refreshed = self.inner.refreshed.load(Ordering::Acquire);
         let name = self.inner.views.view(&peer)?;
         let view = tokio::select! {
-            view = self.inner.view(name) => view,
+            view = self.inner.view(name) => view?,
             () = self.inner.shutdown.cancelled() => return Err(shutting_down()),
         };
-        let view = view.map_err(|error| {
-            tracing::warn!(kind = self.inner.kind, %error, "a view cannot be made");
-            Status::unavailable("the store cannot be read now: try again")
-        })?;
         Ok(follower::serve(Arc::clone(&self.inner), view, peer, start, refreshed, Box::pin(requests)))
+    }
+
+    /// Whether something is wrong that an operator should look at: a revision that the guard refuses, a source that cannot
+    /// be read. The last good state is served on meanwhile.
+    #[must_use]
+    pub fn alarm(&self) -> Option<String> {
+        self.inner.alarm.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How far each connected instance has come: the position that it has acknowledged, by its SPIFFE ID and the name
@@ -216,48 +284,50 @@ impl Publisher {
     }
 
     /// Who follows and how far each has come.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn status(&self) -> Result<KindStatus, ReadError> {
-        Ok(KindStatus {
+    #[must_use]
+    pub fn status(&self) -> KindStatus {
+        let of_base = self.inner.base().as_ref().map(|base| (base.position(), base.records()));
+        KindStatus {
             kind: self.inner.kind.to_owned(),
-            head: self.inner.source.head().await?.map(Into::into),
-            records: self.inner.source.snapshot().await?.records.len() as u64,
+            head: of_base.map(|(position, _)| position.into()),
+            records: of_base.map_or(0, |(_, records)| records),
             followers: self.inner.followers.list(),
-            alarms: Vec::new(),
-            guard_rules: None,
-        })
+            alarms: self.alarm().into_iter().collect(),
+            guard_rules: self.inner.rules.get(),
+        }
     }
 }
 
 impl Inner {
     /// The view of that name, made at its first follower.
-    async fn view(&self, name: ViewName) -> Result<Arc<View>, TailError> {
-        if let Some(view) = self.present(&name) {
-            return Ok(view);
+    async fn view(self: &Arc<Self>, name: ViewName) -> Result<Arc<View>, Status> {
+        let mut head = self.head.subscribe();
+        if timeout(PATIENCE, head.wait_for(Option::is_some)).await.is_err() {
+            return Err(Status::unavailable("nothing can be served here yet: try again"));
         }
-        // What the feeder has passed before it first looked is in the snapshot.
-        let _ = self.head.subscribe().wait_for(Option::is_some).await;
-        let snapshot = self.source.snapshot().await?;
-        let position = snapshot.position;
-        let (views, settings, of) = (Arc::clone(&self.views), self.settings, Arc::clone(&name));
-        let made = tokio::task::spawn_blocking(move || View::new(of, snapshot, &*views, settings)).await;
-        let Ok(view) = made else { return Err(TailError::Compacted) };
-
-        let _paused = self.feeding.lock().await;
-        if let Some(view) = self.present(&name) {
-            return Ok(view); // Another follower was faster.
+        loop {
+            if let Some(view) = self.present(&name) {
+                view.ready().await;
+                return Ok(view);
+            }
+            let _paused = self.feeding.lock().await;
+            if self.present(&name).is_some() {
+                continue; // Another follower was faster.
+            }
+            let (frozen, ring) = match self.base().as_ref() {
+                Some(base) => (base.freeze(), Arc::clone(base.ring())),
+                None => return Err(Status::unavailable("nothing can be served here yet: try again")),
+            };
+            let view = Arc::new(View::new(Arc::clone(&name), frozen.position, ring));
+            self.active().insert(Arc::clone(&name), Active { view: Arc::clone(&view), idle: None });
+            let views = Arc::clone(&self.views);
+            if frozen.records() <= FEW_RECORDS {
+                view.build(&frozen, &*views);
+            } else {
+                // It is made also when this follower goes away: others may want it.
+                drop(tokio::task::spawn_blocking(move || view.build(&frozen, &*views)));
+            }
         }
-        let fed = self.head.borrow().unwrap_or(position);
-        let mut tail = self.source.tail(position);
-        while view.revision() < fed.revision {
-            let batch = tail.next().await.unwrap_or(Err(TailError::Compacted))?;
-            view.apply(&batch.entries, &*self.views);
-        }
-        let view = Arc::new(view);
-        self.active().insert(name, Active { view: Arc::clone(&view), idle: None });
-        Ok(view)
     }
 
     fn present(&self, name: &ViewName) -> Option<Arc<View>> {
@@ -267,71 +337,14 @@ impl Inner {
         })
     }
 
-    fn active(&self) -> MutexGuard<'_, HashMap<ViewName, Active>> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Feeds the views until the shutdown, through whatever happens to the store.
-    async fn run(self: Arc<Self>) {
-        let shutdown = self.shutdown.clone();
-        let feed = async {
-            loop {
-                let error = self.feed().await;
-                if let TailError::Read(error) = &error {
-                    tracing::warn!(kind = self.kind, error = %error.0, "the store cannot be read: followers keep what they have");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                } else {
-                    // Another history, or further than the log goes back: all start again from a snapshot.
-                    let _paused = self.feeding.lock().await;
-                    for (_, active) in self.active().drain() {
-                        active.view.close();
-                    }
-                    self.head.send_replace(None);
-                }
-            }
-        };
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = feed => {}
+    /// A snapshot of `view` at its head. None when there is nothing to be had any more.
+    async fn freeze(&self, view: &View) -> Option<Arc<Frozen>> {
+        let _paused = self.feeding.lock().await;
+        if view.is_closed() {
+            return None;
         }
-        for (_, active) in self.active().drain() {
-            active.view.close();
-        }
-    }
-
-    async fn feed(&self) -> TailError {
-        let known = *self.head.borrow();
-        let from = match known {
-            Some(position) => position,
-            None => match self.source.head().await {
-                Ok(position) => position.unwrap_or_default(),
-                Err(error) => return error.into(),
-            },
-        };
-        self.head.send_replace(Some(from));
-        let mut tail = self.source.tail(from);
-        let mut sweep = tokio::time::interval(self.settings.idle_view.max(Duration::from_millis(10)) / 4);
-        loop {
-            tokio::select! {
-                batch = tail.next() => match batch.unwrap_or(Err(TailError::Compacted)) {
-                    Ok(batch) => self.take(from.epoch, &batch.entries).await,
-                    Err(error) => return error,
-                },
-                _ = sweep.tick() => self.sweep(),
-            }
-        }
-    }
-
-    async fn take(&self, epoch: u64, entries: &[Entry]) {
-        let _alone = self.feeding.lock().await;
-        let views: Vec<_> = self.active().values().map(|active| Arc::clone(&active.view)).collect();
-        for view in views {
-            view.apply(entries, &*self.views);
-            tokio::task::yield_now().await;
-        }
-        if let Some(last) = entries.last() {
-            self.head.send_replace(Some(Position::new(epoch, last.revision)));
-        }
+        let base = self.base().as_ref().map(Base::freeze)?;
+        view.freeze(base)
     }
 
     /// Drops views that nobody has followed for a while.
@@ -345,6 +358,30 @@ impl Inner {
             }
             now.duration_since(*active.idle.get_or_insert(now)) < self.settings.idle_view
         });
+    }
+
+    fn ring_all(&self) {
+        self.active().values().for_each(|active| active.view.bells.ring_now());
+    }
+
+    fn close_views(&self) {
+        for (_, active) in self.active().drain() {
+            active.view.close();
+            active.view.bells.ring_now();
+        }
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.close_views();
+    }
+
+    fn base(&self) -> MutexGuard<'_, Option<Base>> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self) -> MutexGuard<'_, HashMap<ViewName, Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

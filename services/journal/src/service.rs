@@ -1,5 +1,7 @@
 //! The gRPC service over all publishers of a process.
 
+mod body;
+
 use std::{
     convert::Infallible,
     marker::PhantomData,
@@ -15,27 +17,34 @@ use mesh_identity::{
     grpc::{Rpc, Who},
 };
 use prost::Message;
-use tenon_proto::replication::v1::{FollowRequest, Mode, StatusRequest, StatusResponse, follow_request::Request};
+use tenon_proto::replication::v1::{
+    FetchRequest, FetchResponse, StatusRequest, StatusResponse, follow_request::Request,
+};
 use tonic::{
-    Status, Streaming,
+    Status,
     body::Body,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{BoxFuture, Service, http},
-    server::{Grpc, NamedService, StreamingService, UnaryService},
+    server::{Grpc, NamedService, UnaryService},
 };
 
-use crate::{FollowStream, Publisher};
+use crate::Publisher;
+use body::{Requests, Responses};
 
 const NAME: &str = "tenon.replication.v1.Replication";
 const FOLLOW: &str = "/tenon.replication.v1.Replication/Follow";
+const FETCH: &str = "/tenon.replication.v1.Replication/Fetch";
 const STATUS: &str = "/tenon.replication.v1.Replication/Status";
 
 /// How long a follower may take to say what it wants.
 const OPENING: Duration = Duration::from_secs(10);
 
 /// Who may call what of this service: the rows for the authorization table of a control-plane server.
-pub const REPLICATION_AUTHORIZATION: &[Rpc] =
-    &[Rpc { path: FOLLOW, who: Who::ServicesAndOperators }, Rpc { path: STATUS, who: Who::Operators }];
+pub const REPLICATION_AUTHORIZATION: &[Rpc] = &[
+    Rpc { path: FOLLOW, who: Who::ServicesAndOperators },
+    Rpc { path: FETCH, who: Who::ServicesAndOperators },
+    Rpc { path: STATUS, who: Who::Operators },
+];
 
 /// `tenon.replication.v1.Replication` over some publishers. Expects the [`Peer`] in the extensions of each request.
 #[derive(Clone, Debug)]
@@ -55,10 +64,10 @@ impl ReplicationService {
         ReplicationServer { inner: self }
     }
 
-    async fn follow(&self, request: tonic::Request<Streaming<FollowRequest>>) -> Result<FollowStream, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let peer = peer.ok_or_else(|| Status::unauthenticated("who follows is not known: call over mTLS"))?;
-        let mut requests = request.into_inner();
+    async fn follow(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let peer = peer(&head.extensions)?;
+        let mut requests = Requests::new(body);
         let first = match tokio::time::timeout(OPENING, requests.next()).await {
             Ok(Some(first)) => first?,
             Ok(None) => return Err(Status::invalid_argument("the first request must be start")),
@@ -67,23 +76,22 @@ impl ReplicationService {
         let Some(Request::Start(start)) = first.request else {
             return Err(Status::invalid_argument("the first request must be start"));
         };
-        if start.mode() != Mode::Full {
-            return Err(Status::unimplemented("this server knows the full mode only"));
-        }
         let publisher = self.publisher(&start.kind)?;
-        publisher.follow(peer, start, requests).await
+        publisher.follow_framed(peer, start, requests).await.map(Responses::answer)
     }
 
-    async fn status(&self, request: StatusRequest) -> Result<StatusResponse, Status> {
+    async fn fetch(&self, request: tonic::Request<FetchRequest>) -> Result<FetchResponse, Status> {
+        let peer = peer(request.extensions())?;
+        let request = request.into_inner();
+        self.publisher(&request.kind)?.fetch(&peer, request).await
+    }
+
+    fn status(&self, request: &StatusRequest) -> Result<StatusResponse, Status> {
         if !request.kind.is_empty() {
             self.publisher(&request.kind)?;
         }
-        let mut kinds = Vec::new();
-        for publisher in self.publishers.iter().filter(|it| request.kind.is_empty() || it.kind() == request.kind) {
-            let status = publisher.status().await;
-            kinds.push(status.map_err(|_| Status::unavailable("the store cannot be read now: try again"))?);
-        }
-        Ok(StatusResponse { kinds })
+        let asked = self.publishers.iter().filter(|it| request.kind.is_empty() || it.kind() == request.kind);
+        Ok(StatusResponse { kinds: asked.map(Publisher::status).collect() })
     }
 
     fn publisher(&self, kind: &str) -> Result<&Publisher, Status> {
@@ -93,6 +101,11 @@ impl ReplicationService {
             Status::not_found(format!("this server publishes {}, not {kind:?}", kinds.join(", ")))
         })
     }
+}
+
+fn peer(extensions: &http::Extensions) -> Result<Peer, Status> {
+    let peer = extensions.get::<Peer>().cloned();
+    peer.ok_or_else(|| Status::unauthenticated("who follows is not known: call over mTLS"))
 }
 
 /// The tower service. Unlike the generated one it sends messages that are encoded already: a delta is encoded once, not
@@ -119,7 +132,8 @@ impl Service<http::Request<Body>> for ReplicationServer<ReplicationService> {
         let service = self.inner.clone();
         Box::pin(async move {
             Ok(match request.uri().path() {
-                FOLLOW => Grpc::new(Encoded::default()).streaming(Follow(service), request).await,
+                FOLLOW => service.follow(request).await.unwrap_or_else(Status::into_http),
+                FETCH => Grpc::new(Encoded::default()).unary(Fetch(service), request).await,
                 STATUS => Grpc::new(Encoded::default()).unary(GetStatus(service), request).await,
                 _ => Status::unimplemented("no such method").into_http(),
             })
@@ -127,16 +141,18 @@ impl Service<http::Request<Body>> for ReplicationServer<ReplicationService> {
     }
 }
 
-struct Follow(ReplicationService);
+struct Fetch(ReplicationService);
 
-impl StreamingService<FollowRequest> for Follow {
+impl UnaryService<FetchRequest> for Fetch {
     type Response = Bytes;
-    type ResponseStream = FollowStream;
-    type Future = BoxFuture<tonic::Response<FollowStream>, Status>;
+    type Future = BoxFuture<tonic::Response<Bytes>, Status>;
 
-    fn call(&mut self, request: tonic::Request<Streaming<FollowRequest>>) -> Self::Future {
+    fn call(&mut self, request: tonic::Request<FetchRequest>) -> Self::Future {
         let service = self.0.clone();
-        Box::pin(async move { service.follow(request).await.map(tonic::Response::new) })
+        Box::pin(async move {
+            let response = service.fetch(request).await?;
+            Ok(tonic::Response::new(response.encode_to_vec().into()))
+        })
     }
 }
 
@@ -149,7 +165,7 @@ impl UnaryService<StatusRequest> for GetStatus {
     fn call(&mut self, request: tonic::Request<StatusRequest>) -> Self::Future {
         let service = self.0.clone();
         Box::pin(async move {
-            let response = service.status(request.into_inner()).await?;
+            let response = service.status(&request.into_inner())?;
             Ok(tonic::Response::new(response.encode_to_vec().into()))
         })
     }

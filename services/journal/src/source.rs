@@ -35,8 +35,10 @@ pub type Batches = Pin<Box<dyn Stream<Item = Result<Batch, TailError>> + Send>>;
 /// The next changes of a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// In the order of their revisions; of several changes of one key the last is enough.
+    /// In the order of their revisions.
     pub entries: Vec<Entry>,
+    /// Of several changes of one key only the last may be among them: what they say is true at `revision`, not before.
+    pub coalesced: bool,
     /// With them everything up to this revision is known. It may be later than that of the last entry.
     pub revision: u64,
 }
@@ -55,7 +57,7 @@ impl<J: Journal + ?Sized> Source for Arc<J> {
         Box::pin(Journal::tail(&**self, from).map(|entries| {
             let entries = entries?;
             let revision = entries.last().map_or(0, |last| last.revision);
-            Ok(Batch { entries, revision })
+            Ok(Batch { entries, coalesced: false, revision })
         }))
     }
 }

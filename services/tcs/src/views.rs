@@ -1,12 +1,12 @@
 //! Who sees what of a tenant context: a service sees its own product's part.
 
+mod wire;
+
 use bytes::Bytes;
 use journal::{ViewName, Views};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Peer, Workload};
-use prost::Message as _;
 use replica::{Decoded, Replica};
-use tenon_proto::tcs::v1::TenantContext;
 use tonic::Status;
 
 use crate::routes::ServiceRoute;
@@ -15,6 +15,10 @@ use crate::routes::ServiceRoute;
 const WHOLE: &str = "*";
 /// Name of the view of platform services. No product is called so.
 const NO_PRODUCT: &str = "";
+
+/// What a product's view shows of a tenant that cannot be read: nothing of it, and nothing that decodes. Followers refuse it,
+/// tell so, and keep what they had; had it gone they would refuse the tenant's calls.
+const DAMAGED: &[u8] = b"\xff";
 
 /// Where a service's route is looked up. Absent before the first policy has arrived.
 pub(crate) trait Routes: Send + Sync + 'static {
@@ -66,15 +70,24 @@ impl<R: Routes> Views for ProductViews<R> {
     }
 
     fn project(&self, view: &ViewName, key: &str, value: &Bytes) -> Option<Bytes> {
+        if self.hides(key) {
+            return None;
+        }
         if &**view == WHOLE {
             return Some(value.clone());
         }
-        let Ok(mut tenant) = TenantContext::decode(value.clone()) else {
-            tracing::error!(tenant = key, "a stored tenant does not decode and is shown to nobody");
-            return None;
-        };
-        tenant.products.retain(|product, _| **product == **view);
-        Some(tenant.encode_to_vec().into())
+        Some(wire::with_product(value, view).unwrap_or_else(|wire::Damaged| {
+            tracing::error!(tenant = key, "a stored tenant does not decode: who has an earlier one keeps it");
+            Bytes::from_static(DAMAGED)
+        }))
+    }
+
+    fn hides(&self, key: &str) -> bool {
+        key.contains('/')
+    }
+
+    fn aliases<'v>(&self, value: &'v [u8]) -> Vec<&'v str> {
+        wire::hosts(value)
     }
 }
 

@@ -25,7 +25,7 @@ mod trust;
 pub use decoded::{Decode, Decoded, Raw};
 pub use digest::{BUCKETS, Digest, digest};
 pub use follow::Follow;
-pub use guard::Guard;
+pub use guard::{Guard, Guarding, Now};
 pub use on_demand::{Answer, CacheStatus, Cached, Fetched, FollowOnDemand, Name, OnDemand};
 pub use parent::{Named, Parent, Responses};
 pub use position::{ParsePositionError, Position};

@@ -1,22 +1,25 @@
 //! One follower's stream. It is pulled by the transport, so a slow follower costs its cursor and nothing more.
 
-use std::{future::ready, pin::Pin, sync::Arc};
+use std::{
+    future::ready,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream};
 use mesh_identity::Peer;
-use tenon_proto::replication::v1::{FollowRequest, Start, follow_request::Request};
-use tokio::{
-    sync::{AcquireError, OwnedSemaphorePermit, watch},
-    time::{Instant, Interval, MissedTickBehavior, interval_at},
-};
+use tenon_proto::replication::v1::{FollowRequest, Mode, Start, follow_request::Request};
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit};
 use tonic::Status;
 
 use super::{
     FollowStream, Inner,
+    bells::Place,
     followers::Registration,
-    shutting_down,
-    view::{Frozen, Next, View, sign_of_life},
+    frozen::Transfer,
+    message, shutting_down,
+    view::{Next, View},
 };
 use crate::Position;
 
@@ -30,27 +33,42 @@ pub(super) fn serve(
     view: Arc<View>,
     peer: Peer,
     start: Start,
-    mut refreshed: watch::Receiver<u64>,
+    refreshed: u64,
     requests: Requests,
 ) -> FollowStream {
-    let registration = publisher.followers.register(&peer, start.instance);
+    let mode = start.mode();
+    let registration = publisher.followers.register(peer, start.instance, mode);
+    let knows_buckets = !start.bucket_digests.is_empty();
     let resume = start.resume.map(Position::from).filter(|resume| *resume != Position::ZERO);
-    let period = publisher.settings.heartbeat;
-    let mut heartbeat = interval_at(Instant::now() + period, period);
-    // Two in a row after a stall would tell the follower that what lies between is lost.
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The view may have changed between its look-up and now.
-    refreshed.mark_changed();
+    // Deltas of another view lead nowhere from what it holds, and its digests are of other records.
+    let same = start.view == **view.name();
+    let resume = resume.filter(|at| same && at.epoch == view.epoch() && view.reaches_back_to(at.revision));
+    let held = if same { start.bucket_digests } else { Bytes::new() };
     let phase = match resume {
-        Some(resume) if resume.epoch == view.epoch() && start.view == **view.name() => {
+        Some(resume) => {
             // It holds what it resumes at, and has nothing to acknowledge until something changes.
             registration.acknowledged(resume);
             Phase::Live { cursor: resume.revision, greeted: false }
         }
-        Some(_) | None => waiting(&publisher, &view),
+        None => Phase::Opening { held },
     };
-    let heads = view.heads();
-    let follower = Follower { publisher, view, peer, registration, requests, refreshed, heads, heartbeat, phase };
+    let (bell, place) = view.bells.hang();
+    let beaten = view.bells.beats(place);
+    let follower = Follower {
+        publisher,
+        view,
+        registration,
+        requests,
+        bell,
+        place,
+        mode,
+        knows_buckets,
+        phase,
+        refreshed,
+        told_rules: 0,
+        beaten,
+        passed_over: false,
+    };
     Box::pin(stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         match follower.next().await {
@@ -64,23 +82,40 @@ pub(super) fn serve(
 struct Follower {
     publisher: Arc<Inner>,
     view: Arc<View>,
-    peer: Peer,
     registration: Registration,
     requests: Requests,
-    refreshed: watch::Receiver<u64>,
-    heads: watch::Receiver<u64>,
-    heartbeat: Interval,
+    /// Rings when anything is new: a change, a heartbeat, the end.
+    bell: Arc<Notify>,
+    place: Place,
+    mode: Mode,
+    /// It said by bucket what it holds.
+    knows_buckets: bool,
     phase: Phase,
+    /// How often views had been decided anew when this one was.
+    refreshed: u64,
+    /// Which guard rules it was told; 0: none.
+    told_rules: u64,
+    /// Heartbeats that it was sent, or that were due before it came.
+    beaten: u64,
+    /// A heartbeat was put off once, for what was more urgent.
+    passed_over: bool,
 }
 
 enum Phase {
-    /// For its turn to be sent a snapshot, of this revision or later.
-    Waiting {
-        permit: BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>,
-        at_least: u64,
+    /// To be told how the snapshot goes that it gets.
+    Opening {
+        held: Bytes,
     },
-    Starting(Transfer),
-    Sending(Transfer),
+    /// The start of an empty snapshot was sent; this is its end.
+    Closing {
+        end: Bytes,
+        cursor: u64,
+    },
+    /// For its turn to be sent a snapshot.
+    Waiting {
+        turn: BoxFuture<'static, Option<Transfer>>,
+    },
+    Sending(Box<Transfer>),
     /// It has everything up to `cursor`. Once it first is at the head, it is told the digest at once.
     Live {
         cursor: u64,
@@ -88,90 +123,145 @@ enum Phase {
     },
 }
 
-/// A snapshot on its way.
-struct Transfer {
-    frozen: Arc<Frozen>,
-    /// The record that the next chunk begins with.
-    next: usize,
-    _permit: OwnedSemaphorePermit,
-}
-
-fn waiting(publisher: &Inner, view: &View) -> Phase {
-    let permit = Arc::clone(&publisher.snapshots).acquire_owned();
-    Phase::Waiting { permit: Box::pin(permit), at_least: view.revision() }
+/// What a follower was waiting for.
+enum Step {
+    Request(Option<Result<FollowRequest, Status>>),
+    Due,
+    Woken,
+    /// None: this server is shutting down.
+    Turn(Option<Transfer>),
+    Sent(Bytes, bool),
 }
 
 impl Follower {
     /// The next message, or how the stream ends: with a status, or well.
     async fn next(&mut self) -> Result<Bytes, Option<Status>> {
         loop {
+            self.check()?;
+            if let Some(message) = self.rules().or_else(|| self.beat()) {
+                return Ok(message);
+            }
             let due = self.due();
-            let Self { publisher, view, requests, refreshed, heads, heartbeat, phase, .. } = &mut *self;
-            tokio::select! {
+            let Self { requests, bell, phase, .. } = &mut *self;
+            let step = tokio::select! {
                 biased;
-                () = publisher.shutdown.cancelled() => return Err(Some(shutting_down())),
-                () = view.closed().cancelled() => return Err(Some(Status::aborted("the history was replaced: reconnect"))),
-                request = requests.next() => self.received(request)?,
-                // The publisher, which this follower keeps alive, holds the sender.
-                _ = refreshed.changed() => self.check_view()?,
-                _ = heartbeat.tick() => return Ok(self.beat()),
-                permit = turn(phase) => {
-                    let frozen = match (&*phase, permit) {
-                        (Phase::Waiting { at_least, .. }, Ok(permit)) => (view.freeze(*at_least), permit),
-                        (_, _) => return Err(Some(shutting_down())),
-                    };
-                    *phase = Phase::Starting(Transfer { frozen: frozen.0, next: 0, _permit: frozen.1 });
-                }
-                () = ready(()), if due => {
-                    if let Some(message) = self.send() {
+                request = requests.next() => Step::Request(request),
+                () = ready(()), if due => Step::Due,
+                step = transfer(phase) => step,
+                () = bell.notified() => Step::Woken,
+            };
+            match step {
+                Step::Request(request) => self.received(request)?,
+                Step::Due => {
+                    if let Some(message) = self.send()? {
                         return Ok(message);
                     }
                 }
-                _ = heads.changed() => {}
+                Step::Turn(Some(transfer)) => self.phase = Phase::Sending(Box::new(transfer)),
+                Step::Turn(None) => return Err(Some(shutting_down())),
+                Step::Sent(message, last) => {
+                    if let (Phase::Sending(transfer), true) = (&self.phase, last) {
+                        self.phase = Phase::Live { cursor: transfer.position().revision, greeted: false };
+                    }
+                    return Ok(message);
+                }
+                Step::Woken => {}
             }
         }
     }
 
+    /// Whether the stream may go on.
+    fn check(&mut self) -> Result<(), Option<Status>> {
+        if self.publisher.ended.load(Ordering::Acquire) {
+            return Err(Some(shutting_down()));
+        }
+        if self.view.is_closed() {
+            return Err(Some(Status::aborted("the history was replaced: reconnect")));
+        }
+        let refreshed = self.publisher.refreshed.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.refreshed, refreshed) != refreshed {
+            let name = self.publisher.views.view(self.registration.peer()).map_err(Some)?;
+            if name != *self.view.name() {
+                return Err(Some(Status::aborted("the view changed: reconnect")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The guard's rules, when it does not know the latest.
+    fn rules(&mut self) -> Option<Bytes> {
+        let (version, message) = self.publisher.rules.newer_than(self.told_rules)?;
+        self.told_rules = version;
+        Some(message)
+    }
+
+    /// A heartbeat that is due. While a snapshot is due or on its way there is no position to compare.
+    fn beat(&mut self) -> Option<Bytes> {
+        let beats = self.view.bells.beats(self.place);
+        if beats == self.beaten {
+            return None;
+        }
+        let message = match self.phase {
+            // The digest says something to who is at the head; two heartbeats in a row from ahead of it would tell the
+            // follower that what lies between is lost.
+            Phase::Live { cursor, .. } if cursor < self.view.revision() && !self.passed_over => {
+                self.passed_over = true;
+                return None;
+            }
+            Phase::Live { .. } => self.view.heartbeat(),
+            // Its two messages stay together.
+            Phase::Closing { .. } => return None,
+            Phase::Opening { .. } | Phase::Waiting { .. } | Phase::Sending(_) => message::sign_of_life(),
+        };
+        self.passed_over = false;
+        self.beaten = beats;
+        Some(message)
+    }
+
     /// Whether [`Follower::send`] has something to do now.
-    fn due(&mut self) -> bool {
+    fn due(&self) -> bool {
         match &self.phase {
-            Phase::Waiting { .. } => false,
-            Phase::Starting(_) | Phase::Sending(_) => true,
-            Phase::Live { cursor, greeted } => *cursor != *self.heads.borrow_and_update() || !greeted,
+            Phase::Waiting { .. } | Phase::Sending(_) => false,
+            Phase::Opening { .. } | Phase::Closing { .. } => true,
+            Phase::Live { cursor, greeted } => !greeted || *cursor < self.view.revision(),
         }
     }
 
     /// The next message of the phase, or another phase.
-    fn send(&mut self) -> Option<Bytes> {
+    fn send(&mut self) -> Result<Option<Bytes>, Option<Status>> {
         let phase = std::mem::replace(&mut self.phase, Phase::Live { cursor: 0, greeted: false });
         let (message, next) = match phase {
-            Phase::Waiting { .. } => (None, phase),
-            Phase::Starting(transfer) => (Some(transfer.frozen.start()), Phase::Sending(transfer)),
-            Phase::Sending(mut transfer) => {
-                if let Some((chunk, next)) = transfer.frozen.chunk(transfer.next) {
-                    transfer.next = next;
-                    (Some(chunk), Phase::Sending(transfer))
-                } else {
-                    let cursor = transfer.frozen.position.revision;
-                    (Some(transfer.frozen.end()), Phase::Live { cursor, greeted: false })
-                }
-            }
-            Phase::Live { cursor, greeted } => match self.view.next(cursor) {
+            Phase::Waiting { .. } | Phase::Sending(_) => (None, phase),
+            Phase::Opening { held } => self.open(held),
+            Phase::Closing { end, cursor } => (Some(end), Phase::Live { cursor, greeted: false }),
+            Phase::Live { cursor, greeted } => match self.view.next(cursor, &*self.publisher.views) {
                 Next::Delta(delta) => (Some(delta.message), Phase::Live { cursor: delta.revision, greeted }),
                 Next::Nothing if greeted => (None, Phase::Live { cursor, greeted }),
                 Next::Nothing => (Some(self.view.heartbeat()), Phase::Live { cursor, greeted: true }),
-                Next::Snapshot => (None, waiting(&self.publisher, &self.view)),
+                // It says again what it holds, and is sent what differs.
+                Next::Snapshot if self.knows_buckets => return Err(Some(Status::aborted("too far behind: reconnect"))),
+                Next::Snapshot => (None, Phase::Opening { held: Bytes::new() }),
             },
         };
         self.phase = next;
-        message
+        Ok(message)
     }
 
-    /// While a snapshot is due or on its way there is no position to compare.
-    fn beat(&self) -> Bytes {
-        match self.phase {
-            Phase::Live { .. } => self.view.heartbeat(),
-            Phase::Waiting { .. } | Phase::Starting(_) | Phase::Sending(_) => sign_of_life(),
+    /// Begins a snapshot: at once when it is empty, else in its turn.
+    fn open(&self, held: Bytes) -> (Option<Bytes>, Phase) {
+        let now = self.view.now(&held);
+        let empty =
+            |differing: &Option<Vec<u32>>| self.mode == Mode::OnDemand || differing.as_ref().is_some_and(Vec::is_empty);
+        match now {
+            Some(now) if empty(&now.differing) => {
+                let start = message::snapshot_start(now.position, self.view.name(), Some(Vec::new()));
+                let end = message::snapshot_end(now.records, now.digest);
+                (Some(start), Phase::Closing { end, cursor: now.position.revision })
+            }
+            Some(_) | None => {
+                let turn = turn(Arc::clone(&self.publisher), Arc::clone(&self.view), held);
+                (None, Phase::Waiting { turn: Box::pin(turn) })
+            }
         }
     }
 
@@ -183,8 +273,8 @@ impl Follower {
                 let position = Position::from(nack.position.unwrap_or_default());
                 let error: String = nack.error.chars().filter(|char| !char.is_control()).take(LONGEST_NACK).collect();
                 tracing::warn!(
-                    kind = self.publisher.kind, follower = %self.peer.id, view = %self.view.name(), %position, %error,
-                    "a follower refuses what it was sent",
+                    kind = self.publisher.kind, follower = %self.registration.peer().id, view = %self.view.name(),
+                    %position, %error, "a follower refuses what it was sent",
                 );
                 self.registration.refused(format!("{position}: {error}"));
             }
@@ -193,17 +283,34 @@ impl Follower {
         }
         Ok(())
     }
+}
 
-    fn check_view(&self) -> Result<(), Option<Status>> {
-        let name = self.publisher.views.view(&self.peer).map_err(Some)?;
-        if name == *self.view.name() { Ok(()) } else { Err(Some(Status::aborted("the view changed: reconnect"))) }
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.view.bells.take_down(self.place);
     }
 }
 
-/// When it is this follower's turn to be sent a snapshot; never when it does not wait for one.
-async fn turn(phase: &mut Phase) -> Result<OwnedSemaphorePermit, AcquireError> {
+/// Waits until it is this follower's turn to be sent a snapshot. None when there will be no turn.
+async fn turn(publisher: Arc<Inner>, view: Arc<View>, held: Bytes) -> Option<Transfer> {
+    let at_least = view.revision();
+    let permit: Result<OwnedSemaphorePermit, AcquireError> = Arc::clone(&publisher.snapshots).acquire_owned().await;
+    let permit = permit.ok()?;
+    let frozen = match view.frozen(at_least) {
+        Some(frozen) => frozen,
+        None => publisher.freeze(&view).await?,
+    };
+    Some(Transfer::new(frozen, Arc::clone(&publisher.views), &held, permit))
+}
+
+/// What a snapshot that is due or on its way needs next; never ends when there is none.
+async fn transfer(phase: &mut Phase) -> Step {
     match phase {
-        Phase::Waiting { permit, .. } => permit.await,
-        Phase::Starting(_) | Phase::Sending(_) | Phase::Live { .. } => std::future::pending().await,
+        Phase::Waiting { turn } => Step::Turn(turn.await),
+        Phase::Sending(transfer) => {
+            let (message, last) = transfer.next().await;
+            Step::Sent(message, last)
+        }
+        Phase::Opening { .. } | Phase::Closing { .. } | Phase::Live { .. } => std::future::pending().await,
     }
 }

@@ -148,7 +148,7 @@ impl<V: Value> Pending<V> {
         }
         let mut entries: Vec<_> = self.take(position).into_iter().map(entry).collect();
         entries.sort_unstable_by_key(|entry| entry.revision);
-        Ok(Batch { entries, revision: position.revision })
+        Ok(Batch { entries, coalesced: true, revision: position.revision })
     }
 }
 

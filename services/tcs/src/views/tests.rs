@@ -1,9 +1,10 @@
 use std::collections::HashMap;
 
 use mesh_identity::SpiffeId;
+use prost::Message as _;
 use replica::Decode as _;
 use tenon_proto::policy::v1::Route;
-use tenon_proto::tcs::v1::Product;
+use tenon_proto::tcs::v1::{Product, TenantContext};
 use tonic::Code;
 
 use super::*;
@@ -100,7 +101,33 @@ fn the_same_record_gives_the_same_bytes() {
     let view = views.view(&peer("svc/media")).unwrap();
     let value: Bytes = acme().encode_to_vec().into();
     assert_eq!(views.project(&view, "acme", &value), views.project(&view, "acme", &value));
-    assert!(views.project(&view, "acme", &Bytes::from_static(b"\xff")).is_none());
+}
+
+#[test]
+fn of_a_damaged_record_nothing_is_shown_that_decodes() {
+    let views = views();
+    let view = views.view(&peer("svc/media")).unwrap();
+    let mut value = acme().encode_to_vec();
+    value.truncate(value.len() - 1);
+    let shown = views.project(&view, "acme", &value.into()).unwrap();
+    assert!(TenantContext::decode(shown.clone()).is_err());
+    assert_eq!(shown, DAMAGED, "and nothing of it");
+}
+
+#[test]
+fn what_the_store_keeps_for_itself_is_shown_to_nobody() {
+    let views = views();
+    for path in ["operator/ada", "svc/tenon-policy", "svc/media"] {
+        let view = views.view(&peer(path)).unwrap();
+        assert!(views.project(&view, "event/0198", &Bytes::new()).is_none(), "{path}");
+    }
+    assert!(views.hides("event/0198") && !views.hides("acme"));
+}
+
+#[test]
+fn a_tenant_is_found_by_its_hosts() {
+    let views = views();
+    assert_eq!(views.aliases(&acme().encode_to_vec()), ["acme.example"]);
 }
 
 #[test]
