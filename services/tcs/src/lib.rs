@@ -3,11 +3,19 @@
 //! Operators write; every service of the mesh follows what it may see: of each context only the part of its own
 //! product, as the policy names it. Never decides whether a tenant may be served: sidecars do, from what they follow.
 
+mod events;
+mod guard;
+mod lifecycle;
+mod operations;
+mod reading;
+mod relay;
 mod routes;
 mod serve;
 mod service;
 mod staged;
 mod store;
 mod views;
+mod watch;
+mod writing;
 
 pub use serve::{AUTHORIZATION, Config, Role, ServeError, serve};

@@ -1,4 +1,4 @@
-//! What the TCS knows of the policy: which product each service is.
+//! What the TCS knows of the policy: which product each service is, and who manages tenants.
 
 use bytes::Bytes;
 use mesh_config::names::ProductName;
@@ -6,11 +6,13 @@ use prost::Message as _;
 use replica::Decode;
 use tenon_proto::policy::v1::Route;
 
-/// A route record, of which only the product counts here.
+/// A route record, of which only this much counts here.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ServiceRoute {
     /// Absent for platform services, which are no product.
     pub product: Option<ProductName>,
+    /// Whether the service may call `tenon.tcs.v1.Lifecycle`.
+    pub manages_tenants: bool,
 }
 
 impl Decode for ServiceRoute {
@@ -20,6 +22,6 @@ impl Decode for ServiceRoute {
             "" => None,
             name => Some(ProductName::try_from(name).map_err(|error| format!("route {key:?}: {error}"))?),
         };
-        Ok(Self { product })
+        Ok(Self { product, manages_tenants: route.manages_tenants })
     }
 }

@@ -1,4 +1,4 @@
-//! The TCS as a process: its store, the routes that it follows, and the server.
+//! The TCS as a process: where its tenants come from, the routes that it follows, and the server.
 
 use std::fs;
 use std::io;
@@ -7,13 +7,15 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReplicationService};
+use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, RelaySource, ReplicationService};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::Identity;
 use mesh_identity::grpc::{self, Rpc, Server};
 use mesh_identity::tls::Clients;
 use replica::{Decoded, Event, Follow, Replica};
 use tenon_proto::kind;
+use tenon_proto::tcs::v1::lifecycle_server::LifecycleServer;
+use tenon_proto::tcs::v1::operations_server::OperationsServer;
 use tenon_proto::tcs::v1::tenants_server::TenantsServer;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -21,14 +23,21 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::guard::Guards;
+use crate::lifecycle::{self, LIFECYCLE_AUTHORIZATION, LifecycleService};
+use crate::operations::{OPERATIONS_AUTHORIZATION, OperationsService};
+use crate::reading::Reading;
+use crate::relay::{Changes, Followed};
 use crate::routes::ServiceRoute;
 use crate::service::{TENANTS_AUTHORIZATION, TenantsService};
 use crate::store::Store;
 use crate::views::ProductViews;
+use crate::writing::Writing;
 
-/// Everything that the process's server serves, and to whom.
-pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
-    LazyLock::new(|| [TENANTS_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+/// Everything that the process's server serves, and to whom: the same in each role.
+pub static AUTHORIZATION: LazyLock<Vec<Rpc>> = LazyLock::new(|| {
+    [TENANTS_AUTHORIZATION, LIFECYCLE_AUTHORIZATION, OPERATIONS_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat()
+});
 
 /// Folder below the state folder for what is held of a store that is elsewhere.
 const JOURNAL: &str = "journal";
@@ -88,54 +97,123 @@ pub enum ServeError {
     Server(#[source] io::Error),
 }
 
+/// What a role comes to: where tenants are read and written, and who publishes them.
+struct Tenants {
+    reading: Reading,
+    writing: Writing,
+    publisher: Publisher,
+    /// Ends when the last state is on disk.
+    following: Option<JoinHandle<()>>,
+}
+
 /// Serves until `shutdown`.
 ///
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
     let Config { listener, role, state_dir, identity, instance, policy } = config;
-    let Role::Leader { store } = role else {
-        return Err(ServeError::Server(io::Error::from(io::ErrorKind::Unsupported)));
-    };
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
     let ending = shutdown.clone().drop_guard();
-    if let journal::Store::Embedded(file) = &store
-        && let Some(folder) = file.parent()
-    {
-        create(folder)?;
-    }
     create(&state_dir)?;
-    let journals = journal::open(&store, &state_dir.join(JOURNAL), Options::default()).await?;
-    let journal = journals.kind(kind::TENANT).await?;
-    let store = Store::open(Arc::clone(&journal)).await.map_err(|error| ServeError::Store(error.into()))?;
-
     let changed = Arc::new(Notify::new());
-    let follow = follow(&identity, &instance, policy, state_dir);
-    let (routes, following) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
-    let views = Arc::new(ProductViews::new(routes));
-    let publisher = Publisher::start(kind::TENANT, journal, views, shutdown.clone());
+    let parents = [(policy, control_plane::POLICY)];
+    let follow = follow(kind::ROUTE, &identity, &instance, &parents, state_dir.clone());
+    let (routes, following_routes) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
+    let views = Arc::new(ProductViews::new(routes.clone()));
+    let tenants = match role {
+        Role::Leader { store } => lead(&store, &state_dir, views, &shutdown).await?,
+        Role::Relay { parents } => {
+            let addresses: Vec<_> = parents.iter().map(|parent| (*parent, control_plane::TCS)).collect();
+            let follow = self::follow(kind::TENANT, &identity, &instance, &addresses, state_dir);
+            relay(follow, parents.into(), views, &shutdown)
+        }
+    };
+    let Tenants { reading, writing, publisher, following } = tenants;
     let refreshing = tokio::spawn(refresh(publisher.clone(), changed));
 
-    let routes = Routes::new(TenantsServer::new(TenantsService::new(store)))
+    let services = Routes::new(TenantsServer::new(TenantsService::new(reading, writing.clone(), shutdown.clone())))
+        .add_service(LifecycleServer::new(LifecycleService::new(writing.clone(), routes)))
+        .add_service(OperationsServer::new(OperationsService::new(writing)))
         .add_service(ReplicationService::new(vec![publisher]).into_server());
-    let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
+    let authorization = &AUTHORIZATION;
+    let server = Server { listener, identity, clients: Clients::Required, authorization, routes: services };
     let outcome = server.run(shutdown).await;
     refreshing.abort();
     drop(ending);
-    // The follower's last state goes to disk.
-    if let Err(error) = following.await {
-        tracing::error!(%error, "following the routes failed");
+    // The followers' last state goes to disk.
+    for following in std::iter::once(following_routes).chain(following) {
+        if let Err(error) = following.await {
+            tracing::error!(%error, "following failed");
+        }
     }
     outcome.map_err(ServeError::Server)
 }
 
-fn follow(identity: &Arc<Identity>, instance: &str, policy: SocketAddr, state_dir: PathBuf) -> Follow {
-    let expected = ServiceName::try_from(control_plane::POLICY).expect("a constant that is a service name");
+/// The truth is here.
+async fn lead(
+    store: &journal::Store,
+    state_dir: &Path,
+    views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
+    shutdown: &CancellationToken,
+) -> Result<Tenants, ServeError> {
+    if let journal::Store::Embedded(file) = store
+        && let Some(folder) = file.parent()
+    {
+        create(folder)?;
+    }
+    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| ServeError::Store(error);
+    let journals = journal::open(store, &state_dir.join(JOURNAL), Options::default()).await?;
+    let journal = journals.kind(kind::TENANT).await?;
+    let guard = journals.kind(kind::TENANT_GUARD).await?;
+    let guards = Guards::open(guard, shutdown.clone()).await.map_err(|error| unusable(error.into()))?;
+    let store = Store::open(Arc::clone(&journal), guards.clone(), shutdown.clone())
+        .await
+        .map_err(|error| unusable(error.into()))?;
+    tokio::spawn(lifecycle::forget_old_events(store.clone(), shutdown.clone()));
+    let publisher = Publisher::start_guarded(kind::TENANT, journal, views, guards.rules(), shutdown.clone());
+    Ok(Tenants {
+        reading: Reading::Store(store.clone()),
+        writing: Writing::Leader(store, guards),
+        publisher,
+        following: None,
+    })
+}
+
+/// The truth is elsewhere, and is passed on as it comes.
+fn relay(
+    follow: Follow,
+    parents: Arc<[SocketAddr]>,
+    views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
+    shutdown: &CancellationToken,
+) -> Tenants {
+    let changes = Changes::default();
+    let observer = {
+        let changes = changes.clone();
+        move |event: Event<'_, Followed>| changes.observe(&event)
+    };
+    let (source, following) = RelaySource::follow(follow, observer, shutdown.clone());
+    let reading = Reading::Relay(source.replica().clone(), changes);
+    let publisher = Publisher::start(kind::TENANT, source, views, shutdown.clone());
+    Tenants { reading, writing: Writing::Elsewhere(parents), publisher, following: Some(following) }
+}
+
+/// From services of the control plane, each with its address.
+fn follow(
+    kind: &'static str,
+    identity: &Arc<Identity>,
+    instance: &str,
+    parents: &[(SocketAddr, &str)],
+    state_dir: PathBuf,
+) -> Follow {
+    let channel = |(address, name): &(SocketAddr, &str)| {
+        let expected = ServiceName::try_from(*name).expect("a constant that is a service name");
+        grpc::channel(*address, identity, &expected)
+    };
     Follow {
-        kind: kind::ROUTE,
+        kind,
         instance: instance.to_owned(),
-        parents: vec![grpc::channel(policy, identity, &expected)],
+        parents: parents.iter().map(channel).collect(),
         state_dir: Some(state_dir),
     }
 }

@@ -1,7 +1,9 @@
-//! `tenon.tcs.v1.Tenants` over the store.
+//! `tenon.tcs.v1.Tenants`: operators write here, and read what was written.
 
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _};
 use journal::{AppendError, Position};
-use mesh_identity::Peer;
 use mesh_identity::grpc::{Rpc, Who};
 use tenon_proto::tcs::v1::get_request::By;
 use tenon_proto::tcs::v1::tenant_context::Status as TenantStatus;
@@ -10,11 +12,19 @@ use tenon_proto::tcs::v1::{
     DeleteRequest, GetRequest, ImportRequest, ImportResponse, ListRequest, SuspendRequest, TenantContext,
     UnsuspendRequest, WatchRequest, WatchResponse, WriteResponse,
 };
-use tokio_stream::{Iter, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio_stream::Iter;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::lifecycle;
+use crate::lifecycle::machine::Refused;
+use crate::reading::{Reading, Stale};
 use crate::staged::{Import, Problems, Staged};
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
+use crate::watch;
+use crate::writing::{Writing, caller};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub(crate) const TENANTS_AUTHORIZATION: &[Rpc] = &[
@@ -27,18 +37,25 @@ pub(crate) const TENANTS_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.tcs.v1.Tenants/Watch", who: Who::Operators },
 ];
 
-/// Decoded as they are sent, so that a list of any length takes the memory of the encoded records alone.
+/// Messages of an import that wait to be looked through: the rest waits at the sender.
+const WAITING: usize = 2;
+/// `google.rpc.ErrorInfo.domain` of every refusal.
+const DOMAIN: &str = "tenon.dev";
+
 type Listed = Box<dyn Iterator<Item = Result<TenantContext, Status>> + Send>;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct TenantsService {
-    store: Store,
+    reading: Reading,
+    writing: Writing,
+    shutdown: CancellationToken,
 }
 
 impl TenantsService {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    /// Ends what it watches at `shutdown`.
+    pub(crate) fn new(reading: Reading, writing: Writing, shutdown: CancellationToken) -> Self {
+        Self { reading, writing, shutdown }
     }
 }
 
@@ -47,19 +64,22 @@ impl Tenants for TenantsService {
     /// Refusals name records as `record N:`, counted from 1 over the whole import, one a line: INVALID_ARGUMENT for what
     /// is wrong in the import itself, ALREADY_EXISTS for hosts of tenants that it does not replace.
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<ImportResponse>, Status> {
-        let operator = operator(&request);
+        let store = self.writing.store()?;
+        let operator = caller(&request);
         let import = receive(request.into_inner()).await?;
         let tenants = import.tenants().len() as u64;
-        let Position { epoch, revision } = self.store.import(import).await?;
-        tracing::info!(operator, tenants, epoch, revision, "tenants imported");
+        let Position { epoch, revision } = store.import(import).await?;
+        tracing::info!(%operator, tenants, epoch, revision, "tenants imported");
         Ok(Response::new(ImportResponse { tenants, epoch, revision }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<TenantContext>, Status> {
-        let tenant = match request.into_inner().by {
-            Some(By::TenantId(id)) => self.store.get(&id).await?,
+        let GetRequest { by, at_least } = request.into_inner();
+        self.reading.reached(at_least.as_ref()).await?;
+        let tenant = match by {
+            Some(By::TenantId(id)) => self.reading.get(&id).await?,
             // Host names are kept in lower case, and are the same in any (RFC 4343).
-            Some(By::Host(host)) => self.store.by_host(&host.to_ascii_lowercase()).await?,
+            Some(By::Host(host)) => self.reading.by_host(&host.to_ascii_lowercase()).await?,
             None => return Err(Status::invalid_argument("name a tenant id or a host")),
         };
         Ok(Response::new(tenant))
@@ -69,7 +89,7 @@ impl Tenants for TenantsService {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let ListRequest { region } = request.into_inner();
-        let tenants = self.store.list().await?.map(|tenant| tenant.map_err(Status::from));
+        let tenants = self.reading.list().await?.map(|tenant| tenant.map_err(Status::from));
         let wanted = tenants
             .filter(move |tenant| region.is_empty() || tenant.as_ref().map_or(true, |tenant| tenant.region == region));
         let wanted: Listed = Box::new(wanted);
@@ -77,72 +97,109 @@ impl Tenants for TenantsService {
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<WriteResponse>, Status> {
-        let (operator, id) = (operator(&request), request.into_inner().tenant_id);
-        let position = self.store.set_status(id.clone(), TenantStatus::Suspended).await?;
-        Ok(written(&operator, &id, "suspended", position))
+        let store = self.writing.store()?;
+        let (operator, id) = (caller(&request), request.into_inner().tenant_id);
+        let position = store.set_status(id.clone(), TenantStatus::Suspended).await?;
+        Ok(written(operator, &id, "suspended", position))
     }
 
     async fn unsuspend(&self, request: Request<UnsuspendRequest>) -> Result<Response<WriteResponse>, Status> {
-        let (operator, id) = (operator(&request), request.into_inner().tenant_id);
-        let position = self.store.set_status(id.clone(), TenantStatus::Active).await?;
-        Ok(written(&operator, &id, "unsuspended", position))
+        let store = self.writing.store()?;
+        let (operator, id) = (caller(&request), request.into_inner().tenant_id);
+        let position = store.set_status(id.clone(), TenantStatus::Active).await?;
+        Ok(written(operator, &id, "unsuspended", position))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<WriteResponse>, Status> {
-        let (operator, id) = (operator(&request), request.into_inner().tenant_id);
-        let position = self.store.delete(id.clone()).await?;
-        Ok(written(&operator, &id, "deleted", position))
+        let store = self.writing.store()?;
+        let (operator, id) = (caller(&request), request.into_inner().tenant_id);
+        let position = store.delete(id.clone()).await?;
+        Ok(written(operator, &id, "deleted", position))
     }
 
-    type WatchStream = tokio_stream::Empty<Result<WatchResponse, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
-    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let WatchRequest { after, tenant_id } = request.into_inner();
+        let head = self.reading.head().await?.ok_or(StoreError::Nothing)?;
+        let after = after.map_or(head, |after| Position::new(after.epoch, after.revision));
+        if after.epoch != head.epoch {
+            return Err(watch::no_longer_kept());
+        }
+        let watch = watch::changes(self.reading.tail(after), after, tenant_id);
+        let shutdown = self.shutdown.clone().cancelled_owned();
+        Ok(Response::new(Box::pin(watch.take_until(shutdown))))
     }
 }
 
+/// Looked through as it comes in, where it holds up nobody: a million records are seconds of work.
 async fn receive(mut requests: Streaming<ImportRequest>) -> Result<Import, Status> {
-    let mut staged = Staged::default();
+    let (sender, mut received) = mpsc::channel::<ImportRequest>(WAITING);
+    let staging = tokio::task::spawn_blocking(move || {
+        let mut staged = Staged::default();
+        while let Some(request) = received.blocking_recv() {
+            request.tenants.into_iter().for_each(|tenant| staged.push(tenant));
+        }
+        staged
+    });
     while let Some(request) = requests.next().await {
-        request?.tenants.into_iter().for_each(|tenant| staged.push(tenant));
+        let _ended_with_the_runtime = sender.send(request?).await;
     }
-    // Seconds of work for a million records: connections must be answered meanwhile.
-    let finished = tokio::task::spawn_blocking(move || staged.finish()).await;
-    let finished = finished.map_err(|_| Status::unavailable("the TCS is stopping: nothing has changed"))?;
-    finished.map_err(|problems: Problems| Status::invalid_argument(problems.to_string()))
+    drop(sender);
+    let stopping = |_| Status::unavailable("the TCS is stopping: nothing has changed");
+    let staged = staging.await.map_err(stopping)?;
+    staged.finish().map_err(|problems: Problems| Status::invalid_argument(problems.to_string()))
 }
 
-/// For the log.
-fn operator<T>(request: &Request<T>) -> String {
-    request.extensions().get::<Peer>().map(|peer| peer.id.to_string()).unwrap_or_default()
-}
-
-fn written(operator: &str, tenant: &str, what: &'static str, position: Position) -> Response<WriteResponse> {
+fn written(
+    operator: impl std::fmt::Display,
+    tenant: &str,
+    what: &'static str,
+    position: Position,
+) -> Response<WriteResponse> {
     let Position { epoch, revision } = position;
-    tracing::info!(operator, tenant, epoch, revision, "tenant {what}");
+    tracing::info!(%operator, tenant, epoch, revision, "tenant {what}");
     Response::new(WriteResponse { epoch, revision })
+}
+
+impl From<Stale> for Status {
+    fn from(stale: Stale) -> Self {
+        Self::unavailable(stale.to_string())
+    }
 }
 
 impl From<StoreError> for Status {
     fn from(error: StoreError) -> Self {
-        match &error {
-            StoreError::Unknown(_) => Self::not_found(error.to_string()),
-            StoreError::HostsTaken(_) => Self::already_exists(error.to_string()),
-            StoreError::Write(AppendError::Conflict { .. }) => {
-                Self::aborted("other writers were faster: try again; nothing has changed")
-            }
-            // Not UNAVAILABLE: trying again helps only when somebody has made room.
-            StoreError::Write(full @ AppendError::Full(_)) => {
-                tracing::error!(%error, source = %full, "the store has no room");
-                Self::resource_exhausted(format!("{error}: {full}"))
-            }
-            StoreError::Damaged { .. } => {
-                tracing::error!(%error, "the store is damaged");
-                Self::data_loss(error.to_string())
-            }
-            StoreError::Read(source) => failed(&error, source),
-            StoreError::Write(source) => failed(&error, source),
+        let status = plain(&error);
+        let Some((reason, metadata)) = lifecycle::details(&error) else { return status };
+        let metadata = metadata.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let details =
+            ErrorDetails::with_error_info(reason, DOMAIN, metadata.collect::<std::collections::HashMap<_, _>>());
+        Self::with_error_details(status.code(), status.message(), details)
+    }
+}
+
+fn plain(error: &StoreError) -> Status {
+    match error {
+        StoreError::Unknown(_) => Status::not_found(error.to_string()),
+        StoreError::HostsTaken(_) | StoreError::EventIdUsed(_) => Status::already_exists(error.to_string()),
+        StoreError::Refused(Refused::Invalid(_)) => Status::invalid_argument(error.to_string()),
+        StoreError::Refused(Refused::Illegal { .. } | Refused::Misfit(_))
+        | StoreError::HostTaken { .. }
+        | StoreError::Shrink(_) => Status::failed_precondition(error.to_string()),
+        StoreError::OtherRevision { .. } | StoreError::Contended => Status::aborted(error.to_string()),
+        StoreError::Nothing | StoreError::Behind => Status::unavailable(error.to_string()),
+        // Not UNAVAILABLE: trying again helps only when somebody has made room.
+        StoreError::Write(full @ AppendError::Full(_)) => {
+            tracing::error!(%error, source = %full, "the store has no room");
+            Status::resource_exhausted(format!("{error}: {full}"))
         }
+        StoreError::Damaged { .. } => {
+            tracing::error!(%error, "the store is damaged");
+            Status::data_loss(error.to_string())
+        }
+        StoreError::Read(source) => failed(error, source),
+        StoreError::Write(source) => failed(error, source),
     }
 }
 

@@ -5,12 +5,18 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use mesh_config::names::TenantId;
-use prost::Message as _;
+use prost::{Message as _, encoding};
 use tenon_proto::tcs::v1::TenantContext;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// So many problems are reported at once: they travel in a header.
 const MOST_PROBLEMS: usize = 20;
+
+/// `TenantContext.tenant_id` and `.revision`: the numbers of their fields.
+const ID_FIELD: u32 = 1;
+const REVISION_FIELD: u32 = 2;
+/// What a revision takes at most, with its tag.
+const REVISION_BYTES: usize = 11;
 
 /// One record that may be written.
 #[derive(Debug)]
@@ -18,7 +24,9 @@ pub(crate) struct StagedTenant {
     pub id: Arc<str>,
     pub hosts: Box<[Arc<str>]>,
     /// Encoded without revision.
-    pub value: Vec<u8>,
+    value: Vec<u8>,
+    /// Where the revision belongs, so that the whole is as a fresh encoding of it would be: after the id.
+    revision_at: usize,
     pub fingerprint: Fingerprint,
 }
 
@@ -33,7 +41,23 @@ impl StagedTenant {
         let value = tenant.encode_to_vec();
         let fingerprint = Fingerprint(xxh3_128(&value));
         let hosts = tenant.hosts.iter().map(|host| host.as_str().into()).collect();
-        Self { id: tenant.tenant_id.into(), hosts, value, fingerprint }
+        let revision_at = encoding::string::encoded_len(ID_FIELD, &tenant.tenant_id);
+        Self { id: tenant.tenant_id.into(), hosts, value, revision_at, fingerprint }
+    }
+
+    /// Stands for a stored record that does not decode: it has no hosts, and differs from all others.
+    pub(crate) fn damaged(id: &str) -> Self {
+        Self { id: id.into(), hosts: Box::default(), value: Vec::new(), revision_at: 0, fingerprint: Fingerprint(0) }
+    }
+
+    /// The record as it stands in the journal: it carries the revision that writes it.
+    pub(crate) fn encoded(&self, revision: u64) -> Vec<u8> {
+        let (id, rest) = self.value.split_at(self.revision_at);
+        let mut whole = Vec::with_capacity(self.value.len() + REVISION_BYTES);
+        whole.extend_from_slice(id);
+        encoding::uint64::encode(REVISION_FIELD, &revision, &mut whole);
+        whole.extend_from_slice(rest);
+        whole
     }
 }
 
@@ -42,9 +66,9 @@ impl StagedTenant {
 pub(crate) struct Staged {
     tenants: Vec<StagedTenant>,
     /// Position of each tenant, from 0.
-    ids: HashMap<Arc<str>, usize>,
+    ids: HashMap<Arc<str>, usize, ahash::RandomState>,
     /// Position of the tenant that has each host, from 0.
-    hosts: HashMap<Arc<str>, usize>,
+    hosts: HashMap<Arc<str>, usize, ahash::RandomState>,
     problems: Problems,
 }
 
@@ -130,7 +154,7 @@ impl Staged {
 #[derive(Debug, Default)]
 pub(crate) struct Import {
     tenants: Vec<StagedTenant>,
-    ids: HashMap<Arc<str>, usize>,
+    ids: HashMap<Arc<str>, usize, ahash::RandomState>,
 }
 
 impl Import {
@@ -165,8 +189,17 @@ mod tests {
         let two = StagedTenant::new(TenantContext { revision: 7, ..tenant("acme", &[]) });
         let three = StagedTenant::new(TenantContext { status: 2, ..tenant("acme", &[]) });
         assert_eq!(one.fingerprint, two.fingerprint);
-        assert_eq!(one.value, two.value);
+        assert_eq!(one.encoded(1), two.encoded(1));
         assert_ne!(one.fingerprint, three.fingerprint);
+    }
+
+    #[test]
+    fn what_is_written_is_as_encoded_at_once_with_its_revision() {
+        let tenant = TenantContext { region: "us-east".to_owned(), ..tenant("acme", &["a.example"]) };
+        for revision in [1, 300, u64::MAX] {
+            let whole = TenantContext { revision, ..tenant.clone() }.encode_to_vec();
+            assert_eq!(StagedTenant::new(tenant.clone()).encoded(revision), whole);
+        }
     }
 
     #[test]

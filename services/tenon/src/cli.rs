@@ -1,9 +1,11 @@
 //! What can be typed: every command, flag and help text. Nothing here does any work.
 
 mod asap;
+mod guard;
 mod identity;
 mod roles;
 mod rotate;
+mod tenants;
 mod txn_token;
 
 use std::path::PathBuf;
@@ -12,9 +14,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal::Store;
 
 pub use self::asap::{Asap, Inspect, Mint, Verify};
+pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
 pub use self::identity::{IssueSvid, Revoke};
 pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
+pub use self::tenants::{GetTenant, LifecycleEventArgs, Watch};
 pub use self::txn_token::TxnToken;
 
 /// The `tenon` command line.
@@ -107,6 +111,8 @@ pub enum Tenants {
     Apply(Import),
     Get(GetTenant),
     List(ListTenants),
+    Watch(Watch),
+    Event(LifecycleEventArgs),
     /// Suspend a tenant: its calls are refused everywhere with TENANT_SUSPENDED. Prints the revision.
     #[command(after_help = "Example:\n  tenon tenants suspend acme")]
     Suspend(TenantId),
@@ -130,22 +136,6 @@ pub struct Import {
     /// File of tenants; `-` is standard input.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    #[command(flatten)]
-    pub mesh: MeshArgs,
-    #[command(flatten)]
-    pub output: OutputArgs,
-}
-
-/// Show one tenant.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tenon tenants get acme\n  tenon tenants get --host acme.example.com -o json")]
-pub struct GetTenant {
-    /// The tenant's id.
-    #[arg(value_name = "ID", required_unless_present = "host", conflicts_with = "host")]
-    pub id: Option<String>,
-    /// Find the tenant by one of its site host names instead.
-    #[arg(long, value_name = "HOST")]
-    pub host: Option<String>,
     #[command(flatten)]
     pub mesh: MeshArgs,
     #[command(flatten)]
@@ -339,6 +329,8 @@ pub struct CaInit {
 #[derive(Debug, Subcommand)]
 pub enum Tcs {
     Serve(TcsServe),
+    #[command(subcommand)]
+    Guard(Guard),
 }
 
 /// Check the running mesh and say what to do about each thing that is wrong. Exits 1 when something is.

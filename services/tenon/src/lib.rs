@@ -9,6 +9,7 @@ pub mod cli;
 mod config_file;
 pub mod data;
 pub mod failure;
+mod guard;
 mod identity;
 pub mod mesh_file;
 mod operator;
@@ -87,6 +88,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
         Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),
         Command::Tcs(cli::Tcs::Serve(args)) => roles::tcs(args),
+        Command::Tcs(cli::Tcs::Guard(command)) => block_on(guard::run(command)),
         Command::Asap(command) => block_on(asap::run(command)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),

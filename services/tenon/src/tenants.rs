@@ -1,11 +1,14 @@
 //! `tenon tenants`: the write side of the TCS, and reading single tenants.
 
+mod event;
 mod import;
+mod watch;
 
 use std::fmt::Write as _;
 
+use replica::Position;
 use tenon_proto::tcs::v1::{
-    DeleteRequest, GetRequest, ListRequest, SuspendRequest, TenantContext, UnsuspendRequest, WriteResponse,
+    DeleteRequest, GetRequest, ListRequest, Revision, SuspendRequest, TenantContext, UnsuspendRequest, WriteResponse,
     get_request::By, product, tenant_context::Status, tenants_client::TenantsClient,
 };
 use tonic::{Code, transport::Channel};
@@ -26,6 +29,8 @@ pub async fn run(command: Tenants) -> Result<Answer, Failure> {
         Tenants::Import(args) | Tenants::Apply(args) => import::run(args).await,
         Tenants::Get(args) => get(args).await,
         Tenants::List(args) => list(args).await,
+        Tenants::Watch(args) => watch::run(args).await,
+        Tenants::Event(args) => event::run(args).await,
         Tenants::Suspend(args) => write(args, Verb::Suspend).await,
         Tenants::Unsuspend(args) => write(args, Verb::Unsuspend).await,
         Tenants::Delete(args) => write(args, Verb::Delete).await,
@@ -44,13 +49,14 @@ fn reads(mesh: &Mesh) -> TenantsClient<Channel> {
 
 async fn get(args: GetTenant) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
+    let at_least = args.at_least.map(|Position { epoch, revision }| Revision { epoch, revision });
     let (by, name) = match (args.id, args.host) {
         (Some(id), _) => (By::TenantId(id.clone()), format!("tenant {id}")),
         (None, Some(host)) => (By::Host(host.clone()), format!("a tenant with the host {host}")),
         (None, None) => return Err(Failure::usage("no tenant named").next("give its id, or a host with --host")),
     };
     let tenant = reads(&mesh)
-        .get(GetRequest { by: Some(by), at_least: None })
+        .get(GetRequest { by: Some(by), at_least })
         .await
         .map_err(|status| unknown(&mesh, &name, &status))?
         .into_inner();
@@ -161,6 +167,7 @@ fn fields(tenant: &TenantContext) -> Vec<Vec<String>> {
     push("hosts", tenant.hosts.join(" "));
     push("realm", tenant.realm.clone());
     push("region", tenant.region.clone());
+    push("move", tenant.r#move.as_ref().map_or_else(String::new, |to| format!("to {}", to.to_region)));
     for (name, product) in &tenant.products {
         let mut value = product::State::try_from(product.state)
             .map_or_else(|_| product.state.to_string(), |state| state.as_str_name().to_owned());

@@ -1,0 +1,74 @@
+//! `tenon.tcs.v1.Operations`: the store of tenants as operators look after it.
+
+use futures_util::stream::BoxStream;
+use mesh_identity::grpc::{Rpc, Who};
+use tenon_proto::tcs::v1::operations_server::Operations;
+use tenon_proto::tcs::v1::{BackupRequest, BackupResponse, GetGuardRequest, Guard};
+use tonic::{Request, Response, Status};
+
+use crate::guard::SetError;
+use crate::store::StoreError;
+use crate::writing::{Writing, caller};
+
+/// Who may call what: the rows of this service in the server's authorization table.
+pub(crate) const OPERATIONS_AUTHORIZATION: &[Rpc] = &[
+    Rpc { path: "/tenon.tcs.v1.Operations/Backup", who: Who::Operators },
+    Rpc { path: "/tenon.tcs.v1.Operations/GetGuard", who: Who::Operators },
+    Rpc { path: "/tenon.tcs.v1.Operations/SetGuard", who: Who::Operators },
+];
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct OperationsService {
+    writing: Writing,
+}
+
+impl OperationsService {
+    pub(crate) const fn new(writing: Writing) -> Self {
+        Self { writing }
+    }
+}
+
+#[tonic::async_trait]
+impl Operations for OperationsService {
+    type BackupStream = BoxStream<'static, Result<BackupResponse, Status>>;
+
+    async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn get_guard(&self, _: Request<GetGuardRequest>) -> Result<Response<Guard>, Status> {
+        let (_, guards) = self.writing.guards()?;
+        Ok(Response::new(guards.get()))
+    }
+
+    async fn set_guard(&self, request: Request<Guard>) -> Result<Response<Guard>, Status> {
+        let (store, guards) = self.writing.guards()?;
+        let operator = caller(&request);
+        let guard = request.into_inner();
+        for canary in &guard.canaries {
+            match store.get(canary).await {
+                Err(StoreError::Unknown(_)) => {
+                    let why = "a canary must exist, or no follower would take a snapshot";
+                    return Err(Status::failed_precondition(format!("there is no tenant {canary}: {why}")));
+                }
+                found => drop(found?),
+            }
+        }
+        let guard = guards.set(guard).await.map_err(|error| match error {
+            SetError::Invalid(_) => Status::invalid_argument(error.to_string()),
+            SetError::Write(error) => StoreError::from(error).into(),
+        })?;
+        let allowed = guard.r#override.as_ref();
+        tracing::warn!(
+            %operator,
+            largest_shrink_percent = guard.largest_shrink_percent,
+            canaries = guard.canaries.join(","),
+            allowed_to = allowed.map(|allowed| allowed.smallest_records),
+            allowed_until_unix_seconds = allowed.and_then(|allowed| allowed.until.as_ref()).map(|until| until.seconds),
+            reason = allowed.map(|allowed| allowed.reason.as_str()),
+            "the guard of the tenants is set"
+        );
+        Ok(Response::new(guard))
+    }
+}
