@@ -105,7 +105,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         for record in state.records {
             incoming.take(record.key, record.revision, record.value, None);
         }
-        self.install(incoming);
+        self.install(incoming.finish());
     }
 
     /// Begins a stream of `parent`: forgets what its last one left half done, and says what to ask for. Absent while

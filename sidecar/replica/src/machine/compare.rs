@@ -92,7 +92,6 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         if alarmed {
             health.status.alarms = self.streams.iter().filter_map(|stream| stream.alarm.clone()).collect();
         }
-        health.status.parents[parent].last_error = None;
         if whole {
             health.status.last_error = None;
         }

@@ -6,7 +6,7 @@ use tenon_proto::replication::v1::{FollowRequest, Record, SnapshotChunk, Snapsho
 
 use super::{
     Break, Ledger, Machine,
-    incoming::{Buckets, Incoming},
+    incoming::{Buckets, Complete, Incoming},
     ledger::apply,
     stream::{Asked, Phase, Stream, Tail},
 };
@@ -105,7 +105,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         end: &SnapshotEnd,
         now: Now,
     ) -> Result<Option<FollowRequest>, Break> {
-        let Some(mut incoming) = self.incoming.take_if(|incoming| incoming.parent == parent) else {
+        let Some(incoming) = self.incoming.take_if(|incoming| incoming.parent == parent) else {
             return Err(Break::Gap("a snapshot without its start".into()));
         };
         let asked = self.streams[parent].asked.take();
@@ -116,19 +116,20 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         }
         let checked = self.guard_snapshot(&incoming, end.records, now);
         self.guarded(parent, offered, checked)?;
-        self.catch_up(&mut incoming)?;
+        let mut complete = incoming.finish();
+        self.catch_up(&mut complete)?;
 
-        let position = incoming.position;
-        match (incoming.partial.take(), asked) {
+        let position = complete.position;
+        match (complete.partial.take(), asked) {
             (Some(buckets), Some(asked)) => {
                 let fetched = buckets.listed().count() as u64;
-                self.merge(incoming, &buckets, &asked);
+                self.merge(complete, &buckets, &asked);
                 let mut health = self.shared.health();
                 health.status.partial_snapshots += 1;
                 health.status.repaired_buckets += if repaired { fetched } else { 0 };
             }
             _ => {
-                self.install(incoming);
+                self.install(complete);
                 self.shared.health().status.snapshots += 1;
             }
         }
@@ -154,25 +155,25 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     }
 
     /// Puts on top of a snapshot what other parents' deltas brought since.
-    fn catch_up(&mut self, incoming: &mut Incoming<V>) -> Result<(), Break> {
+    fn catch_up(&mut self, complete: &mut Complete<V>) -> Result<(), Break> {
         let held = self.shared.ledger().position;
-        let Some(held) = held.filter(|held| *held > incoming.position) else { return Ok(()) };
-        let Some(tail) = self.tail.as_mut().filter(|tail| !incoming.elsewhere && tail.floor <= incoming.position)
+        let Some(held) = held.filter(|held| *held > complete.position) else { return Ok(()) };
+        let Some(tail) = self.tail.as_mut().filter(|tail| !complete.elsewhere && tail.floor <= complete.position)
         else {
             return Err(Break::Outrun);
         };
-        for change in tail.later(incoming.position) {
-            if incoming.partial.as_ref().is_none_or(|buckets| buckets.has(&change.key)) {
-                apply(&incoming.table, &mut incoming.digest, &mut incoming.refused, change);
+        for change in tail.later(complete.position) {
+            if complete.partial.as_ref().is_none_or(|buckets| buckets.has(&change.key)) {
+                apply(&complete.table, &mut complete.digest, &mut complete.refused, change);
             }
         }
-        incoming.position = held;
+        complete.position = held;
         Ok(())
     }
 
     /// Puts a complete map in the place of the old one. From here on it may be read; then it is announced.
-    pub(super) fn install(&mut self, incoming: Incoming<V>) {
-        let Incoming { position, view, table, digest, refused, .. } = incoming;
+    pub(super) fn install(&mut self, complete: Complete<V>) {
+        let Complete { position, view, table, digest, refused, .. } = complete;
         let table = Arc::new(table);
         let shared = Arc::clone(&self.shared);
         let mut ledger = shared.ledger();
@@ -186,11 +187,11 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     /// Puts `buckets` in the place of those that are held, record by record. Readers see each as it was or as it is; when
     /// all are in place, the position is announced.
-    fn merge(&mut self, incoming: Incoming<V>, buckets: &Buckets, asked: &Asked) {
+    fn merge(&mut self, complete: Complete<V>, buckets: &Buckets, asked: &Asked) {
         let shared = Arc::clone(&self.shared);
         let mut ledger = shared.ledger();
         let Some(table) = shared.table.load_full() else { return };
-        let Incoming { position, view, table: fresh, digest, refused, .. } = incoming;
+        let Complete { position, view, table: fresh, digest, refused, .. } = complete;
         for new in fresh.iter() {
             let old = table.get(new.key());
             if old.as_ref().is_some_and(|old| old.revision() == new.revision() && old.raw() == new.raw()) {

@@ -385,3 +385,9 @@ fn what_is_saved_restores_to_the_same_map_and_digest() {
     assert_eq!(other.resume(), Some(at(4)));
     assert_eq!(other.heartbeat(at(4), &[("a", 4, "bad"), ("b", 2, "two"), ("c", 3, "three")]), Ok(None));
 }
+
+mod buckets;
+mod disorder;
+mod guards;
+mod memory;
+mod parents;
