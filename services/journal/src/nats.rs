@@ -42,6 +42,8 @@ const FIRST_ANSWER: Duration = Duration::from_secs(60);
 const PING: Duration = Duration::from_secs(1);
 /// Between two tries to connect.
 const RECONNECT: Duration = Duration::from_millis(250);
+/// Bytes of the log below which no checkpoint is worth its room.
+const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// Writes that may wait.
 const WAITING: usize = 4096;
 
@@ -52,6 +54,7 @@ pub struct Nats {
     servers: Servers,
     folder: Arc<PathBuf>,
     options: Options,
+    checkpoint_bytes: u64,
     kinds: Arc<Mutex<HashMap<&'static str, Arc<NatsJournal>>>>,
 }
 
@@ -75,7 +78,15 @@ impl Nats {
             .await
             .map_err(|error| failed(std::io::Error::other(error)))?;
         let (servers, folder) = (servers.clone(), Arc::new(local.to_owned()));
-        Ok(Self { client, servers, folder, options, kinds: Arc::default() })
+        let checkpoint_bytes = CHECKPOINT_BYTES;
+        Ok(Self { client, servers, folder, options, checkpoint_bytes, kinds: Arc::default() })
+    }
+
+    /// Checkpoints are stored once the log has grown by so many bytes, and by more than twice the records; 16 MiB unless
+    /// this is said, before any journal is opened.
+    #[must_use]
+    pub fn with_checkpoints_every(self, bytes: u64) -> Self {
+        Self { checkpoint_bytes: bytes, ..self }
     }
 
     /// The journal of `kind`; all callers get the same one. Where nothing of it is held yet, this waits for the first
@@ -124,7 +135,8 @@ impl Nats {
         let (alarm, alarmed) = watch::channel(None);
         let (requests, waiting) = mpsc::channel(WAITING);
         let client = self.client.clone();
-        let parts = Parts { kind, client, log, path, options, held, local, alarm, requests: waiting };
+        let checkpoint_bytes = self.checkpoint_bytes;
+        let parts = Parts { kind, client, log, path, options, checkpoint_bytes, held, local, alarm, requests: waiting };
         tokio::spawn(Replicator::new(parts).run());
         let journal = Arc::new(NatsJournal { local: watched, alarm: alarmed, requests });
         kinds.insert(kind, Arc::clone(&journal));

@@ -19,8 +19,6 @@ use crate::{
 
 /// Bytes of records in one chunk, unless a single record is larger.
 const CHUNK_BYTES: usize = 384 << 10;
-/// Bytes of the log below which no checkpoint is worth its room.
-const LEAST_BYTES: u64 = 16 << 20;
 /// A checkpoint is due once the log has grown by this many times the last one.
 const GROWTH: u64 = 2;
 
@@ -39,9 +37,9 @@ pub(super) enum CheckpointError {
     Differs { revision: u64, found: u64, expected: u64 },
 }
 
-/// Whether the log has grown enough since `last` was taken.
-pub(super) fn due(log_bytes: u64, last: Option<&Checkpoint>) -> bool {
-    log_bytes >= LEAST_BYTES.max(GROWTH * last.map_or(0, |last| last.bytes))
+/// Whether the log has grown enough since `last` was taken, at least by `least` bytes.
+pub(super) fn due(log_bytes: u64, least: u64, last: Option<&Checkpoint>) -> bool {
+    log_bytes >= least.max(GROWTH * last.map_or(0, |last| last.bytes))
 }
 
 /// Stores records as a checkpoint that no manifest names yet. `records` ends with the first change.
@@ -199,7 +197,7 @@ mod tests {
             (199 << 20, Some(&last), false),
             (200 << 20, Some(&last), true),
         ] {
-            assert_eq!(due(log_bytes, last), is_due, "{log_bytes}");
+            assert_eq!(due(log_bytes, 16 << 20, last), is_due, "{log_bytes}");
         }
     }
 }

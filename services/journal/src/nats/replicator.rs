@@ -82,6 +82,8 @@ pub(super) struct Parts {
     /// The local store's file.
     pub(super) path: PathBuf,
     pub(super) options: Options,
+    /// Bytes of the log below which no checkpoint is worth its room.
+    pub(super) checkpoint_bytes: u64,
     pub(super) held: Option<(Replicated, Cursor)>,
     pub(super) local: watch::Sender<Option<Arc<Replicated>>>,
     pub(super) alarm: watch::Sender<Option<Alarm>>,
@@ -94,7 +96,8 @@ pub(super) struct Replicator {
     client: Client,
     pub(super) log: Log,
     path: PathBuf,
-    pub(super) options: Options,
+    options: Options,
+    checkpoint_bytes: u64,
     /// What readers see.
     local: watch::Sender<Option<Arc<Replicated>>>,
     alarm: watch::Sender<Option<Alarm>>,
@@ -119,7 +122,7 @@ pub(super) struct Replicator {
 
 impl Replicator {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { kind, client, log, path, options, held, local, alarm, requests } = parts;
+        let Parts { kind, client, log, path, options, checkpoint_bytes, held, local, alarm, requests } = parts;
         let cursor = held.as_ref().map_or_else(Cursor::default, |(_, cursor)| *cursor);
         let held = held.map(|(held, _)| Arc::new(held));
         local.send_replace(held.clone());
@@ -129,6 +132,7 @@ impl Replicator {
             log,
             path,
             options,
+            checkpoint_bytes,
             local,
             alarm,
             requests,
@@ -450,12 +454,12 @@ impl Replicator {
             }
         }
         let idle = self.checkpointing.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
-        if !idle || self.verified.is_none() || !checkpoint::due(self.log_bytes, None) {
+        if !idle || self.verified.is_none() || !checkpoint::due(self.log_bytes, self.checkpoint_bytes, None) {
             return;
         }
         let Ok((_, manifest)) = self.log.manifest().await else { return };
         let last = manifest.checkpoints.last().filter(|last| last.log == self.cursor.log);
-        if !checkpoint::due(self.log_bytes, last) {
+        if !checkpoint::due(self.log_bytes, self.checkpoint_bytes, last) {
             return;
         }
         let (log, cursor, options) = (self.log.clone(), self.cursor, self.options);

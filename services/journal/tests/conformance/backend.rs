@@ -103,6 +103,12 @@ pub async fn cluster() -> Cluster {
     Cluster::start(target).await.unwrap()
 }
 
+/// One server by itself.
+pub async fn single() -> Cluster {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+    Cluster::of(1, target).await.unwrap()
+}
+
 /// Fails rather than hangs, and says what hung.
 pub async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| panic!("{what}: not done within {limit:?}"))
