@@ -11,7 +11,7 @@ PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-long lint bench bench-tcs doc ci deps
+.PHONY: help demo up test test-long lint bench bench-tcs doc ci deps nats
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -48,7 +48,16 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) ## Install what the tests need: Python and npm packages and a crate, below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats ## Install what the tests need: nats-server; Python and npm packages and a crate below target/
+
+# Debian puts it into a folder that is not on everybody's search path.
+nats:
+	@PATH="$$PATH:/usr/sbin" command -v nats-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends nats-server; \
+	  else \
+	    echo "the tests need a NATS server, 2.9 or later: install the package nats-server, then run make again" >&2; exit 1; \
+	  fi; }
 
 # Debian's python3-venv brings venv and pip; other systems have them with Python itself.
 $(VENV)/installed: $(REQUIREMENTS)
