@@ -194,7 +194,8 @@ fn relay(
     };
     let (source, following) = RelaySource::follow(follow, observer, shutdown.clone());
     let reading = Reading::Relay(source.replica().clone(), changes);
-    let publisher = Publisher::start(kind::TENANT, source, views, shutdown.clone());
+    let rules = source.replica().guard_rules();
+    let publisher = Publisher::start_guarded(kind::TENANT, source, views, rules, shutdown.clone());
     Tenants { reading, writing: Writing::Elsewhere(parents), publisher, following: Some(following) }
 }
 

@@ -9,6 +9,7 @@
 mod compare;
 mod incoming;
 mod ledger;
+mod restore;
 mod scrub;
 mod snapshot;
 mod stream;
@@ -25,7 +26,6 @@ use crate::{
     BUCKETS, Event, Guard, Position, Table, Value,
     guard::{Guarding, Now},
     reader::Shared,
-    state::State,
 };
 use incoming::Incoming;
 pub(crate) use ledger::Ledger;
@@ -95,17 +95,6 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             history: History::default(),
             retired: Vec::new(),
         }
-    }
-
-    /// Starts from what the state file held, before any stream.
-    pub(crate) fn restore(&mut self, state: State) {
-        self.guarding.restore(state.rules.clone());
-        self.shared.ledger().rules = state.rules;
-        let mut incoming = Incoming::new(0, state.position, state.view.into());
-        for record in state.records {
-            incoming.take(record.key, record.revision, record.value, None);
-        }
-        self.install(incoming.finish());
     }
 
     /// Begins a stream of `parent`: forgets what its last one left half done, and says what to ask for. Absent while
@@ -258,6 +247,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         let mut ledger = shared.ledger();
         let ledger = &mut *ledger;
         let position = Position::new(delta.epoch, delta.revision);
+        shared.unsaved().push(|| Response::Delta(delta.clone()));
         for change in delta.changes {
             // What an overlapping delta repeats is held already.
             if change.revision <= held.revision {
@@ -279,7 +269,13 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     fn told_rules(&mut self, rules: GuardRules, now: Now) {
         self.guarding.told(rules, now);
-        self.shared.ledger().rules = self.guarding.rules().clone();
+        let rules = self.guarding.rules();
+        let mut ledger = self.shared.ledger();
+        if ledger.rules != *rules {
+            ledger.rules = rules.clone();
+            self.shared.unsaved().push(|| Response::GuardRules(rules.clone()));
+        }
+        self.shared.told(self.guarding.rules());
     }
 
     /// Raises the alarm where the guards refuse what leads to `position`, and ends it where they do not.

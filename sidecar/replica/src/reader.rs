@@ -6,9 +6,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use tenon_proto::replication::v1::GuardRules;
 use tokio::{sync::watch, time::Instant};
 
-use crate::{Position, Table, Value, machine::Ledger};
+use crate::{Position, Table, Value, machine::Ledger, persist::Unsaved};
 
 /// What a follower holds of one kind. Cheap to clone; all clones are the same map.
 #[derive(Debug)]
@@ -122,6 +123,12 @@ impl<V: Value> Replica<V> {
         let _ = positions.wait_for(|held| *held >= Some(position)).await;
     }
 
+    /// The rules of the guard in force here, as parents told them last: for who passes the map on.
+    #[must_use]
+    pub fn guard_rules(&self) -> watch::Receiver<GuardRules> {
+        self.shared.rules.subscribe()
+    }
+
     #[must_use]
     pub fn status(&self) -> Status {
         let health = self.shared.health();
@@ -149,8 +156,12 @@ pub(crate) struct Shared<V> {
     position: ArcSwapOption<Position>,
     /// The same for those who wait.
     announced: watch::Sender<Option<Position>>,
+    /// The rules of the guard that were told last.
+    rules: watch::Sender<GuardRules>,
     /// The writer's account of the table. Whoever holds it sees the table between two messages. Readers never take it.
     ledger: Mutex<Ledger>,
+    /// What the state file does not have yet. Whoever holds the ledger as well took that first.
+    unsaved: Mutex<Unsaved>,
     health: Mutex<Health>,
 }
 
@@ -167,7 +178,9 @@ impl<V> Shared<V> {
             table: ArcSwapOption::empty(),
             position: ArcSwapOption::empty(),
             announced: watch::Sender::new(None),
+            rules: watch::Sender::new(GuardRules::default()),
             ledger: Mutex::default(),
+            unsaved: Mutex::default(),
             health: Mutex::default(),
         }
     }
@@ -178,12 +191,24 @@ impl<V> Shared<V> {
         self.announced.send_replace(Some(position));
     }
 
+    pub(crate) fn told(&self, rules: &GuardRules) {
+        self.rules.send_if_modified(|told| {
+            let other = told != rules;
+            told.clone_from(rules);
+            other
+        });
+    }
+
     pub(crate) fn announcements(&self) -> watch::Receiver<Option<Position>> {
         self.announced.subscribe()
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unsaved(&self) -> MutexGuard<'_, Unsaved> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn health(&self) -> MutexGuard<'_, Health> {

@@ -151,7 +151,8 @@ mod tests {
 
         #[test]
         fn its_hosts_are_those_of_the_decoded_record(tenant in tenant()) {
-            prop_assert_eq!(hosts(&tenant.encode_to_vec()), tenant.hosts);
+            let value = tenant.encode_to_vec();
+            prop_assert_eq!(hosts(&value), tenant.hosts);
         }
 
         #[test]
