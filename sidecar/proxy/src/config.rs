@@ -1,5 +1,7 @@
 //! Configuration of one sidecar: a YAML file, `TENON_*` variables over it, flags over both.
 
+mod tcs;
+
 use std::{
     fmt,
     net::SocketAddr,
@@ -12,6 +14,8 @@ use clap::Parser;
 use mesh_config::names::{RegionName, ServiceName, TrustDomain, ZoneName};
 use mesh_identity::{join::Attestation, workload::Socket};
 use serde::{Deserialize, Serialize};
+
+pub use self::tcs::{HeldTenants, TcsAddress};
 
 /// The command line of `tenon-sidecar`. Every flag is also a key of `--config FILE` and a `TENON_*` variable.
 #[derive(Debug, Default, Parser, Deserialize)]
@@ -26,6 +30,8 @@ use serde::{Deserialize, Serialize};
                   trustBundleSha256 in mesh.json in the data folder of the mesh. Where the platform attests its\n\
                   processes, its token does instead, once an Attestor document accepts it:\n  \
                   --oidc-token-file /var/run/secrets/tokens/tenon\n\n\
+                  Two replicas of the TCS in two zones, and only those tenants in memory that are asked for:\n  \
+                  --tcs a=10.0.0.1:15020 --tcs b=10.0.1.1:15020 --tenants on-demand --tenant-cache-bytes 64MiB\n\n\
                   A flag wins over its TENON_* variable, and a variable over the file."
 )]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -61,9 +67,17 @@ pub struct Flags {
     /// Address of the identity service [default: 127.0.0.1:15010]
     #[arg(long, env = "TENON_IDENTITY", value_name = "HOST:PORT")]
     pub identity: Option<String>,
-    /// Address of the Tenant Context Service [default: 127.0.0.1:15020]
-    #[arg(long, env = "TENON_TCS", value_name = "HOST:PORT")]
-    pub tcs: Option<String>,
+    /// Address of a replica of the Tenant Context Service, with its zone if it has one; given several times, two of
+    /// different zones are followed at once [default: 127.0.0.1:15020]
+    #[arg(long, env = "TENON_TCS", value_name = "[ZONE=]IP:PORT", value_delimiter = ',')]
+    #[serde(deserialize_with = "addresses")]
+    pub tcs: Vec<String>,
+    /// Hold all tenants, or on-demand: those that are asked for [default: full]
+    #[arg(long, env = "TENON_TENANTS", value_name = "full|on-demand")]
+    pub tenants: Option<String>,
+    /// With --tenants on-demand: the most memory that tenants may take [default: 64MiB]
+    #[arg(long, env = "TENON_TENANT_CACHE_BYTES", value_name = "SIZE")]
+    pub tenant_cache_bytes: Option<String>,
     /// Address of the policy service [default: 127.0.0.1:15030]
     #[arg(long, env = "TENON_POLICY", value_name = "HOST:PORT")]
     pub policy: Option<String>,
@@ -156,8 +170,10 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Identity service.
     pub identity: SocketAddr,
-    /// Tenant Context Service.
-    pub tcs: SocketAddr,
+    /// The replicas of the Tenant Context Service that are followed: one or two.
+    pub tcs: Vec<TcsAddress>,
+    /// How much of their map is held.
+    pub tenants: HeldTenants,
     /// Policy service.
     pub policy: SocketAddr,
     /// Who says which certificate is this sidecar's.
@@ -204,7 +220,9 @@ impl Flags {
             inbound: self.inbound.or(file.inbound),
             admin: self.admin.or(file.admin),
             identity: self.identity.or(file.identity),
-            tcs: self.tcs.or(file.tcs),
+            tcs: if self.tcs.is_empty() { file.tcs } else { self.tcs },
+            tenants: self.tenants.or(file.tenants),
+            tenant_cache_bytes: self.tenant_cache_bytes.or(file.tenant_cache_bytes),
             policy: self.policy.or(file.policy),
             trust_bundle_sha256: self.trust_bundle_sha256.or(file.trust_bundle_sha256),
             join_token_file: self.join_token_file.or(file.join_token_file),
@@ -229,7 +247,8 @@ impl Flags {
         let inbound = problems.optional("inbound", Some(self.inbound.as_deref().unwrap_or("0.0.0.0:15006")));
         let admin = problems.optional("admin", Some(self.admin.as_deref().unwrap_or("127.0.0.1:15000")));
         let identity = problems.optional("identity", Some(self.identity.as_deref().unwrap_or("127.0.0.1:15010")));
-        let tcs = problems.optional("tcs", Some(self.tcs.as_deref().unwrap_or("127.0.0.1:15020")));
+        let tcs = problems.tcs(&self.tcs);
+        let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
         let policy = problems.optional("policy", Some(self.policy.as_deref().unwrap_or("127.0.0.1:15030")));
         let attestation = Attestation {
             join_token: None,
@@ -257,6 +276,8 @@ impl Flags {
                 Some(svid_from),
                 Some(state_dir),
             ) if problems.0.is_empty() => Ok(Config {
+                tcs: tcs::parents(&tcs, zone.as_ref()),
+                tenants: tenants.unwrap_or_default(),
                 service,
                 trust_domain,
                 region,
@@ -266,7 +287,6 @@ impl Flags {
                 inbound,
                 admin,
                 identity,
-                tcs,
                 policy,
                 svid_from,
                 serve_workload_api: self.serve_workload_api,
@@ -290,7 +310,7 @@ fn read_file(path: &Path) -> Result<Flags, String> {
     yaml(&text).map_err(|problem| format!("{}:{problem}", path.display()))
 }
 
-/// The file is one flat mapping of scalars.
+/// The file is one flat mapping of scalars, or of lists of them.
 fn yaml(text: &str) -> Result<Flags, String> {
     use saphyr::{LoadableYamlNode as _, Yaml};
     let documents = Yaml::load_from_str(text)
@@ -302,15 +322,34 @@ fn yaml(text: &str) -> Result<Flags, String> {
     let mut object = serde_json::Map::new();
     for (key, value) in mapping {
         let key = key.as_str().ok_or("1:1: expected option names as keys")?;
-        let text = value.as_str().map(serde_json::Value::from);
-        let number = || value.as_integer().map(serde_json::Value::from);
-        let truth = || value.as_bool().map(serde_json::Value::from);
-        let Some(value) = text.or_else(number).or_else(truth) else {
-            return Err(format!("1:1: {key}: expected a string, a number or a boolean"));
+        let list = || value.as_sequence().and_then(|items| items.iter().map(scalar).collect::<Option<Vec<_>>>());
+        let Some(value) = scalar(value).or_else(|| list().map(serde_json::Value::from)) else {
+            return Err(format!("1:1: {key}: expected a string, a number, a boolean or a list of them"));
         };
         object.insert(key.to_owned(), value);
     }
     serde_json::from_value(serde_json::Value::Object(object)).map_err(|error| format!("1:1: {error}"))
+}
+
+fn scalar(value: &saphyr::Yaml<'_>) -> Option<serde_json::Value> {
+    let text = value.as_str().map(serde_json::Value::from);
+    let number = || value.as_integer().map(serde_json::Value::from);
+    let truth = || value.as_bool().map(serde_json::Value::from);
+    text.or_else(number).or_else(truth)
+}
+
+/// One address, several with commas between them as in the variable, or a list.
+fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Addresses {
+        Text(String),
+        List(Vec<String>),
+    }
+    Ok(match Addresses::deserialize(deserializer)? {
+        Addresses::Text(text) => text.split(',').map(str::to_owned).collect(),
+        Addresses::List(list) => list,
+    })
 }
 
 struct Problems(Vec<String>);
@@ -331,6 +370,18 @@ impl Problems {
                 None
             }
         }
+    }
+
+    fn tcs(&mut self, given: &[String]) -> Option<Vec<TcsAddress>> {
+        let default = ["127.0.0.1:15020".to_owned()];
+        let given = if given.is_empty() { &default[..] } else { given };
+        // All of them, so that all problems are told.
+        let parsed: Vec<_> = given.iter().map(|address| self.optional("tcs", Some(address))).collect();
+        parsed.into_iter().collect()
+    }
+
+    fn tenants(&mut self, tenants: Option<&str>, cache_bytes: Option<&str>) -> Option<HeldTenants> {
+        HeldTenants::read(tenants, cache_bytes).map_err(|problem| self.0.push(problem)).ok()
     }
 
     /// Calls of the app carry no credential of their own, so nobody else may reach this listener.

@@ -1,28 +1,30 @@
 //! Everything a sidecar decides from, as it is right now: assembled from the replicas, swapped as a whole.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mesh_identity::{Identity, grpc};
 use prost::Message;
-use replica::{Decoded, Follow, FollowTrust, Replica, Roots, Trust};
+use replica::{Decoded, Follow, FollowOnDemand, FollowTrust, Named, Replica, Roots, Trust};
 use sidecar_core::{
-    Quarantined, inbound,
+    Quarantined, Tenants as _, inbound,
     outbound::{self, Destinations},
     policy::Policy,
 };
 use tenon_proto::{kind, policy::v1 as policy_proto};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::{
-    config::{Config, SvidFrom},
+    config::{Config, HeldTenants, SvidFrom},
     credentials::{KeyRecord, Minting},
     in_flight::InFlight,
     line_budget::LineBudget,
-    metrics::{Metrics, ReplicaGauges, Snapshot},
+    metrics::ReplicaGauges,
+    metrics::{Metrics, Snapshot},
     outside::{self, Clients},
     tenants::{TenantMap, position},
 };
@@ -105,8 +107,7 @@ impl Live {
     ) -> (Arc<Self>, Vec<JoinHandle<()>>) {
         let mut tasks = Vec::new();
         let sources = Sources::new(config, identity, instance, shutdown);
-        let (tenants, task) = sources.tcs(kind::TENANT).start(|_| {}, shutdown.clone());
-        tasks.push(task);
+        let tenants = sources.tenants(&mut tasks);
         let replicas = Replicas {
             allowlist: sources.policy(kind::ALLOWLIST, &mut tasks),
             route: sources.policy(kind::ROUTE, &mut tasks),
@@ -120,7 +121,7 @@ impl Live {
             identity: Arc::clone(identity),
             metrics: Arc::clone(metrics),
             minting,
-            tenants: TenantMap::new(tenants),
+            tenants,
             refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
             outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
@@ -166,7 +167,7 @@ impl Live {
             (self.own_key_is_known(), "this sidecar's own ASAP key is not in the key set"),
             (replicas.trust.bundle.position().is_some(), "the trust bundle has never arrived"),
             (replicas.trust.revocation.position().is_some(), "the revocations have never arrived"),
-            (self.tenants.replica().position().is_some(), "the tenants have never arrived"),
+            (self.tenants.position().is_some(), "the tenants have never arrived"),
         ]
         .into_iter()
         .filter_map(|(there, what)| (!there).then_some(what))
@@ -180,26 +181,25 @@ impl Live {
 
     /// Revisions in force, `<epoch>.<revision>` or empty: of the allowlist and of the tenants.
     pub fn revisions(&self) -> (String, String) {
-        let text = |position: Option<replica::Position>| position.map(|held| held.to_string()).unwrap_or_default();
-        (text(self.replicas.allowlist.position()), text(self.tenants.replica().position()))
+        let text = |position: Option<sidecar_core::Position>| position.map(|held| held.to_string()).unwrap_or_default();
+        (text(self.replicas.allowlist.position().map(position)), text(self.tenants.position()))
     }
 
     /// What a scrape and `/config` show.
     pub fn snapshot(&self) -> Snapshot {
         let replicas = &self.replicas;
-        let gauges = |kind, status: replica::Status| ReplicaGauges {
-            kind,
-            revision: status.position.map_or(0, |position| position.revision),
-            position: status.position.map(|position| position.to_string()),
-            records: status.records as u64,
-            connected: status.connected,
-            age_seconds: status.last_heartbeat_age.map_or(0.0, |age| age.as_secs_f64()),
-            nacks: status.nacks,
-            error: status.last_error.or(status.state_error),
+        let gauges = ReplicaGauges::of;
+        let (tenants, cache) = match &self.tenants {
+            TenantMap::Full(replica) => (gauges(kind::TENANT, replica.status()), None),
+            TenantMap::OnDemand(cache) => {
+                let status = cache.status();
+                (ReplicaGauges::of_cache(kind::TENANT, &status, &self.config.tcs), Some(status))
+            }
         };
         Snapshot {
+            cache,
             replicas: vec![
-                gauges(kind::TENANT, self.tenants.replica().status()),
+                tenants,
                 gauges(kind::ALLOWLIST, replicas.allowlist.status()),
                 gauges(kind::ROUTE, replicas.route.status()),
                 gauges(kind::ENDPOINT, replicas.endpoint.status()),
@@ -218,7 +218,10 @@ impl Live {
         let mut route = self.replicas.route.subscribe();
         let mut endpoint = self.replicas.endpoint.subscribe();
         let mut quarantine = self.replicas.quarantine.subscribe();
-        let mut tenants = self.tenants.replica().subscribe();
+        let again = Arc::clone(&self);
+        let mut tenants = Box::pin(async move {
+            again.tenants.each_change(|| again.generation.send_modify(|generation| *generation += 1)).await;
+        });
         loop {
             let changed = tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -226,11 +229,7 @@ impl Live {
                 changed = route.changed() => changed,
                 changed = endpoint.changed() => changed,
                 changed = quarantine.changed() => changed,
-                changed = tenants.changed() => {
-                    self.generation.send_modify(|generation| *generation += 1);
-                    if changed.is_err() { return }
-                    continue;
-                }
+                () = &mut tenants => return,
             };
             if changed.is_err() {
                 return;
@@ -306,15 +305,15 @@ struct Sources<'c> {
     /// Names this process for all of them.
     instance: &'c str,
     shutdown: CancellationToken,
-    identity: tonic::transport::Channel,
-    tcs: tonic::transport::Channel,
-    policy: tonic::transport::Channel,
+    identity: Channel,
+    tcs: Vec<Named<Channel>>,
+    policy: Channel,
 }
 
 impl<'c> Sources<'c> {
     fn new(config: &'c Config, identity: &Arc<Identity>, instance: &'c str, shutdown: &CancellationToken) -> Self {
         use mesh_config::names::control_plane::{IDENTITY, POLICY, TCS};
-        let channel = |address: SocketAddr, name: &str| {
+        let channel = |address, name: &str| {
             let expected = mesh_config::names::ServiceName::try_from(name).expect("a constant of the right form");
             grpc::channel(address, identity, &expected)
         };
@@ -323,12 +322,12 @@ impl<'c> Sources<'c> {
             instance,
             shutdown: shutdown.clone(),
             identity: channel(config.identity, IDENTITY),
-            tcs: channel(config.tcs, TCS),
+            tcs: config.tcs.iter().map(|tcs| Named::new(tcs.to_string(), channel(tcs.address, TCS))).collect(),
             policy: channel(config.policy, POLICY),
         }
     }
 
-    fn follow(&self, kind: &'static str, channel: &tonic::transport::Channel) -> Follow {
+    fn follow(&self, kind: &'static str, channel: &Channel) -> Follow {
         Follow {
             kind,
             instance: self.instance.to_owned(),
@@ -337,8 +336,23 @@ impl<'c> Sources<'c> {
         }
     }
 
-    fn tcs(&self, kind: &'static str) -> Follow {
-        self.follow(kind, &self.tcs)
+    fn tenants(&self, tasks: &mut Vec<JoinHandle<()>>) -> TenantMap {
+        let (kind, instance, parents) = (kind::TENANT, self.instance.to_owned(), self.tcs.clone());
+        let state_dir = Some(self.config.state_dir.clone());
+        match self.config.tenants {
+            HeldTenants::Full => {
+                let follow = Follow { kind, instance, parents, state_dir };
+                let (replica, task) = follow.start(|_| {}, self.shutdown.clone());
+                tasks.push(task);
+                TenantMap::Full(replica)
+            }
+            HeldTenants::OnDemand { cache_bytes: capacity } => {
+                let follow = FollowOnDemand { kind, instance, parents, state_dir, capacity };
+                let (cache, task) = follow.start(self.shutdown.clone());
+                tasks.push(task);
+                TenantMap::OnDemand(cache)
+            }
+        }
     }
 
     fn policy<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {

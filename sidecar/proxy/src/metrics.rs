@@ -19,6 +19,9 @@ use prometheus_client::{
 use sidecar_core::Reason;
 
 mod membership;
+mod replication;
+
+pub use self::replication::{ParentGauges, ReplicaGauges};
 
 /// Which listener a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,34 +153,15 @@ impl Drop for Connected {
     }
 }
 
-/// What of a replica a scrape shows.
-#[derive(Debug, Clone, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ReplicaGauges {
-    /// The replicated kind.
-    pub kind: &'static str,
-    /// Revision reached; 0 before the first snapshot.
-    pub revision: u64,
-    /// The same with its epoch, for `/config`.
-    pub position: Option<String>,
-    /// Records held.
-    pub records: u64,
-    /// Whether the stream to the control plane is up.
-    pub connected: bool,
-    /// Seconds since the source was last heard; grows while it is gone.
-    pub age_seconds: f64,
-    /// Updates that were refused so far.
-    pub nacks: u64,
-    /// What is wrong now, for `/config`.
-    pub error: Option<String>,
-}
-
 /// What a scrape asks of the rest of the sidecar.
 #[derive(Debug, Clone, Default, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// One entry a kind.
     pub replicas: Vec<ReplicaGauges>,
+    /// Of the cache of tenants, where there is one instead of the whole map.
+    #[serde(skip)]
+    pub cache: Option<replica::CacheStatus>,
     /// How the sidecar stands with the identity service; absent before it has joined.
     #[serde(skip)]
     pub standing: Option<Standing>,
@@ -240,11 +224,6 @@ struct ReasonLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KindLabel {
-    kind: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: &'static str,
 }
@@ -257,7 +236,10 @@ impl Collector for Scrape {
         self.counts(&mut encoder)?;
         self.refusals(&mut encoder)?;
         self.durations(&mut encoder)?;
-        self.replicas(&mut encoder)?;
+        replication::encode(&mut encoder, &self.gauges.replicas)?;
+        if let Some(cache) = &self.gauges.cache {
+            replication::encode_cache(&mut encoder, cache)?;
+        }
         let build = BuildLabels { version: env!("CARGO_PKG_VERSION") };
         let mut info =
             encoder.encode_descriptor("tenon_build_info", "Version of this binary", None, MetricType::Gauge)?;
@@ -347,29 +329,6 @@ impl Scrape {
         }
         Ok(())
     }
-
-    fn replicas(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let replicas = &self.gauges.replicas;
-        let mut gauge = |name: &str, help: &str, value: &dyn Fn(&ReplicaGauges) -> f64| {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-            for replica in replicas {
-                ConstGauge::new(value(replica)).encode(family.encode_family(&KindLabel { kind: replica.kind })?)?;
-            }
-            Ok(())
-        };
-        #[expect(clippy::cast_precision_loss, reason = "gauges are floats on the wire")]
-        {
-            gauge("tenon_replica_revision", "Revision reached, by kind", &|replica| replica.revision as f64)?;
-            gauge("tenon_replica_records", "Records held, by kind", &|replica| replica.records as f64)?;
-            gauge("tenon_replica_nacks", "Updates refused so far, by kind", &|replica| replica.nacks as f64)?;
-        }
-        gauge("tenon_replica_connected", "1 while the source is connected, by kind", &|replica| {
-            f64::from(u8::from(replica.connected))
-        })?;
-        gauge("tenon_replica_age_seconds", "Seconds since the source was last heard, by kind", &|replica| {
-            replica.age_seconds
-        })
-    }
 }
 
 #[cfg(test)]
@@ -379,17 +338,10 @@ mod tests {
     #[test]
     fn docs_telemetry_lists_exactly_these_metrics() {
         let metrics = Arc::new(Metrics::default());
+        let parent = ParentGauges { parent: "10.0.0.1:15020".into(), connected: true, position: None, error: None };
         let gauges = Snapshot {
-            replicas: vec![ReplicaGauges {
-                kind: "tenant",
-                revision: 1,
-                records: 1,
-                connected: true,
-                age_seconds: 0.0,
-                nacks: 0,
-                position: None,
-                error: None,
-            }],
+            replicas: vec![ReplicaGauges { kind: "tenant", parents: vec![parent], ..ReplicaGauges::default() }],
+            cache: Some(replica::CacheStatus::default()),
             standing: Some(membership::everything()),
             ready: true,
         };

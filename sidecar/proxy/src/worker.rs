@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_identity::{clock, tls};
 use rustls::ServerConfig;
 use sidecar_core::{
-    Named, Proven, Token,
+    Lookup, Named, Proven, Refusal, Token, Wanted,
     inbound::{self, Head, Stop, Waited},
 };
 use tokio::{
@@ -36,6 +36,7 @@ use crate::{
     open::{OpenCall, OpenCalls, Question},
     outbound,
     pool::Pool,
+    tenants::{Answered, TenantRef},
 };
 
 /// A connection on its way to a worker. Accepted elsewhere, so that load spreads evenly.
@@ -278,39 +279,70 @@ impl Worker {
         }
     }
 
-    fn decide_again(&self) {
+    fn decide_again(self: &Arc<Self>) {
+        let mut unknown = Vec::new();
         for call in self.open.snapshot() {
-            if let Some(refusal) = self.objection(&call) {
+            match self.still(&call, None) {
+                Still::Allowed => {}
+                Still::Refused(refusal) => call.line.hang_up(refusal),
+                Still::Unknown(wanted) => unknown.push((call, wanted)),
+            }
+        }
+        if !unknown.is_empty() {
+            tokio::spawn(Arc::clone(self).ask_again(unknown));
+        }
+    }
+
+    /// Calls of tenants that are not held any more are decided by what the TCS says of them. When that cannot be asked
+    /// they go on: nothing is known against them.
+    async fn ask_again(self: Arc<Self>, unknown: Vec<(OpenCall, Wanted)>) {
+        let (calls, wanted): (Vec<_>, Vec<_>) = unknown.into_iter().unzip();
+        let answers = self.live.tenants.resolve_all(&wanted).await;
+        for (call, answer) in calls.iter().zip(&answers) {
+            if let Still::Refused(refusal) = self.still(call, Some(answer)) {
                 call.line.hang_up(refusal);
             }
         }
     }
 
-    /// Why this open call would not be allowed now. Its credentials were proven when it began.
-    fn objection(&self, call: &OpenCall) -> Option<sidecar_core::Refusal> {
+    /// Whether this open call would be allowed now. Its credentials were proven when it began.
+    fn still(&self, call: &OpenCall, answer: Option<&Lookup<TenantRef>>) -> Still {
         match &call.question {
             Question::Inbound { caller, uri, tenant, transaction, token: _ } => {
                 if let Err(refusal) = caller.check() {
-                    return Some(refusal);
+                    return Still::Refused(refusal);
                 }
                 let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
                 let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
                 let head = Head { path, token, tenant, tenant_revision: None, txn_token };
                 let mut proven = Proven { transaction: *transaction };
                 let (state, now) = (self.live.inbound(), clock::unix_seconds());
+                let tenants = Answered { tenants: &self.live.tenants, answer };
                 let waited = Waited { for_revision: true, for_tenant: false };
-                match inbound::decide(&state, &self.live.tenants, &mut proven, caller.peer(), &head, now, waited) {
-                    Ok(_) | Err(Stop::WaitFor(_) | Stop::Resolve(_)) => None,
-                    Err(Stop::Refused(refusal)) => Some(refusal),
+                match inbound::decide(&state, &tenants, &mut proven, caller.peer(), &head, now, waited) {
+                    Ok(_) | Err(Stop::WaitFor(_)) => Still::Allowed,
+                    Err(Stop::Refused(refusal)) => Still::Refused(refusal),
+                    Err(Stop::Resolve(wanted)) => Still::Unknown(wanted),
                 }
             }
-            Question::Outbound { service } => self.live.outbound().quarantined.check(&self.service, service).err(),
+            Question::Outbound { service } => {
+                let checked = self.live.outbound().quarantined.check(&self.service, service);
+                checked.map_or_else(Still::Refused, |()| Still::Allowed)
+            }
         }
     }
 
     fn callers(&self) -> MutexGuard<'_, Vec<Weak<Caller>>> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an open call has come to.
+enum Still {
+    Allowed,
+    Refused(Refusal),
+    /// Its tenant is not held.
+    Unknown(Wanted),
 }
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
