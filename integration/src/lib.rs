@@ -11,3 +11,4 @@ pub mod nats;
 pub mod ports;
 pub mod python;
 pub mod traffic;
+pub mod under_traffic;

@@ -7,12 +7,13 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use mesh_identity::{Identity, Svid, TrustBundle};
 use serde_json::Value;
 
 use crate::ports::Ports;
@@ -59,6 +60,7 @@ pub struct Instance {
     outbound: u16,
     inbound: u16,
     admin: u16,
+    on_demand: bool,
 }
 
 /// What a mesh shall be.
@@ -147,6 +149,14 @@ impl Plan {
         self
     }
 
+    /// An instance that only calls, whose sidecar holds the tenants that it was asked for.
+    #[must_use]
+    pub fn caller_on_demand(mut self, service: &str, region: &str) -> Self {
+        let instance = self.instance(service, region, None);
+        self.instances.push(Instance { on_demand: true, ..instance });
+        self
+    }
+
     /// An instance whose app is started by `tenon up`: `command` is given the app's port.
     #[must_use]
     pub fn app(mut self, service: &str, region: &str, command: impl FnOnce(u16) -> Vec<String>) -> Self {
@@ -218,6 +228,9 @@ impl Plan {
                 "      outbound: 127.0.0.1:{}\n      inbound: 127.0.0.1:{}\n      admin: 127.0.0.1:{}\n",
                 instance.outbound, instance.inbound, instance.admin
             );
+            if instance.on_demand {
+                text += "      tenants: on-demand\n";
+            }
         }
         text
     }
@@ -418,6 +431,39 @@ impl Mesh {
     #[must_use]
     pub fn processes(&self, saying: &str) -> Vec<(u32, Vec<String>)> {
         descendants(self.pid()).into_iter().filter(|(_, words)| words.join(" ").contains(saying)).collect()
+    }
+
+    /// The process of the control plane whose state lies in this folder of the data folder: `tcs`, `tcs-2`.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn service(&self, name: &str) -> anyhow::Result<u32> {
+        let folder = self.data_dir().join(name).display().to_string();
+        let is = |words: &[String]| words.windows(2).any(|two| two[0] == "--state-dir" && two[1] == folder);
+        let found = self.processes("--state-dir").into_iter().find(|(_, words)| is(words));
+        Ok(found.with_context(|| format!("no process has its state in {folder}"))?.0)
+    }
+
+    /// The operator, as the control plane knows it.
+    ///
+    /// # Errors
+    /// The mesh has not been started yet.
+    pub fn operator(&self) -> anyhow::Result<Arc<Identity>> {
+        let read = |name: &str| fs::read_to_string(self.data_dir().join(name));
+        let svid = Svid::from_pem(&read("operator/svid.pem")?, &read("operator/key.pem")?)?;
+        let bundle = TrustBundle::from_pem(svid.id().trust_domain().clone(), &read("trust-bundle.pem")?)?;
+        Ok(Identity::new(svid, bundle))
+    }
+
+    /// Where each TCS listens, the first one first.
+    ///
+    /// # Errors
+    /// The mesh has not been started yet.
+    pub fn tcs(&self) -> anyhow::Result<Vec<SocketAddr>> {
+        let plane = self.mesh_file()?["controlPlane"].take();
+        let replicas = plane["tcsReplicas"].as_array().into_iter().flatten().map(|replica| &replica["address"]);
+        let all = [&plane["tcs"]].into_iter().chain(replicas);
+        all.map(|address| Ok(address.as_str().context("an address is text")?.parse()?)).collect()
     }
 
     /// Kills (SIGKILL) identity, TCS and policy service. `tenon up` is stopped (SIGSTOP) first, so that it starts none of
