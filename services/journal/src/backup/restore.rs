@@ -15,6 +15,8 @@ pub enum Moment {
     Newest,
     /// After the write of this revision.
     Revision(u64),
+    /// The same, of this epoch.
+    Position(Position),
     /// After the last write at or before this time: Unix milliseconds, by the clocks of those who wrote.
     Time(u64),
     /// As far back as the backup reaches.
@@ -32,6 +34,8 @@ pub enum RestoreError {
     Missing(String),
     #[error("the backup tells the states from revision {oldest} to {newest}, not that of {asked}")]
     Revision { asked: u64, oldest: u64, newest: u64 },
+    #[error("the backup is of epoch {of}, not of {asked}")]
+    Epoch { asked: u64, of: u64 },
     /// The store was written for the first time after that, or what was written then is no longer in the log.
     #[error("the backup does not reach back that far")]
     TooEarly {
@@ -167,13 +171,18 @@ impl Restore {
     fn section(&mut self, section: Section) -> Result<(), RestoreError> {
         self.end_kind()?;
         self.epoch = self.epoch.max(section.position.epoch);
-        let to = if section.kind == self.kind { self.to } else { Moment::Newest };
-        let (oldest, newest) = (section.floor, section.position.revision);
-        match to {
-            Moment::Revision(asked) if !(oldest..=newest).contains(&asked) => {
-                return Err(RestoreError::Revision { asked, oldest, newest });
+        let to = match if section.kind == self.kind { self.to } else { Moment::Newest } {
+            Moment::Position(asked) if asked.epoch != section.position.epoch => {
+                return Err(RestoreError::Epoch { asked: asked.epoch, of: section.position.epoch });
             }
-            Moment::Newest | Moment::Revision(_) | Moment::Time(_) | Moment::Oldest => {}
+            Moment::Position(asked) => Moment::Revision(asked.revision),
+            to @ (Moment::Newest | Moment::Revision(_) | Moment::Time(_) | Moment::Oldest) => to,
+        };
+        let (oldest, newest) = (section.floor, section.position.revision);
+        if let Moment::Revision(asked) = to
+            && !(oldest..=newest).contains(&asked)
+        {
+            return Err(RestoreError::Revision { asked, oldest, newest });
         }
         self.loading.begin(&section.kind);
         self.present = Some(Kind { section, to, records: 0, undone: 0, newest: None, oldest: None });
@@ -228,7 +237,7 @@ impl Kind {
         let kept = self.newest.is_some()
             || match self.to {
                 Moment::Newest => true,
-                Moment::Revision(revision) => entry.revision <= revision,
+                Moment::Revision(revision) | Moment::Position(Position { revision, .. }) => entry.revision <= revision,
                 Moment::Time(at) => entry.at_unix_ms <= at,
                 Moment::Oldest => false,
             };

@@ -253,6 +253,11 @@ async fn moments_that_a_backup_does_not_have_are_refused_with_those_that_it_has(
     assert!(matches!(refused(Moment::Revision(6)), RestoreError::Revision { asked: 6, oldest: 0, newest: 5 }));
     assert!(matches!(refused(Moment::Time(1)), RestoreError::TooEarly { oldest_unix_ms: Some(at) } if at > 1));
     assert!(matches!(refused(Moment::Time(u64::MAX)), RestoreError::TooLate { made_unix_ms } if made_unix_ms > 1));
+    let epoch = world.store.epoch();
+    let of_another = refused(Moment::Position(Position::new(epoch + 1, 2)));
+    assert!(matches!(of_another, RestoreError::Epoch { asked, of } if (asked, of) == (epoch + 1, epoch)));
+    let of_this = restore(&backup, &world.path(), Moment::Position(Position::new(epoch, 2))).unwrap();
+    assert_eq!((of_this.backup.epoch, of_this.revision), (epoch, 2));
     let oldest = restore(&backup, &world.path(), Moment::Oldest).unwrap();
     assert_eq!((oldest.revision, oldest.undone, oldest.records), (0, 5, 0));
 }
