@@ -1,5 +1,6 @@
-//! A real journal, a real publisher and several followers through thousands of steps of whatever can go wrong. In the end
-//! every follower equals the model; on the way none goes back, and none shows less than it acknowledged.
+//! A real journal, a real publisher, a relay and several followers, of either or of both, through thousands of steps of
+//! whatever can go wrong. In the end every follower equals the model; on the way none goes back, and none shows less than
+//! it acknowledged.
 //!
 //! The seed is printed; `TENON_SEED` repeats a run's decisions.
 
@@ -14,16 +15,17 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    slice,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
-use journal::{Embedded, Journal, OpenError, Options, Position, Publisher, Settings, Write};
+use journal::{Embedded, Journal, OpenError, Options, Position, Publisher, RelaySource, Settings, Write};
 use link::{Faults, Hub, Link};
 use model::{Model, Projections, VIEWS};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use replica::{Event, Follow, Guard, Raw, Replica, Value as _};
+use replica::{Event, Follow, Guard, ParentStatus, Raw, Replica, Value as _};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +41,8 @@ type Told = Arc<Mutex<BTreeMap<String, Bytes>>>;
 struct Subject {
     service: String,
     dir: PathBuf,
-    faults: Arc<Mutex<Faults>>,
+    /// Its ways to its parents.
+    links: Vec<Link>,
     replica: Replica<Raw>,
     told: Told,
     task: JoinHandle<()>,
@@ -48,14 +51,12 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(hub: &Arc<Hub>, service: String, dir: PathBuf, faults: Arc<Mutex<Faults>>) -> Self {
-        let link = Link { hub: Arc::clone(hub), service: service.clone(), faults: Arc::clone(&faults) };
+    fn start(service: String, dir: PathBuf, links: Vec<Link>) -> Self {
         let shutdown = CancellationToken::new();
         let told = Told::default();
-        let follow =
-            Follow { kind: KIND, instance: service.clone(), parents: vec![link], state_dir: Some(dir.clone()) };
+        let follow = follow(&service, &dir, &links);
         let (replica, task) = follow.start_guarded(Guard::OFF, observer(Arc::clone(&told)), shutdown.clone());
-        Self { service, dir, faults, replica, told, task, shutdown, reached: None }
+        Self { service, dir, links, replica, told, task, shutdown, reached: None }
     }
 
     /// Ends it as a shutdown would, or as a kill would.
@@ -87,6 +88,44 @@ impl Subject {
     }
 }
 
+fn follow(service: &str, dir: &Path, links: &[Link]) -> Follow<Link> {
+    Follow { kind: KIND, instance: service.to_owned(), parents: links.to_vec(), state_dir: Some(dir.to_owned()) }
+}
+
+/// Follows the publisher and publishes what it knows.
+struct Relay {
+    dir: PathBuf,
+    link: Link,
+    hub: Arc<Hub>,
+    views: Arc<Projections>,
+    running: Option<(JoinHandle<()>, CancellationToken)>,
+}
+
+impl Relay {
+    const NAME: &str = "relay";
+
+    fn start(&mut self) {
+        let shutdown = CancellationToken::new();
+        let follow = follow(Self::NAME, &self.dir, slice::from_ref(&self.link));
+        let (source, task) = RelaySource::<Raw>::follow(follow, |_| {}, shutdown.clone());
+        let views = Arc::clone(&self.views);
+        self.hub.publish(Publisher::start_with(KIND, source, views, settings(), None, shutdown.clone()));
+        self.running = Some((task, shutdown));
+    }
+
+    async fn end(&mut self) {
+        self.hub.unpublish();
+        if let Some((task, shutdown)) = self.running.take() {
+            shutdown.cancel();
+            let _ = task.await;
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings { ring_changes: 60, snapshots: 2, idle_view: Duration::from_secs(3), ..Settings::default() }
+}
+
 /// Keeps a map from the events alone, and checks that each event fits the one before.
 fn observer(told: Told) -> impl FnMut(Event<'_, Raw>) + Send + 'static {
     move |event| {
@@ -112,6 +151,7 @@ struct World {
     model: Model,
     views: Arc<Projections>,
     hub: Arc<Hub>,
+    relay: Relay,
     store: Option<Embedded>,
     journal: Option<Arc<dyn Journal>>,
     stop_publisher: CancellationToken,
@@ -121,12 +161,23 @@ struct World {
 
 impl World {
     async fn new(seed: u64, dir: &Path) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (hub, views) = (Arc::<Hub>::default(), Arc::<Projections>::default());
+        views.assign(Relay::NAME, "all");
+        let relay = Relay {
+            dir: dir.join(Relay::NAME),
+            link: Link::new(&hub, Relay::NAME, random.random()),
+            hub: Arc::default(),
+            views: Arc::clone(&views),
+            running: None,
+        };
         let mut world = Self {
-            random: StdRng::seed_from_u64(seed),
+            random,
             path: dir.join("store.redb"),
             model: Model::default(),
-            views: Arc::default(),
-            hub: Arc::default(),
+            views,
+            hub,
+            relay,
             store: None,
             journal: None,
             stop_publisher: CancellationToken::new(),
@@ -134,11 +185,17 @@ impl World {
             counts: BTreeMap::new(),
         };
         world.open().await;
+        world.relay.start();
         for index in 0..FOLLOWERS {
             let service = format!("service-{index}");
             world.views.assign(&service, VIEWS[index % VIEWS.len()]);
-            let faults = Arc::new(Mutex::new(Faults::new(world.random.random())));
-            world.subjects.push(Subject::start(&world.hub, service, dir.join(format!("state-{index}")), faults));
+            let parents = match index {
+                2 => vec![&world.relay.hub],
+                3 => vec![&world.hub],
+                _ => vec![&world.hub, &world.relay.hub],
+            };
+            let links = parents.into_iter().map(|hub| Link::new(hub, &service, world.random.random())).collect();
+            world.subjects.push(Subject::start(service, dir.join(format!("state-{index}")), links));
         }
         world
     }
@@ -156,11 +213,9 @@ impl World {
         };
         let journal = store.kind(KIND).unwrap();
         self.stop_publisher = CancellationToken::new();
-        let settings =
-            Settings { ring_changes: 60, snapshots: 2, idle_view: Duration::from_secs(3), ..Settings::default() };
         let views = Arc::clone(&self.views);
         let publisher =
-            Publisher::start_with(KIND, Arc::clone(&journal), views, settings, None, self.stop_publisher.clone());
+            Publisher::start_with(KIND, Arc::clone(&journal), views, settings(), None, self.stop_publisher.clone());
         self.hub.publish(publisher);
         self.model.reopened(&journal.snapshot().await.unwrap());
         self.store = Some(store);
@@ -182,7 +237,8 @@ impl World {
             515..530 => self.restart_follower().await,
             530..534 => self.restart_publisher(false).await,
             534..537 => self.restart_publisher(true).await,
-            537..600 => self.trouble(),
+            537..542 => self.restart_relay().await,
+            542..600 => self.trouble(),
             600..610 => self.change_view(),
             _ => "pass",
         };
@@ -230,7 +286,7 @@ impl World {
             }
             _ => "restart a follower",
         };
-        self.subjects.push(Subject::start(&self.hub, subject.service, subject.dir, subject.faults));
+        self.subjects.push(Subject::start(subject.service, subject.dir, subject.links));
         what
     }
 
@@ -262,9 +318,19 @@ impl World {
         "restart the publisher"
     }
 
+    async fn restart_relay(&mut self) -> &'static str {
+        self.relay.end().await;
+        if self.random.random_bool(0.2) {
+            let _ = fs::remove_dir_all(&self.relay.dir);
+        }
+        self.relay.start();
+        "restart the relay"
+    }
+
     fn trouble(&mut self) -> &'static str {
-        let index = self.random.random_range(0..self.subjects.len());
-        let mut faults = self.subjects[index].faults.lock().unwrap();
+        let links: Vec<_> = self.subjects.iter().flat_map(|subject| &subject.links).chain([&self.relay.link]).collect();
+        let index = self.random.random_range(0..links.len());
+        let mut faults = links[index].faults.lock().unwrap();
         match self.random.random_range(0..4) {
             0 => {
                 faults.cut = true;
@@ -290,6 +356,7 @@ impl World {
         let service = format!("service-{}", self.random.random_range(0..2));
         self.views.assign(&service, VIEWS[self.random.random_range(0..VIEWS.len())]);
         self.hub.refresh();
+        self.relay.hub.refresh();
         "change a view"
     }
 
@@ -301,8 +368,8 @@ impl World {
         let head = journal.append(writes.clone()).await.unwrap();
         self.model.written(&writes, head);
         self.model.reopened(&journal.snapshot().await.unwrap());
-        for subject in &mut self.subjects {
-            subject.faults.lock().unwrap().heal();
+        for link in self.subjects.iter().flat_map(|subject| &subject.links).chain([&self.relay.link]) {
+            link.faults.lock().unwrap().heal();
         }
         for subject in &mut self.subjects {
             let view = self.views.of(&subject.service);
@@ -316,6 +383,15 @@ impl World {
             };
             if timeout(Duration::from_secs(60), agreed).await.is_err() {
                 panic!("{} as {view} differs: {:#?}", subject.service, subject.replica.status());
+            }
+            let proved = async {
+                let at_head = |parent: &ParentStatus| parent.connected && parent.position >= Some(head);
+                while !subject.replica.status().parents.iter().all(at_head) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            if timeout(Duration::from_secs(60), proved).await.is_err() {
+                panic!("{} has lost a parent: {:#?}", subject.service, subject.replica.status());
             }
             let told: BTreeMap<_, _> = subject.told.lock().unwrap().clone();
             let wanted: BTreeMap<_, _> = wanted.into_iter().map(|(key, (_, value))| (key, value)).collect();
@@ -348,8 +424,12 @@ async fn every_follower_equals_the_model_after_ten_thousand_steps_of_trouble() {
     }
     world.settle().await;
     println!("{:?}", world.counts);
-    let snapshots: u64 = world.subjects.iter().map(|subject| subject.replica.status().snapshots).sum();
-    println!("snapshots taken by the last incarnations: {snapshots}");
+    for subject in &world.subjects {
+        let status = subject.replica.status();
+        let (snapshots, partial, differed) = (status.snapshots, status.partial_snapshots, status.divergences);
+        println!("{}: {snapshots} whole snapshots, {partial} partial ones, {differed} divergences", subject.service);
+    }
+    world.relay.end().await;
     for mut subject in std::mem::take(&mut world.subjects) {
         subject.end(false).await;
     }

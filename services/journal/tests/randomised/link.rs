@@ -31,7 +31,9 @@ impl Hub {
     }
 
     pub fn refresh(&self) {
-        self.0.lock().unwrap().as_ref().unwrap().refresh_views();
+        if let Some(publisher) = self.0.lock().unwrap().as_ref() {
+            publisher.refresh_views();
+        }
     }
 }
 
@@ -81,11 +83,19 @@ enum Fate {
     Cut,
 }
 
-/// One follower's way to the publisher.
+/// One follower's way to a publisher.
+#[derive(Clone)]
 pub struct Link {
     pub hub: Arc<Hub>,
     pub service: String,
     pub faults: Arc<Mutex<Faults>>,
+}
+
+impl Link {
+    pub fn new(hub: &Arc<Hub>, service: &str, seed: u64) -> Self {
+        let faults = Arc::new(Mutex::new(Faults::new(seed)));
+        Self { hub: Arc::clone(hub), service: service.to_owned(), faults }
+    }
 }
 
 #[tonic::async_trait]
