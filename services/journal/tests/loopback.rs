@@ -1,6 +1,9 @@
-//! Followers and publishers over real gRPC connections on loopback. What TLS proves is put in by an interceptor.
+//! Followers and publishers over real gRPC connections on loopback.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "loopback/server.rs"]
+mod server;
 
 use std::{
     collections::BTreeMap,
@@ -14,24 +17,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use journal::{
-    Embedded, Everything, Journal, Position, Publisher, ReplicationService, Settings, ViewName, Views, Write,
-};
-use mesh_config::names::{ServiceName, TrustDomain};
-use mesh_identity::{Peer, SpiffeId};
+use journal::{Embedded, Everything, Journal, Position, Publisher, Settings, ViewName, Views, Write};
+use mesh_identity::Peer;
 use replica::{Decode, Decoded, Follow, Replica, Value as _};
+use server::Server;
 use tenon_proto::replication::v1::{
     FollowRequest, FollowerStatus, Mode, Start, StatusRequest, follow_request::Request as Following,
     follow_response::Response as Followed, replication_client::ReplicationClient,
 };
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
-use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Code, Status,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint, Server},
-};
+use tonic::{Code, Status, transport::Channel};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -47,30 +44,12 @@ impl Decode for NotBad {
     }
 }
 
-/// Says that every caller is the service its metadata name.
-#[derive(Clone)]
-struct Proved;
-
-impl Interceptor for Proved {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
-        let service = request.metadata().get("test-service").map_or("media", |name| name.to_str().unwrap()).to_owned();
-        if service != "nobody" {
-            let domain = TrustDomain::try_from("test.example").unwrap();
-            let id = SpiffeId::service(domain, ServiceName::try_from(service.as_str()).unwrap());
-            request.extensions_mut().insert(Peer { id, serial: "1".to_owned(), not_after: u64::MAX });
-        }
-        Ok(request)
-    }
-}
-
 /// A server of two kinds on a port of its own.
 struct Parent {
-    address: SocketAddr,
+    server: Server,
     journal: Arc<dyn Journal>,
     other: Arc<dyn Journal>,
     publishers: [Publisher; 2],
-    shutdown: CancellationToken,
-    task: JoinHandle<()>,
 }
 
 impl Parent {
@@ -82,28 +61,16 @@ impl Parent {
             Publisher::start_with(kind, Arc::clone(journal), Arc::clone(&views), settings, None, shutdown.clone())
         };
         let publishers = [publish("tenant", &journal), publish("route", &other)];
-        let listener = TcpListener::bind(address.unwrap_or(([127, 0, 0, 1], 0).into())).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = InterceptedService::new(ReplicationService::new(publishers.to_vec()).into_server(), Proved);
-        let stop = shutdown.clone().cancelled_owned();
-        let task = tokio::spawn(async move {
-            Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
-                .await
-                .unwrap();
-        });
-        Self { address, journal, other, publishers, shutdown, task }
+        let server = Server::start(publishers.to_vec(), address, shutdown).await;
+        Self { server, journal, other, publishers }
     }
 
     fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+        self.server.channel()
     }
 
     async fn stop(self) -> SocketAddr {
-        self.shutdown.cancel();
-        self.task.await.unwrap();
-        self.address
+        self.server.stop().await
     }
 
     async fn put(&self, key: &str, value: impl Into<Bytes>) -> Position {
