@@ -6,6 +6,7 @@ use tenon_proto::tcs::v1::operations_server::Operations;
 use tenon_proto::tcs::v1::{BackupRequest, BackupResponse, GetGuardRequest, Guard};
 use tonic::{Request, Response, Status};
 
+use crate::backup;
 use crate::guard::SetError;
 use crate::store::StoreError;
 use crate::writing::{Writing, caller};
@@ -33,13 +34,15 @@ impl OperationsService {
 impl Operations for OperationsService {
     type BackupStream = BoxStream<'static, Result<BackupResponse, Status>>;
 
-    async fn backup(&self, _: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
+        let (store, guards) = self.writing.guards()?;
+        let backup = backup::send(&**store.journal(), guards.journal()).await?;
+        tracing::info!(operator = %caller(&request), "a backup is taken");
+        Ok(Response::new(backup))
     }
 
     async fn get_guard(&self, _: Request<GetGuardRequest>) -> Result<Response<Guard>, Status> {
-        let (_, guards) = self.writing.guards()?;
-        Ok(Response::new(guards.get()))
+        Ok(Response::new(self.writing.guard()))
     }
 
     async fn set_guard(&self, request: Request<Guard>) -> Result<Response<Guard>, Status> {

@@ -195,8 +195,8 @@ fn relay(
     let (source, following) = RelaySource::follow(follow, observer, shutdown.clone());
     let reading = Reading::Relay(source.replica().clone(), changes);
     let rules = source.replica().guard_rules();
-    let publisher = Publisher::start_guarded(kind::TENANT, source, views, rules, shutdown.clone());
-    Tenants { reading, writing: Writing::Elsewhere(parents), publisher, following: Some(following) }
+    let publisher = Publisher::start_guarded(kind::TENANT, source, views, rules.clone(), shutdown.clone());
+    Tenants { reading, writing: Writing::Elsewhere(parents, rules), publisher, following: Some(following) }
 }
 
 /// From services of the control plane, each with its address.

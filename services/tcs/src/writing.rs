@@ -5,17 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use mesh_identity::Peer;
+use tenon_proto::replication::v1::GuardRules;
+use tenon_proto::tcs::v1::Guard;
+use tokio::sync::watch;
 use tonic::{Request, Status};
 
-use crate::guard::Guards;
+use crate::guard::{self, Guards};
 use crate::store::Store;
 
 /// Where writes go. Cheap to clone.
 #[derive(Clone)]
 pub(crate) enum Writing {
     Leader(Store, Guards),
-    /// To these, or to whom they follow.
-    Elsewhere(Arc<[SocketAddr]>),
+    /// To these, or to whom they follow; the guard as they told it.
+    Elsewhere(Arc<[SocketAddr]>, watch::Receiver<GuardRules>),
 }
 
 impl Writing {
@@ -26,18 +29,26 @@ impl Writing {
     pub(crate) fn store(&self) -> Result<&Store, Status> {
         match self {
             Self::Leader(store, _) => Ok(store),
-            Self::Elsewhere(parents) => Err(elsewhere(parents)),
+            Self::Elsewhere(parents, _) => Err(elsewhere(parents)),
         }
     }
 
-    /// Store and guard.
+    /// The guard in force.
+    pub(crate) fn guard(&self) -> Guard {
+        match self {
+            Self::Leader(_, guards) => guards.get(),
+            Self::Elsewhere(_, rules) => guard::of_rules(rules.borrow().clone()),
+        }
+    }
+
+    /// Store and guard, to change it.
     ///
     /// # Errors
     /// `FAILED_PRECONDITION` at a relay.
     pub(crate) fn guards(&self) -> Result<(&Store, &Guards), Status> {
         match self {
             Self::Leader(store, guards) => Ok((store, guards)),
-            Self::Elsewhere(parents) => Err(elsewhere(parents)),
+            Self::Elsewhere(parents, _) => Err(elsewhere(parents)),
         }
     }
 }

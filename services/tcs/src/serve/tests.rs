@@ -20,12 +20,18 @@ use tonic::{Code, Status};
 
 use super::*;
 
+mod lifecycle;
+mod relay;
+mod watching;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A TCS and the policy service that it follows, over mTLS.
 struct Mesh {
     ca: testing::Ca,
+    /// Of the TCS.
     address: SocketAddr,
+    policy: SocketAddr,
     /// What the policy service publishes.
     routes: Arc<dyn Journal>,
     shutdown: CancellationToken,
@@ -39,28 +45,44 @@ impl Mesh {
         let dir = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
         let (policy, routes, serving) = policy_service(&ca, dir.path(), &shutdown).await;
-        let mut mesh = Self { address: policy, ca, routes, shutdown, tasks: vec![serving], dir };
+        let mut mesh = Self { address: policy, policy, ca, routes, shutdown, tasks: vec![serving], dir };
         mesh.route("media", "media").await;
         mesh.route("issues", "issues").await;
         mesh.route("audit", "").await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         mesh.address = listener.local_addr().unwrap();
-        let config = Config {
-            listener,
-            role: Role::Leader { store: journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb")) },
-            state_dir: mesh.dir.path().join("tcs/state"),
-            identity: mesh.ca.identity(control_plane::TCS),
-            instance: "tenon-tcs-0123456789abcdef".into(),
-            policy,
-        };
-        let shutdown = mesh.shutdown.clone();
-        mesh.tasks.push(tokio::spawn(async move { serve(config, shutdown).await.unwrap() }));
+        let store = journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb"));
+        mesh.serve(listener, Role::Leader { store }, "tcs/state");
         mesh
     }
 
+    /// Starts a relay of the TCS that was called so far; from now on the relay is.
+    async fn relay(&mut self) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let leader = std::mem::replace(&mut self.address, listener.local_addr().unwrap());
+        self.serve(listener, Role::Relay { parents: vec![leader] }, "relay/state");
+    }
+
+    fn serve(&mut self, listener: TcpListener, role: Role, state: &str) {
+        let config = Config {
+            listener,
+            role,
+            state_dir: self.dir.path().join(state),
+            identity: self.ca.identity(control_plane::TCS),
+            instance: format!("tenon-tcs-{}", state.len()).into(),
+            policy: self.policy,
+        };
+        let shutdown = self.shutdown.clone();
+        self.tasks.push(tokio::spawn(async move { serve(config, shutdown).await.unwrap() }));
+    }
+
     async fn route(&self, service: &str, product: &str) {
-        let route =
-            Route { service: service.to_owned(), product: product.to_owned(), residency: 1, ..Route::default() };
+        let product = product.to_owned();
+        self.publish(Route { service: service.to_owned(), product, residency: 1, ..Route::default() }).await;
+    }
+
+    async fn publish(&self, route: Route) {
+        let service = route.service.clone();
         self.routes.append(vec![Write::put(service, route.encode_to_vec())]).await.unwrap();
     }
 
@@ -164,7 +186,8 @@ fn by_id(id: &str) -> GetRequest {
 
 #[test]
 fn every_rpc_of_every_service_stands_in_the_table() {
-    let services = ["tenon.tcs.v1.Tenants", "tenon.replication.v1.Replication"];
+    let tcs = ["tenon.tcs.v1.Tenants", "tenon.tcs.v1.Lifecycle", "tenon.tcs.v1.Operations"];
+    let services = [&tcs[..], &["tenon.replication.v1.Replication"]].concat();
     assert_eq!(uncovered(&services, &AUTHORIZATION), Vec::<String>::new());
 }
 
@@ -193,7 +216,15 @@ fn anonymous(address: SocketAddr) -> Channel {
 
 #[tokio::test]
 async fn each_rpc_lets_through_whom_its_row_names_and_nobody_else() {
-    let mesh = Mesh::start().await;
+    let mut mesh = Mesh::start().await;
+    nobody_else_comes_through(&mesh).await;
+    mesh.relay().await;
+    nobody_else_comes_through(&mesh).await;
+    mesh.stop().await;
+}
+
+/// Of the TCS that is called at the moment.
+async fn nobody_else_comes_through(mesh: &Mesh) {
     let callers = [
         ("anonymous", anonymous(mesh.address)),
         ("service", mesh.channel(&mesh.ca.identity("media"))),
@@ -202,7 +233,9 @@ async fn each_rpc_lets_through_whom_its_row_names_and_nobody_else() {
     ];
     for rpc in AUTHORIZATION.iter() {
         let admitted: &[&str] = match rpc.path {
-            "/tenon.replication.v1.Replication/Follow" => &["service", "control plane", "operator"],
+            "/tenon.replication.v1.Replication/Follow" | "/tenon.replication.v1.Replication/Fetch" => {
+                &["service", "control plane", "operator"]
+            }
             _ => &["operator"],
         };
         for (name, channel) in &callers {
@@ -215,7 +248,6 @@ async fn each_rpc_lets_through_whom_its_row_names_and_nobody_else() {
             assert_eq!(through, admitted.contains(name), "{name} to {}: {status}", rpc.path);
         }
     }
-    mesh.stop().await;
 }
 
 #[tokio::test]
