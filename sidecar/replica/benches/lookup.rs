@@ -1,126 +1,277 @@
-//! What a look-up in a replica of a million records costs: present, absent, and while a thousand changes a second are
-//! applied. It takes no lock and allocates nothing; allocations are listed below the times where there were any.
+//! What a replica of a million tenants costs: memory, look-ups (present, absent, by host) with and without a thousand
+//! changes a second, the longest wait of a reader while the whole map is replaced, saving, and starting from disk.
+//!
+//! Prints what it measured; times include the clock's, about 30 ns. Memory and allocator are those of a sidecar.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Duration,
+    hint::black_box,
+    path::PathBuf,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use divan::{AllocProfiler, Bencher, black_box};
-use futures_util::stream::{self, StreamExt as _};
-use replica::{Digest, Follow, Parent, Position, Raw, Replica, Responses};
-use tenon_proto::replication::v1::{
-    Change, Delta, FollowRequest, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart,
-    follow_response::Response,
+use prost::Message as _;
+use replica::{Digest, Follow, Parent, Position, Replica, Responses, Value};
+use tenon_proto::{
+    replication::v1::{
+        Change, Delta, FollowRequest, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart,
+        follow_response::Response,
+    },
+    tcs::v1::TenantContext,
 };
-use tokio::{sync::mpsc, time::interval};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+#[path = "lookup/tenants.rs"]
+mod tenants;
+
+use tenants::{Tenant, context, host, id};
+
 #[global_allocator]
-static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const RECORDS: usize = 1_000_000;
-/// About as large as a tenant context of one product.
-const VALUE_BYTES: usize = 150;
+const TENANTS: usize = 1_000_000;
+const LOOKS: usize = 2_000_000;
+const CHUNK: usize = 1_000;
 
-fn main() {
-    divan::main();
-}
+type Told = Result<FollowResponse, Status>;
 
-fn key(number: usize) -> String {
-    format!("tenant-{number:07}")
-}
-
-/// Sends a snapshot of a million records, then a change each millisecond if it is told to.
-struct Million {
-    changes: bool,
-}
+/// Hands the one stream out that the benchmark feeds.
+struct Feed(Mutex<Option<mpsc::Receiver<Told>>>);
 
 #[tonic::async_trait]
-impl Parent for Million {
-    async fn follow(&self, requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status> {
-        let value = Bytes::from(vec![7; VALUE_BYTES]);
-        let mut digest = Digest::new();
-        let records: Vec<Record> = (0..RECORDS)
-            .map(|number| {
-                let record = Record { key: key(number), revision: 1, value: value.clone() };
-                digest.add(&record.key, record.revision, &record.value);
-                record
-            })
-            .collect();
-        let position = Some(Position { epoch: 1, revision: 1 }.into());
-        let start = Response::SnapshotStart(SnapshotStart { position, ..SnapshotStart::default() });
-        let end = Response::SnapshotEnd(SnapshotEnd { records: RECORDS as u64, digest: digest.fold().to_vec().into() });
-        let chunks: Vec<Response> = records
-            .chunks(1_000)
-            .map(|chunk| Response::SnapshotChunk(SnapshotChunk { records: chunk.to_vec() }))
-            .collect();
-        let snapshot = stream::iter([start].into_iter().chain(chunks).chain([end]));
-        // What the follower says is kept, so that its channel stays open, and not read.
-        let live =
-            stream::unfold((1, interval(Duration::from_millis(1)), requests), move |(revision, mut tick, requests)| {
-                let value = value.clone();
-                async move {
-                    tick.tick().await;
-                    let next = revision + 1;
-                    let change = Change { key: key(revision as usize % RECORDS), revision: next, value: Some(value) };
-                    let delta = Delta { epoch: 1, previous_revision: revision, revision: next, changes: vec![change] };
-                    Some((Response::Delta(delta), (next, tick, requests)))
-                }
-            });
-        let idle = stream::unfold(interval(Duration::from_secs(1)), |mut tick| async move {
-            tick.tick().await;
-            Some((Response::Heartbeat(Heartbeat::default()), tick))
-        });
-        let all = if self.changes { snapshot.chain(live).boxed() } else { snapshot.chain(idle).boxed() };
-        Ok(Box::pin(all.map(|response| Ok(FollowResponse { response: Some(response) }))))
+impl Parent for Feed {
+    async fn follow(&self, mut requests: mpsc::Receiver<FollowRequest>) -> Result<Responses, Status> {
+        let feed = self.0.lock().ok().and_then(|mut feed| feed.take());
+        let feed = feed.ok_or_else(|| Status::unavailable("once is enough"))?;
+        tokio::spawn(async move { while requests.recv().await.is_some() {} });
+        Ok(Box::pin(ReceiverStream::new(feed)))
     }
 }
 
-/// A replica that holds the million, and the thread on which it follows.
-fn million(changes: bool) -> (Replica<Raw>, CancellationToken) {
-    let (sender, receiver) = std::sync::mpsc::channel();
+/// The writing side of a follower's stream.
+struct Teller(mpsc::Sender<Told>);
+
+impl Teller {
+    fn tell(&self, response: Response) {
+        self.0.blocking_send(Ok(FollowResponse { response: Some(response) })).expect("the follower listens");
+    }
+
+    /// Everything, as it is at `position`.
+    fn snapshot(&self, position: Position, revision: u64) {
+        let mut digest = Digest::new();
+        self.tell(Response::SnapshotStart(SnapshotStart { position: Some(position.into()), ..Default::default() }));
+        for first in (0..TENANTS).step_by(CHUNK) {
+            let records = (first..TENANTS.min(first + CHUNK)).map(|number| {
+                let record = Record { key: id(number), revision, value: context(number, 0) };
+                digest.add(&record.key, record.revision, &record.value);
+                record
+            });
+            self.tell(Response::SnapshotChunk(SnapshotChunk { records: records.collect() }));
+        }
+        let digest = digest.fold().to_vec().into();
+        self.tell(Response::SnapshotEnd(SnapshotEnd { records: TENANTS as u64, digest }));
+    }
+
+    /// A thousand changes a second, until `stop`; returns how many there were.
+    fn change(&self, from: Position, stop: &AtomicBool) -> u64 {
+        let started = Instant::now();
+        let mut revision = from.revision;
+        while !stop.load(Relaxed) {
+            while revision - from.revision < started.elapsed().as_millis() as u64 {
+                let number = (revision as usize).wrapping_mul(7_919) % TENANTS;
+                let value = Some(context(number, revision as u32));
+                let change = Change { key: id(number), revision: revision + 1, value };
+                let (epoch, previous_revision) = (from.epoch, revision);
+                revision += 1;
+                self.tell(Response::Delta(Delta { epoch, previous_revision, revision, changes: vec![change] }));
+            }
+            thread::park_timeout(Duration::from_micros(500));
+        }
+        revision - from.revision
+    }
+}
+
+struct Run {
+    runtime: tokio::runtime::Runtime,
+    replica: Replica<Tenant>,
+    task: JoinHandle<()>,
+    shutdown: CancellationToken,
+    /// How long it took until what was on disk could be read.
+    started: Duration,
+}
+
+fn follow(state_dir: Option<PathBuf>) -> (Run, Teller) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (sender, receiver) = mpsc::channel(4);
     let shutdown = CancellationToken::new();
-    let end = shutdown.clone();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let follow =
-                Follow { kind: "tenant", instance: "bench".into(), parents: vec![Million { changes }], state_dir: None };
-            let (replica, task) = follow.start::<Raw>(|_| {}, end);
-            replica.wait_for(Position { epoch: 1, revision: 1 }).await;
-            sender.send(replica).expect("the benchmark waits");
-            let _ended = task.await;
+    let follow =
+        Follow { kind: "tenant", instance: "bench".into(), parents: vec![Feed(Mutex::new(Some(receiver)))], state_dir };
+    let begun = Instant::now();
+    let entered = runtime.enter();
+    let (replica, task) = follow.start::<Tenant>(|_| {}, shutdown.clone());
+    drop(entered);
+    let started = begun.elapsed();
+    (Run { runtime, replica, task, shutdown, started }, Teller(sender))
+}
+
+impl Run {
+    fn reaches(&self, position: Position) {
+        self.runtime.block_on(self.replica.wait_for(position));
+    }
+
+    fn end(self) {
+        self.shutdown.cancel();
+        self.runtime.block_on(self.task).expect("it ends");
+    }
+}
+
+/// Times of single look-ups, in nanoseconds.
+#[derive(Default)]
+struct Times(Vec<u32>);
+
+impl Times {
+    fn of(look: impl Fn(usize) -> bool) -> Self {
+        let mut times = Vec::with_capacity(LOOKS);
+        for at in 0..LOOKS {
+            let number = at.wrapping_mul(48_271) % TENANTS;
+            let begun = Instant::now();
+            let found = look(number);
+            times.push(begun.elapsed().as_nanos() as u32);
+            black_box(found);
+        }
+        times.sort_unstable();
+        Self(times)
+    }
+
+    fn print(&self, what: &str) {
+        let at = |share: f64| self.0[((self.0.len() - 1) as f64 * share) as usize];
+        let max = f64::from(at(1.0)) / 1e3;
+        println!(
+            "{what:<44} p50 {:>5} ns   p99 {:>6} ns   p99.9 {:>6} ns   max {max:>8.1} µs",
+            at(0.5),
+            at(0.99),
+            at(0.999)
+        );
+    }
+}
+
+fn look_ups(replica: &Replica<Tenant>, what: &str) {
+    // The names stand ready: making them is not what is measured.
+    let ids: Vec<String> = (0..TENANTS).map(id).collect();
+    Times::of(|number| replica.get(&ids[number]).is_some()).print(&format!("by id, {what}"));
+    drop(ids);
+    let hosts: Vec<String> = (0..TENANTS).map(|number| host(number, 1)).collect();
+    Times::of(|number| replica.by_alias(&hosts[number]).is_some()).print(&format!("by host, {what}"));
+    drop(hosts);
+    let none: Vec<String> = (0..TENANTS).map(|number| format!("absent-{number}")).collect();
+    Times::of(|number| replica.get(&none[number]).is_none()).print(&format!("by id, absent, {what}"));
+}
+
+/// A field of this process's status, in MiB.
+fn memory(field: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    let kib = line.trim_matches(|c: char| !c.is_ascii_digit());
+    kib.parse().unwrap_or(0.0) / 1024.0
+}
+
+/// As [`memory`], when the allocator has given back what it is not using.
+fn settled(field: &str) -> f64 {
+    thread::park_timeout(Duration::from_secs(11));
+    memory(field)
+}
+
+fn main() {
+    // `cargo test` builds and runs benchmarks too.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let raw: usize = (0..TENANTS).map(|number| context(number, 0).len()).sum();
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    println!("{TENANTS} tenants of {} bytes each, {:.0} MiB", raw / TENANTS, mib(raw));
+    let dir = tempfile::tempdir().expect("a folder");
+    let before = memory("VmRSS:");
+
+    let (run, teller) = follow(Some(dir.path().to_owned()));
+    let begun = Instant::now();
+    let position = Position::new(1, 1);
+    teller.snapshot(position, 1);
+    run.reaches(position);
+    println!("received as a snapshot within {:.2} s", begun.elapsed().as_secs_f64());
+    let held = settled("VmRSS:") - before;
+    let above = (held - mib(raw)) * f64::from(1 << 20) / TENANTS as f64;
+    println!(
+        "{held:.0} MiB resident: {above:.0} bytes a tenant above its raw record; at most {:.0} MiB",
+        memory("VmHWM:")
+    );
+    look_ups(&run.replica, "nothing changes");
+    let position = changing(&run, &teller, position);
+    replacing(&run, &teller, Position::new(2, position.revision));
+    run.end();
+    from_disk(dir.path().to_owned());
+}
+
+fn changing(run: &Run, teller: &Teller, from: Position) -> Position {
+    let (stop, begun) = (AtomicBool::new(false), Instant::now());
+    let changes = thread::scope(|scope| {
+        let changing = scope.spawn(|| teller.change(from, &stop));
+        look_ups(&run.replica, "1,000 changes a second");
+        stop.store(true, Relaxed);
+        changing.join().expect("it tells")
+    });
+    let reached = Position::new(from.epoch, from.revision + changes);
+    run.reaches(reached);
+    println!("{changes} changes were applied within {:.1} s", begun.elapsed().as_secs_f64());
+    reached
+}
+
+/// Another snapshot, of which nearly all is as it is held, takes the place of the map.
+fn replacing(run: &Run, teller: &Teller, position: Position) {
+    let (longest, looks, stop) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let ids: Vec<String> = (0..10_000).map(id).collect();
+            for key in ids.iter().cycle().take_while(|_| !stop.load(Relaxed)) {
+                let begun = Instant::now();
+                assert!(run.replica.get(key).is_some(), "a record is missing while the map is replaced");
+                longest.fetch_max(begun.elapsed().as_nanos() as u64, Relaxed);
+                looks.fetch_add(1, Relaxed);
+            }
         });
+        teller.tell(Response::Heartbeat(Heartbeat::default()));
+        teller.snapshot(position, 1);
+        run.reaches(position);
+        stop.store(true, Relaxed);
     });
-    (receiver.recv().expect("the replica is filled"), shutdown)
+    let longest = longest.load(Relaxed) as f64 / 1e6;
+    let (seconds, looks) = (begun.elapsed().as_secs_f64(), looks.load(Relaxed));
+    println!(
+        "replaced within {seconds:.2} s, longest of {looks} look-ups meanwhile {longest:.3} ms, at most {:.0} MiB",
+        memory("VmHWM:")
+    );
 }
 
-fn bench(bencher: Bencher<'_, '_>, changes: bool, first: usize) {
-    let (replica, shutdown) = million(changes);
-    let keys: Vec<String> = (0..4_096).map(|index| key(first + index * 7_919 % RECORDS)).collect();
-    let next = AtomicUsize::new(0);
-    bencher.bench_local(|| {
-        let index = next.fetch_add(1, Relaxed) % keys.len();
-        let found: Option<Raw> = replica.get(black_box(&keys[index]));
-        black_box(found)
-    });
-    shutdown.cancel();
-}
-
-#[divan::bench]
-fn present(bencher: Bencher<'_, '_>) {
-    bench(bencher, false, 0);
-}
-
-#[divan::bench]
-fn absent(bencher: Bencher<'_, '_>) {
-    bench(bencher, false, RECORDS);
-}
-
-#[divan::bench]
-fn present_under_a_thousand_changes_a_second(bencher: Bencher<'_, '_>) {
-    bench(bencher, true, 0);
+fn from_disk(dir: PathBuf) {
+    let files = std::fs::read_dir(&dir).expect("the folder is there").filter_map(Result::ok);
+    let size: u64 = files.filter_map(|file| file.metadata().ok()).map(|it| it.len()).sum();
+    for _ in 0..3 {
+        let (run, _teller) = follow(Some(dir.clone()));
+        println!(
+            "started from {:.0} MiB on disk within {:.2} s",
+            size as f64 / f64::from(1 << 20),
+            run.started.as_secs_f64()
+        );
+        assert_eq!(run.replica.status().records, TENANTS);
+        run.end();
+    }
 }

@@ -73,17 +73,18 @@ impl<P: Parent> Follow<P> {
             parent.name().clone_into(&mut status.name);
         }
         let path = state_dir.map(|dir| state::path(&dir, kind));
+        let mut recording = None;
         if let Some(path) = &path {
-            match state::load(path, kind) {
-                Ok(Some(state)) => machine.restore(state),
-                Ok(None) => {}
+            match state::Reader::open(path, kind).and_then(|file| machine.start_from(file)) {
+                Ok(found) => recording = found,
                 Err(error) => {
                     tracing::warn!(kind, path = %path.display(), %error, "the state file is ignored and fetched again");
                 }
             }
         }
         let saving = CancellationToken::new();
-        let saver = path.map(|path| tokio::spawn(persist::run(Arc::clone(&shared), kind, path, saving.clone())));
+        let saver =
+            path.map(|path| tokio::spawn(persist::run(Arc::clone(&shared), kind, path, recording, saving.clone())));
         let machine = Arc::new(Mutex::new(machine));
         let follower = Follower { kind, instance, shared: Arc::clone(&shared), machine, clock: Clock::start() };
         let task = tokio::spawn(async move {

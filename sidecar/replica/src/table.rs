@@ -31,6 +31,7 @@ pub struct Table<V> {
 }
 
 impl<V: Value> Table<V> {
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
         Builder::default().finish()
     }

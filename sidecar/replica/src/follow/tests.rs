@@ -1,9 +1,11 @@
+mod parents;
+
 use std::fs;
 
 use bytes::Bytes;
 use tenon_proto::replication::v1::{
-    Delta, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart, follow_request::Request,
-    follow_response::Response,
+    Change, Delta, FollowResponse, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart,
+    follow_request::Request, follow_response::Response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -188,8 +190,9 @@ async fn a_state_that_cannot_be_written_is_an_alarm_and_nothing_else() {
         stream.send(Response::Heartbeat(Heartbeat::default()));
     }
     run.end().await;
-    let state = state::load(&state::path(&state_dir, "tenant"), "tenant").unwrap().unwrap();
-    assert_eq!((state.position, state.records.len()), (at(4), 2));
+    let again = self::run(Some(state_dir));
+    assert_eq!((again.replica.position(), again.replica.status().records), (Some(at(4)), 2));
+    again.end().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,4 +233,61 @@ async fn a_list_of_revocations_that_became_short_while_nobody_listened_keeps_no_
         assert_eq!(matches!(answer, Request::Ack(_)), taken, "{kind}: {answer:?}");
         run.end().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_are_appended_to_the_state_and_are_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = state::path(dir.path(), "tenant");
+    let delta = |revision: u64, value: Option<&'static str>| {
+        let value = value.map(|value| Bytes::from_static(value.as_bytes()));
+        let changes = vec![Change { key: "key-1".to_owned(), revision, value }];
+        Response::Delta(Delta { epoch: 1, previous_revision: revision - 1, revision, changes })
+    };
+    let mut first = run(Some(dir.path().to_owned()));
+    let mut stream = first.stream().await;
+    stream.resume().await;
+    stream.snapshot(at(3), 3);
+    let written = |wanted: fn(u64, u64) -> bool, before: u64| {
+        let path = path.clone();
+        async move {
+            loop {
+                let length = fs::metadata(&path).map_or(0, |file| file.len());
+                if wanted(length, before) {
+                    return length;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    let snapshot = written(|length, _| length > 0, 0).await;
+    let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+    let before = inode();
+    stream.send(delta(4, Some("new")));
+    let longer = written(|length, before| length > before, snapshot).await;
+    assert_eq!(inode(), before, "it is the same file");
+    first.end().await;
+
+    let mut second = run(Some(dir.path().to_owned()));
+    assert_eq!((second.replica.position(), second.replica.get("key-1").unwrap().raw()), (Some(at(4)), &b"new"[..]));
+    let mut stream = second.stream().await;
+    assert_eq!(stream.resume().await, Some(at(4)));
+    stream.send(delta(5, None));
+    written(|length, before| length > before, longer).await;
+    assert_eq!(inode(), before, "and so it is in the next run");
+    second.end().await;
+
+    let mut file = fs::read(&path).unwrap();
+    file.truncate(file.len() - 1);
+    fs::write(&path, file).unwrap();
+    let mut third = run(Some(dir.path().to_owned()));
+    assert_eq!(third.replica.position(), Some(at(4)), "what was half written is fetched again");
+    let mut stream = third.stream().await;
+    assert_eq!(stream.resume().await, Some(at(4)));
+    stream.send(delta(5, None));
+    third.replica.wait_for(at(5)).await;
+    third.end().await;
+    let last = run(Some(dir.path().to_owned()));
+    assert_eq!((last.replica.position(), last.replica.status().records), (Some(at(5)), 2));
+    last.end().await;
 }

@@ -149,13 +149,13 @@ impl<V: Value> Shared<V> {
                 held.retain(|value| !noted.contains(value.key()));
                 held.extend(changed);
             }
-            let saved = Saved { position, view, rules, held, refused };
-            return self.is_sound(&saved, &believed).then_some(saved);
+            let saved = Saved { position, view, rules, held, refused, digest: believed };
+            return self.is_sound(&saved).then_some(saved);
         }
     }
 
     /// Whether `saved` is what the parents sent. What is not is left to be fetched again.
-    fn is_sound(&self, saved: &Saved<V>, believed: &Digest) -> bool {
+    fn is_sound(&self, saved: &Saved<V>) -> bool {
         let mut digest = Digest::new();
         let refused: HashSet<&str> = saved.refused.iter().map(|(key, ..)| &**key).collect();
         for value in saved.held.iter().filter(|value| !refused.contains(value.key())) {
@@ -164,7 +164,7 @@ impl<V: Value> Shared<V> {
         for (key, revision, raw) in &saved.refused {
             digest.add(key, *revision, raw);
         }
-        let differing = digest.differing(&believed.to_wire()).unwrap_or_default();
+        let differing = digest.differing(&saved.digest.to_wire()).unwrap_or_default();
         if differing.is_empty() {
             return true;
         }

@@ -229,6 +229,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     /// What was known of the old map says nothing of the new one.
     fn replaced(&mut self, ledger: &Ledger, position: Position) {
+        self.shared.unsaved().everything();
         self.guarding.replaced();
         self.history.clear();
         self.history.push(position, &ledger.digest);

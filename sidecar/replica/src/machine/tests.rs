@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use tenon_proto::replication::v1::{Change, Heartbeat, Record, SnapshotChunk, SnapshotEnd, SnapshotStart};
 
 use super::*;
-use crate::{Decode, Decoded, Replica, digest};
+use crate::{
+    Decode, Decoded, Replica, digest,
+    state::{Reader, Recording},
+};
 
 /// Decodes everything that does not begin with "bad".
 #[derive(Debug)]
@@ -376,10 +379,10 @@ fn what_is_saved_restores_to_the_same_map_and_digest() {
     it.delta(1, 3, 4, &[("a", 4, Some("bad"))]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = crate::state::path(dir.path(), "tenant");
-    crate::state::save(&path, "tenant", &it.shared.saved().unwrap()).unwrap();
+    Recording::write(&path, "tenant", &it.shared.saved().unwrap()).unwrap();
 
     let mut other = fixture();
-    other.machine.restore(crate::state::load(&path, "tenant").unwrap().unwrap());
+    assert!(other.machine.start_from(Reader::open(&path, "tenant").unwrap()).unwrap().is_some());
     assert_eq!(other.held(), it.held());
     assert_eq!(other.held()["a"], "one", "what does not decode stands beside what is served instead");
     assert_eq!(other.resume(), Some(at(4)));

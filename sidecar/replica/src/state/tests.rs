@@ -1,102 +1,195 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use proptest::prelude::*;
+use tenon_proto::replication::v1::{Change, Delta};
 
 use super::*;
-use crate::Raw;
+use crate::{Raw, digest};
 
-fn saved(records: &[(String, u64, Vec<u8>)]) -> Saved<Raw> {
-    let held =
-        records.iter().map(|(key, revision, value)| Raw::new(key, *revision, Bytes::copy_from_slice(value)).unwrap());
+type Records = Vec<(String, u64, Vec<u8>)>;
+
+fn saved(records: &Records) -> Saved<Raw> {
+    let mut digest = Digest::new();
+    let held = records.iter().map(|(key, revision, value)| {
+        digest.add(key, *revision, value);
+        Raw::new(key, *revision, Bytes::copy_from_slice(value)).unwrap()
+    });
+    let held = held.collect();
+    digest.add("refused", 9, b"!");
     let refused = vec![(Arc::from("refused"), 9, Bytes::from_static(b"!"))];
-    Saved { position: Position::new(3, 9), view: "v".into(), rules: rules(), held: held.collect(), refused }
+    let rules = GuardRules { canaries: vec!["acme".to_owned()], ..GuardRules::default() };
+    Saved { position: Position::new(3, 9), view: "v".into(), rules, held, refused, digest }
 }
 
-fn rules() -> GuardRules {
-    GuardRules { largest_shrink_percent: 7, canaries: vec!["canary".to_owned()], r#override: None }
+fn delta(revision: u64) -> Response {
+    let change = Change { key: format!("k{revision}"), revision, value: Some(Bytes::from_static(b"value")) };
+    Response::Delta(Delta { epoch: 3, previous_revision: revision - 1, revision, changes: vec![change] })
 }
 
-fn bytes(records: &[(String, u64, Vec<u8>)]) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode(&mut out, "tenant", &saved(records)).unwrap();
-    out
+/// A file with deltas up to `last`, each appended by itself.
+fn file(dir: &tempfile::TempDir, records: &Records, last: u64) -> (PathBuf, Recording) {
+    let path = path(dir.path(), "tenant");
+    let mut recording = Recording::write(&path, "tenant", &saved(records)).unwrap();
+    (10..=last).for_each(|revision| recording.append(&[delta(revision)]).unwrap());
+    (path, recording)
 }
 
-fn records() -> impl Strategy<Value = Vec<(String, u64, Vec<u8>)>> {
-    prop::collection::vec(("[a-z]{0,9}", any::<u64>(), prop::collection::vec(any::<u8>(), 0..40)), 0..12)
+/// All that is read, and whether more could be appended.
+fn read(path: &Path) -> Result<(Vec<Response>, bool), LoadError> {
+    let mut reader = Reader::open(path, "tenant")?.ok_or(LoadError::Damaged)?;
+    assert_eq!((reader.position, reader.view.as_str()), (Position::new(3, 9), "v"));
+    let mut all = Vec::new();
+    while let Some(response) = reader.next()? {
+        all.push(response);
+    }
+    match reader.snapshot_end {
+        Some(_) => Ok((all, reader.appending().is_some())),
+        None => Err(LoadError::Damaged), // As whoever restores it says.
+    }
+}
+
+fn records() -> impl Strategy<Value = Records> {
+    let value = prop::collection::vec(any::<u8>(), 0..40);
+    let records = prop::collection::btree_map("[a-q]{0,9}", (any::<u64>(), value), 0..12);
+    records.prop_map(|records| records.into_iter().map(|(key, (revision, value))| (key, revision, value)).collect())
+}
+
+/// Damaged so, a file is refused, or is what it was before the last deltas; and then it is not appended to.
+fn check_damage(
+    original: &[u8],
+    damaged: &[u8],
+    path: &Path,
+    whole: &[Response],
+    snapshot: usize,
+) -> Result<(), TestCaseError> {
+    fs::write(path, damaged).unwrap();
+    match read(path) {
+        Err(LoadError::Damaged | LoadError::Foreign) => {}
+        Err(LoadError::Read(error)) => return Err(TestCaseError::fail(error.to_string())),
+        Ok((read, appending)) => {
+            prop_assert!(read.len() >= snapshot && whole.starts_with(&read));
+            let lost = read.len() < whole.len();
+            prop_assert!(lost || damaged == original, "damage was not noticed");
+            // A file that ends between two frames is one that was not appended to yet.
+            prop_assert!(!appending || original.starts_with(damaged));
+        }
+    }
+    Ok(())
 }
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(records in records()) {
-        let state = decode(bytes(&records).into(), "tenant").unwrap();
-        prop_assert_eq!((state.position, state.view.as_str()), (Position::new(3, 9), "v"));
-        prop_assert_eq!(state.rules, rules());
-        let mut read: Vec<_> = state.records.into_iter().map(|it| (it.key, it.revision, it.value.to_vec())).collect();
-        prop_assert_eq!(read.pop(), Some(("refused".to_owned(), 9, b"!".to_vec())));
-        prop_assert_eq!(read, records);
+    fn what_is_written_and_appended_is_read(records in records(), last in 9..14u64) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = file(&dir, &records, last);
+        let (mut all, appending) = read(&path).unwrap();
+        prop_assert!(appending);
+        let deltas: Vec<_> = (10..=last).map(delta).collect();
+        prop_assert_eq!(all.split_off(all.len() - deltas.len()), deltas);
+        prop_assert_eq!(all.remove(0), Response::GuardRules(saved(&records).rules));
+        let Some(Response::SnapshotEnd(end)) = all.pop() else { panic!("no end") };
+        let read = all.into_iter().flat_map(|chunk| match chunk {
+            Response::SnapshotChunk(chunk) => chunk.records,
+            other => panic!("{other:?}"),
+        });
+        let read: Records = read.map(|it| (it.key, it.revision, it.value.to_vec())).collect();
+        let of = digest(read.iter().map(|(key, revision, value)| (key.as_str(), *revision, value.as_slice())));
+        prop_assert_eq!((end.records, &end.digest[..]), (read.len() as u64, &of[..]));
+        prop_assert_eq!(&read[..read.len() - 1], &records[..]);
+        prop_assert_eq!(&read[read.len() - 1], &("refused".to_owned(), 9, b"!".to_vec()));
     }
 
     #[test]
-    fn any_flipped_bit_is_found(records in records(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
-        let mut bytes = bytes(&records);
-        let at = at.index(bytes.len());
-        bytes[at] ^= 1u8 << bit;
-        prop_assert!(matches!(decode(bytes.into(), "tenant"), Err(LoadError::Checksum)));
+    fn any_flipped_byte_and_any_lost_end_is_noticed(
+        records in records(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>()
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = file(&dir, &records, 13);
+        let original = fs::read(&path).unwrap();
+        let (whole, _) = read(&path).unwrap();
+        let mut damaged = original.clone();
+        let at = at.index(damaged.len());
+        if cut { damaged.truncate(at) } else { damaged[at] ^= flip }
+        check_damage(&original, &damaged, &path, &whole, whole.len() - 4)?;
     }
 
     #[test]
-    fn any_lost_end_is_found(records in records(), at in any::<prop::sample::Index>()) {
-        let mut bytes = bytes(&records);
-        bytes.truncate(at.index(bytes.len()));
-        prop_assert!(matches!(decode(bytes.into(), "tenant"), Err(LoadError::Checksum)));
-    }
-
-    #[test]
-    fn nonsense_with_a_good_checksum_does_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..200), magic in any::<bool>()) {
+    fn nonsense_does_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..200), magic in any::<bool>()) {
         if magic {
             bytes.splice(0..0, *MAGIC);
         }
-        let checksum = xxh3_128(&bytes);
-        bytes.extend(checksum.to_le_bytes());
-        prop_assert!(decode(bytes.into(), "tenant").is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let path = path(dir.path(), "tenant");
+        fs::write(&path, bytes).unwrap();
+        prop_assert!(read(&path).is_err());
     }
 }
 
 #[test]
-fn every_single_flipped_byte_of_a_file_is_found() {
-    let good = bytes(&[("acme".to_owned(), 1, b"active".to_vec())]);
-    assert!(decode(good.clone().into(), "tenant").is_ok());
-    for at in 0..good.len() {
-        let mut bad = good.clone();
-        bad[at] ^= 0xff;
-        assert!(decode(bad.into(), "tenant").is_err(), "byte {at}");
+fn every_single_flipped_byte_of_a_file_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = file(&dir, &vec![("acme".to_owned(), 1, b"active".to_vec())], 11);
+    let original = fs::read(&path).unwrap();
+    let (whole, _) = read(&path).unwrap();
+    for at in 0..original.len() {
+        let mut damaged = original.clone();
+        damaged[at] ^= 0xff;
+        check_damage(&original, &damaged, &path, &whole, whole.len() - 2).unwrap();
     }
 }
 
 #[test]
 fn the_state_of_another_kind_is_not_taken() {
-    assert!(matches!(decode(bytes(&[]).into(), "key"), Err(LoadError::Foreign)));
+    let dir = tempfile::tempdir().unwrap();
+    let (path, _) = file(&dir, &Vec::new(), 9);
+    assert!(matches!(Reader::open(&path, "key"), Err(LoadError::Foreign)));
 }
 
 #[test]
 fn a_file_is_private_whole_and_leaves_nothing_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = path(&dir.path().join("below"), "tenant");
-    assert!(load(&path, "tenant").unwrap().is_none());
+    assert!(Reader::open(&path, "tenant").unwrap().is_none());
     for _ in 0..2 {
-        save(&path, "tenant", &saved(&[])).unwrap();
+        Recording::write(&path, "tenant", &saved(&Vec::new())).unwrap();
     }
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-    assert!(load(&path, "tenant").unwrap().is_some());
+    assert!(read(&path).is_ok());
 }
 
 #[test]
 fn what_a_crash_left_beside_the_file_is_written_over() {
     let dir = tempfile::tempdir().unwrap();
-    let path = path(dir.path(), "tenant");
-    fs::write(path.with_extension("state.new"), b"half").unwrap();
-    save(&path, "tenant", &saved(&[])).unwrap();
-    assert!(load(&path, "tenant").unwrap().is_some());
+    fs::write(path(dir.path(), "tenant").with_extension("state.new"), b"half").unwrap();
+    assert!(read(&file(&dir, &Vec::new(), 9).0).is_ok());
+}
+
+#[test]
+fn a_disk_that_is_full_in_the_middle_of_an_append_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, mut recording) = file(&dir, &Vec::new(), 10);
+    assert!(recording.is_at(&path));
+    let good = std::mem::replace(&mut recording.file, File::options().write(true).open("/dev/full").unwrap());
+    assert!(recording.append(&[delta(11)]).is_err());
+    assert!(!recording.is_at(&path), "that is another file");
+    recording.file = good;
+    // As after a write that got half way.
+    recording.file.write_all(b"half a frame").unwrap();
+    recording.append(&[delta(11), delta(12)]).unwrap();
+    let (read, appending) = read(&path).unwrap();
+    assert_eq!((&read[read.len() - 3..], appending), (&[delta(10), delta(11), delta(12)][..], true));
+}
+
+#[test]
+fn a_file_becomes_long_by_its_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut recording) = file(&dir, &Vec::new(), 9);
+    let many: Vec<_> = (10..5_010).map(delta).collect();
+    let mut appended = 0;
+    while !recording.is_long() {
+        recording.append(&many).unwrap();
+        appended += many.len();
+    }
+    assert!((20_000..60_000).contains(&appended), "{appended}");
 }

@@ -81,10 +81,10 @@ fn rules_are_kept_over_a_restart() {
     it.snapshot(at(3), THREE).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = crate::state::path(dir.path(), "tenant");
-    crate::state::save(&path, "tenant", &it.shared.saved().unwrap()).unwrap();
+    Recording::write(&path, "tenant", &it.shared.saved().unwrap()).unwrap();
 
     let mut other = fixture();
-    other.machine.restore(crate::state::load(&path, "tenant").unwrap().unwrap());
+    other.machine.start_from(Reader::open(&path, "tenant").unwrap()).unwrap();
     other.begin();
     assert!(matches!(other.delta(1, 3, 4, &[("a", 4, None)]), Err(Break::Refused { .. })));
 }
