@@ -17,7 +17,7 @@ mod store;
 
 pub use embedded::{Embedded, LoadError, OpenError, Options};
 pub use history::{Change, History, Part, Parts};
-pub use nats::Nats;
+pub use nats::{Nats, ReplaceError};
 pub use publisher::{Everything, FollowStream, Publisher, Settings, ViewName, Views};
 pub use replica::Position;
 pub use service::{REPLICATION_AUTHORIZATION, ReplicationServer, ReplicationService};

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod cursor;
 mod log;
+mod replace;
 mod replicator;
 mod wire;
 mod write;
@@ -27,6 +28,7 @@ use tokio::{
 
 pub(crate) use cursor::Cursor;
 use log::Log;
+pub use replace::ReplaceError;
 use replicator::{Alarm, Parts, Replicator};
 use write::{DEADLINE, Request, Stage};
 

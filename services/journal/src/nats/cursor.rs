@@ -46,9 +46,11 @@ impl Cursor {
         if commit.after > self.sequence {
             return Verdict::Gap;
         }
-        let first = self.log == 0 && commit.log != 0 && commit.after == 0;
-        if first || (commit.log == self.log && commit.replaced.is_some() && commit.epoch > self.epoch) {
-            return if commit.replaced.is_some() { Verdict::Replaces } else { Verdict::Counts };
+        if commit.log != 0 && commit.replaced.is_some() && commit.epoch > self.epoch {
+            return Verdict::Replaces;
+        }
+        if self.log == 0 && commit.log != 0 && commit.after == 0 && commit.replaced.is_none() {
+            return Verdict::Counts;
         }
         let next = commit.log == self.log && commit.epoch == self.epoch && commit.first_revision == self.head + 1;
         if next { Verdict::Counts } else { Verdict::Void }
@@ -88,6 +90,11 @@ mod tests {
             (Commit { epoch: 4, ..commit(20, 12, 1) }, Verdict::Void),
             (Commit { epoch: 4, replaced: Some(Replaced { manifest: 1 }), ..commit(20, 12, 0) }, Verdict::Replaces),
             (Commit { replaced: Some(Replaced { manifest: 1 }), ..commit(20, 13, 0) }, Verdict::Void),
+            (Commit { epoch: 4, replaced: Some(Replaced { manifest: 1 }), ..commit(19, 12, 0) }, Verdict::Void),
+            (
+                Commit { log: 8, epoch: 4, replaced: Some(Replaced { manifest: 1 }), ..commit(20, 1, 0) },
+                Verdict::Replaces,
+            ),
         ] {
             assert_eq!(AT.judge(&commit), verdict, "{commit:?}");
         }

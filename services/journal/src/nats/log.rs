@@ -269,6 +269,20 @@ impl Log {
         decode(sequence, &payload).map(|(_, commit)| commit)
     }
 
+    /// Whether no other commit lies between two.
+    pub(super) async fn nothing_between(&self, after: u64, before: u64) -> Result<bool, LogError> {
+        let mut between = self.read(after + 1, before - 1);
+        Ok(between.try_next().await?.is_none())
+    }
+
+    /// The revision of the last write of a commit that was read by itself.
+    pub(super) async fn last_revision(&self, commit: &Commit) -> Result<u64, LogError> {
+        let Some(parts) = &commit.parts else { return Ok(commit.last_revision()) };
+        let damaged = |source| LogError::Damaged { sequence: commit.after, source };
+        let writes = wire::Changes::decode(self.parts(parts).await?).map_err(|error| damaged(error.into()))?.writes;
+        Ok(Commit { writes, ..commit.clone() }.last_revision())
+    }
+
     /// Sequence of the last message of the log, as the leader has it; 0 when there is none.
     pub(super) async fn last(&self) -> Result<u64, LogError> {
         match self.log.get_last_raw_message_by_subject(&self.names.commits).await {

@@ -234,3 +234,49 @@ async fn the_log_is_trimmed_to_its_retention_and_replicas_begin_with_a_checkpoin
         insist(&*writing, vec![put("first", 1)]).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_are_replaced_begin_another_epoch_for_all_even_for_those_who_refused_the_log() {
+    let single = single().await;
+    let backend = InCluster::new(&single.store(), "tenant");
+    let replicas = [backend.open(0).await, backend.open(1).await];
+    insist(&*replicas[0].journal, vec![put("a", 1), put("b", 1)]).await.unwrap();
+    let before = replicas[0].journal.head().await.unwrap();
+    reach(&*replicas[1].journal, before).await;
+    let mut tail = replicas[1].journal.tail(before);
+
+    let dir = tempfile::tempdir().unwrap();
+    let restored = journal::Embedded::open(&dir.path().join("restored.redb")).unwrap().kind("tenant").unwrap();
+    restored.append((0..2000).map(|key| put(&format!("k{key}"), "x".repeat(500))).collect()).await.unwrap();
+    let expected = restored.snapshot().await.unwrap().records;
+    let store: Store = single.store().parse().unwrap();
+    let Store::Nats(servers) = &store else { panic!("{store}") };
+    let nats = Nats::connect(servers, &dir.path().join("unused"), Options::default()).await.unwrap();
+    assert_eq!(nats.written("tenant").await.unwrap(), Some(before));
+    let position = nats.replace("tenant", &*restored).await.unwrap();
+    assert!(position.epoch > before.epoch);
+    for replica in &replicas {
+        until("it has what was restored", SOON, async || replica.journal.head().await.unwrap() == position).await;
+        assert_eq!(replica.journal.snapshot().await.unwrap().records, expected);
+    }
+    assert!(tail.next().await.unwrap().is_err(), "who followed the old history takes a snapshot");
+    insist(&*replicas[1].journal, vec![put("k0", "new")]).await.unwrap();
+    reach(&*replicas[0].journal, replicas[1].journal.head().await.unwrap()).await;
+    assert_eq!(value(&*replicas[0].journal, "k0").await.as_deref(), Some("new"));
+
+    // The whole stream is lost, and a backup put in its place.
+    let context = jetstream::new(single.client().await.unwrap());
+    context.delete_stream("TENON_TENANT").await.unwrap();
+    alarmed(&*replicas[0].journal, "stream TENON_TENANT is gone").await;
+    assert_eq!(nats.written("tenant").await.unwrap(), None);
+    let again = nats.replace("tenant", &*restored).await.unwrap();
+    let fresh = backend.open(2).await;
+    for replica in replicas.iter().chain([&fresh]) {
+        until("it has what was restored", SOON, async || replica.journal.head().await.unwrap() == again).await;
+        until("nothing is wrong any more", SOON, async || replica.journal.alarm().is_none()).await;
+        assert_eq!(replica.journal.snapshot().await.unwrap().records, expected);
+    }
+    for replica in replicas.iter().chain([&fresh]) {
+        insist(&*replica.journal, vec![put("after", 1)]).await.unwrap();
+    }
+}

@@ -1,0 +1,111 @@
+//! A restored store takes the place of what a cluster holds.
+
+use super::{
+    Cursor, Nats,
+    checkpoint::{self, CheckpointError},
+    log::{self, Log, LogError, Sent},
+    replicator::now_unix_ms,
+    wire::{Commit, Manifest, Replaced},
+};
+use crate::{Cause, Journal, Position};
+
+/// How often the end of the log is looked for, with others who write.
+const TRIES: usize = 10;
+
+/// Why the records of a cluster were not replaced.
+#[derive(Debug, thiserror::Error)]
+#[error("the records of {stream} were not replaced; what is there stays")]
+pub struct ReplaceError {
+    stream: String,
+    #[source]
+    source: Cause,
+}
+
+impl Nats {
+    /// The last position that was written to the log of `kind`, or later; nothing where there is no log. For who is about
+    /// to replace it.
+    ///
+    /// # Errors
+    /// The cluster does not answer.
+    pub async fn written(&self, kind: &'static str) -> Result<Option<Position>, ReplaceError> {
+        let log = self.log(kind)?;
+        last(&log).await.map(|(_, position)| position).map_err(|source| failed(&log, source.into()))
+    }
+
+    /// The records of `kind` become those of `from`, at their revisions, as the beginning of another history: with a later
+    /// epoch, at the head of `from`. Replicas that run take them as they would take a write, those that had refused the log
+    /// that was there as well; nobody needs to be down.
+    ///
+    /// # Errors
+    /// The cluster does not answer, or `from` cannot be read.
+    pub async fn replace(&self, kind: &'static str, from: &dyn Journal) -> Result<Position, ReplaceError> {
+        let log = self.log(kind)?;
+        replace(&log, from).await.map_err(|source| failed(&log, source))
+    }
+
+    fn log(&self, kind: &'static str) -> Result<Log, ReplaceError> {
+        Log::new(&log::context(self.client.clone()), kind)
+            .map_err(|source| ReplaceError { stream: kind.to_owned(), source: source.into() })
+    }
+}
+
+async fn replace(log: &Log, from: &dyn Journal) -> Result<Position, Cause> {
+    log.create().await?;
+    let (_, before) = last(log).await?;
+    let history = from.history().await?;
+    let epoch = now_unix_ms().max(before.map_or(0, |before| before.epoch) + 1).max(history.position.epoch);
+    let identity = rand::random_range(1..=u64::MAX);
+    let head = history.position.revision;
+    let cursor = Cursor { log: identity, epoch, sequence: 0, id: rand::random(), head };
+    let stored = checkpoint::store(log, cursor, now_unix_ms(), 0, history.parts).await;
+    let checkpoint = stored.map_err(|error: CheckpointError| Cause::from(error))?;
+    let manifest = named(log, Manifest { checkpoints: vec![checkpoint] }).await?;
+    for _ in 0..TRIES {
+        let after = log.last().await?;
+        let commit = Commit {
+            log: identity,
+            epoch,
+            after,
+            id: cursor.id,
+            first_revision: head + 1,
+            at_unix_ms: now_unix_ms(),
+            replaced: Some(Replaced { manifest }),
+            ..Commit::default()
+        };
+        let Sent::At(sequence) = log.commit(after, commit.encode()).await? else { continue };
+        if log.nothing_between(after, sequence).await? {
+            // What was before is of no use any more, and may be why this was done.
+            log.trim(sequence).await?;
+            return Ok(Position::new(epoch, head));
+        }
+    }
+    Err("others write to it all the time".into())
+}
+
+async fn named(log: &Log, manifest: Manifest) -> Result<u64, Cause> {
+    for _ in 0..TRIES {
+        let (last, _) = log.manifest().await?;
+        if let Sent::At(sequence) = log.store_manifest(last, &manifest).await? {
+            return Ok(sequence);
+        }
+    }
+    Err("others store checkpoints all the time".into())
+}
+
+/// The last message of the log, and a position that is not before any that counts.
+async fn last(log: &Log) -> Result<(u64, Option<Position>), LogError> {
+    match log.info().await {
+        Err(LogError::NoStream) => return Ok((0, None)),
+        other => other?,
+    };
+    let sequence = log.last().await?;
+    if sequence == 0 {
+        return Ok((0, None));
+    }
+    let commit = log.commit_at(sequence).await?;
+    Ok((sequence, Some(Position::new(commit.epoch, log.last_revision(&commit).await?))))
+}
+
+fn failed(log: &Log, source: Cause) -> ReplaceError {
+    ReplaceError { stream: log.stream().to_owned(), source }
+}
