@@ -50,6 +50,8 @@ pub enum CallBody {
     Text(Option<Bytes>),
     /// What the other side sends; boxed so that the common case moves one pointer.
     Following(Box<Following>),
+    /// What this sidecar itself answers its app.
+    Own(tonic::body::Body),
 }
 
 /// The other side's answer, with the account of its call.
@@ -73,6 +75,12 @@ impl CallBody {
     #[must_use]
     pub fn text(text: Bytes) -> Self {
         Self::Text(Some(text))
+    }
+
+    /// An answer of this sidecar's own services.
+    #[must_use]
+    pub const fn own(body: tonic::body::Body) -> Self {
+        Self::Own(body)
     }
 
     /// Pumps the answer and closes the account of `call` at its end.
@@ -185,6 +193,9 @@ impl Body for CallBody {
             Self::Empty => Poll::Ready(None),
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Following(following) => following.poll_frame(cx),
+            Self::Own(body) => {
+                Pin::new(body).poll_frame(cx).map_err(|_| BodyError::HungUp(h2::Reason::INTERNAL_ERROR.into()))
+            }
         }
     }
 
@@ -193,6 +204,7 @@ impl Body for CallBody {
             Self::Empty => true,
             Self::Text(text) => text.is_none(),
             Self::Following(following) => following.answer.as_ref().is_none_or(RecvStream::is_end_stream),
+            Self::Own(body) => body.is_end_stream(),
         }
     }
 
@@ -201,6 +213,7 @@ impl Body for CallBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Following(_) => SizeHint::default(),
+            Self::Own(body) => body.size_hint(),
         }
     }
 }

@@ -23,6 +23,7 @@ mod joining;
 mod line_budget;
 mod listen;
 mod live;
+mod lookups;
 pub mod metrics;
 mod open;
 mod outbound;

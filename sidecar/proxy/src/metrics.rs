@@ -18,9 +18,11 @@ use prometheus_client::{
 };
 use sidecar_core::Reason;
 
+mod lookups;
 mod membership;
 mod replication;
 
+pub use self::lookups::Lookups;
 pub use self::replication::{ParentGauges, ReplicaGauges};
 
 /// Which listener a call came in by.
@@ -174,6 +176,7 @@ pub struct Snapshot {
 pub struct Metrics {
     outbound: Arc<Calls>,
     inbound: Arc<Calls>,
+    lookups: Arc<Lookups>,
 }
 
 impl Metrics {
@@ -184,6 +187,12 @@ impl Metrics {
             Direction::Outbound => &self.outbound,
             Direction::Inbound => &self.inbound,
         }
+    }
+
+    /// The counters of the app's own look-ups of tenants.
+    #[must_use]
+    pub fn lookups(&self) -> &Arc<Lookups> {
+        &self.lookups
     }
 
     /// The OpenMetrics text of all metrics.
@@ -236,6 +245,7 @@ impl Collector for Scrape {
         self.counts(&mut encoder)?;
         self.refusals(&mut encoder)?;
         self.durations(&mut encoder)?;
+        self.metrics.lookups.encode(&mut encoder)?;
         replication::encode(&mut encoder, &self.gauges.replicas)?;
         if let Some(cache) = &self.gauges.cache {
             replication::encode_cache(&mut encoder, cache)?;

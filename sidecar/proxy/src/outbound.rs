@@ -16,6 +16,7 @@ use crate::{
     call::{Call, Facts},
     forward::{self, Failed},
     headers::{self, named},
+    lookups,
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
@@ -23,8 +24,11 @@ use crate::{
     worker::Worker,
 };
 
-/// Accounts for the call; cannot fail.
+/// Accounts for the call; cannot fail. What is for this sidecar itself is no call of the mesh.
 pub async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<CallBody> {
+    if lookups::are_meant(authority(&request)) {
+        return lookups::serve(worker.lookups.clone(), request).await;
+    }
     let named = service_named(&request);
     let mut facts = Facts::of(&request, named, Arc::clone(&worker.service), headers::new_request_id());
     let tenant = request.headers().get(&headers::TENANT_ID).or_else(|| request.headers().get(&headers::TENANT_HOST));

@@ -32,6 +32,7 @@ use crate::{
     cork::Cork,
     credentials::TokenMemory,
     live::Live,
+    lookups,
     metrics::Direction,
     open::{OpenCall, OpenCalls, Question},
     outbound,
@@ -85,6 +86,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Calls that can be decided again.
     pub open: Arc<OpenCalls>,
+    /// What the app finds at `tcs.mesh`.
+    pub lookups: tonic::service::Routes,
     memory: Mutex<TokenMemory>,
     /// Of open inbound connections.
     callers: Mutex<Vec<Weak<Caller>>>,
@@ -121,6 +124,7 @@ pub fn start(
         authority,
         pool: Pool::new(Arc::clone(&live.identity)),
         open: Arc::default(),
+        lookups: lookups::routes(live),
         memory: Mutex::new(TokenMemory::new(live)),
         tls: tls::inbound_config(&live.identity, Arc::clone(&live.outside.tls)),
         callers: Mutex::default(),
