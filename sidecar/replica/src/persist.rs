@@ -63,9 +63,9 @@ impl Unsaved {
     /// The file has everything up to `position`.
     fn saved(&mut self, position: Position) {
         let Some(news) = &mut self.news else { return };
-        news.retain(|news| match news {
-            Response::Delta(delta) => Position::new(delta.epoch, delta.revision) > position,
-            _of_no_position => true,
+        news.retain(|news| {
+            let Response::Delta(delta) = news else { return true };
+            Position::new(delta.epoch, delta.revision) > position
         });
         self.bytes = news.iter().map(Response::encoded_len).sum();
     }

@@ -88,9 +88,9 @@ proptest! {
         prop_assert_eq!(all.split_off(all.len() - deltas.len()), deltas);
         prop_assert_eq!(all.remove(0), Response::GuardRules(saved(&records).rules));
         let Some(Response::SnapshotEnd(end)) = all.pop() else { panic!("no end") };
-        let read = all.into_iter().flat_map(|chunk| match chunk {
-            Response::SnapshotChunk(chunk) => chunk.records,
-            other => panic!("{other:?}"),
+        let read = all.into_iter().flat_map(|chunk| {
+            let Response::SnapshotChunk(chunk) = chunk else { panic!("{chunk:?}") };
+            chunk.records
         });
         let read: Records = read.map(|it| (it.key, it.revision, it.value.to_vec())).collect();
         let of = digest(read.iter().map(|(key, revision, value)| (key.as_str(), *revision, value.as_slice())));
