@@ -23,7 +23,7 @@ fn differing(position: Position, records: Records<'_>, held: &Start) -> Vec<Resp
 }
 
 fn send(it: &mut Fixture, messages: Vec<Response>) -> Result<Option<FollowRequest>, Break> {
-    messages.into_iter().fold(Ok(None), |answer, message| answer.and_then(|_| it.receive(message)))
+    messages.into_iter().try_fold(None, |_, message| it.receive(message))
 }
 
 fn hundred() -> Vec<(String, u64, String)> {

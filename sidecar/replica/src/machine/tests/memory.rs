@@ -44,7 +44,7 @@ impl Value for Fragile {
 }
 
 struct Memory {
-    machine: Machine<Fragile, Box<dyn FnMut(Event<'_, Fragile>)>>,
+    machine: Machine<Fragile, fn(Event<'_, Fragile>)>,
     shared: Arc<Shared<Fragile>>,
     replica: Replica<Fragile>,
 }
@@ -52,7 +52,7 @@ struct Memory {
 impl Memory {
     fn new() -> Self {
         let shared = Arc::new(Shared::new());
-        let observer: Box<dyn FnMut(Event<'_, Fragile>)> = Box::new(|_| {});
+        let observer: fn(Event<'_, Fragile>) = |_| {};
         let machine = Machine::new(Arc::clone(&shared), Guard::default(), 1, observer);
         let mut it = Self { machine, replica: Replica::of(Arc::clone(&shared)), shared };
         it.begin();
