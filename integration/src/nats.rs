@@ -74,12 +74,6 @@ impl Cluster {
         format!("nats://{}", servers.join(","))
     }
 
-    /// Number of nodes.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.nodes.len()
-    }
-
     /// Ends a node without warning.
     ///
     /// # Errors

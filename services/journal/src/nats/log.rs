@@ -365,6 +365,9 @@ async fn gather(stream: &Stream<()>, parts: &Parts) -> Result<Bytes, LogError> {
 }
 
 async fn purge(stream: &Stream<()>, sequence: u64) -> Result<(), LogError> {
+    if sequence <= 1 {
+        return Ok(()); // Nothing is before the first one; but a server takes 1 for everything.
+    }
     stream.purge().sequence(sequence).await.map(drop).map_err(|error| LogError::Unavailable(error.into()))
 }
 
