@@ -16,6 +16,7 @@ pub(in crate::publisher) struct Aliases {
 /// Nearly always one. There may be several while a name goes from one record to another, or when two names hash alike.
 enum Keys {
     One(Arc<str>),
+    #[expect(clippy::box_collection, reason = "one word, so that the usual case takes two")]
     Several(Box<Vec<Arc<str>>>),
 }
 
