@@ -69,6 +69,11 @@ struct Shared {
 struct Sizes(VecDeque<(Instant, u64)>);
 
 impl Guards {
+    /// Where the guard is kept.
+    pub(crate) fn journal(&self) -> &dyn Journal {
+        &*self.shared.journal
+    }
+
     /// Reads the guard from its journal, and follows it until `shutdown`. Must be called within a tokio runtime.
     pub(crate) async fn open(journal: Arc<dyn Journal>, shutdown: CancellationToken) -> Result<Self, ReadError> {
         let (guard, rules) = (watch::Sender::new(Guard::default()), watch::Sender::new(GuardRules::default()));

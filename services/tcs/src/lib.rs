@@ -3,6 +3,7 @@
 //! Operators write; every service of the mesh follows what it may see: of each context only the part of its own
 //! product, as the policy names it. Never decides whether a tenant may be served: sidecars do, from what they follow.
 
+mod backup;
 mod events;
 mod guard;
 mod lifecycle;

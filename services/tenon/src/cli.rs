@@ -5,6 +5,7 @@ mod guard;
 mod identity;
 mod roles;
 mod rotate;
+mod tcs;
 mod tenants;
 mod txn_token;
 
@@ -18,6 +19,7 @@ pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
 pub use self::identity::{IssueSvid, Revoke};
 pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
+pub use self::tcs::{Backup, BackupKey, Restore, VerifyBackup, When};
 pub use self::tenants::{GetTenant, LifecycleEventArgs, Watch};
 pub use self::txn_token::TxnToken;
 
@@ -329,6 +331,10 @@ pub struct CaInit {
 #[derive(Debug, Subcommand)]
 pub enum Tcs {
     Serve(TcsServe),
+    Backup(Backup),
+    BackupKey(BackupKey),
+    Restore(Restore),
+    VerifyBackup(VerifyBackup),
     #[command(subcommand)]
     Guard(Guard),
 }

@@ -19,6 +19,7 @@ mod probe;
 mod roles;
 mod sidecars;
 mod spawn_child;
+mod tcs;
 mod tenants;
 mod up;
 
@@ -88,6 +89,10 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
         Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),
         Command::Tcs(cli::Tcs::Serve(args)) => roles::tcs(args),
+        Command::Tcs(cli::Tcs::Backup(args)) => block_on(tcs::backup(args)),
+        Command::Tcs(cli::Tcs::BackupKey(args)) => tcs::backup_key(&args),
+        Command::Tcs(cli::Tcs::Restore(args)) => block_on(tcs::restore(args)),
+        Command::Tcs(cli::Tcs::VerifyBackup(args)) => block_on(tcs::verify(args)),
         Command::Tcs(cli::Tcs::Guard(command)) => block_on(guard::run(command)),
         Command::Asap(command) => block_on(asap::run(command)),
         Command::Check(args) => block_on(check::run(args)),

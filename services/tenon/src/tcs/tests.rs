@@ -1,0 +1,172 @@
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::TryStreamExt as _;
+use journal::{Embedded, Journal, Write};
+use tempfile::TempDir;
+use tenon_proto::kind;
+
+use super::{key::Key, sealed::Sealer};
+use crate::{
+    cli::{Format, OutputArgs, Restore, VerifyBackup},
+    failure::{Answer, Failure},
+};
+
+/// A folder with a key, and a backup of the tenants acme, of two revisions, and beta.
+struct Place {
+    dir: TempDir,
+    times: Vec<u64>,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("key"), [7; 32]).unwrap();
+        let store = Embedded::open(&dir.path().join("source")).unwrap();
+        let journal = store.kind(kind::TENANT).unwrap();
+        for write in [Write::put("acme", "1"), Write::put("beta", "2"), Write::put("acme", "3")] {
+            journal.append(vec![write]).await.unwrap();
+        }
+        let guard = store.kind(kind::TENANT_GUARD).unwrap();
+        guard.append(vec![Write::put("guard", "canaries")]).await.unwrap();
+        let mut place = Self { dir, times: Vec::new() };
+        let entries = journal.tail(journal::Position::new(store.epoch(), 0)).try_next().await.unwrap().unwrap();
+        place.times = entries.into_iter().map(|entry| entry.at_unix_ms).collect();
+        place.back_up(&*journal, &*guard).await;
+        place
+    }
+
+    async fn back_up(&self, journal: &dyn Journal, guard: &dyn Journal) {
+        let backup = journal::backup::stream(&[(kind::TENANT_GUARD, guard), (kind::TENANT, journal)]).await.unwrap();
+        let pieces: Vec<_> = backup.bytes.try_collect().await.unwrap();
+        let mut sealer = Sealer::begin(Vec::new(), &Key::new([7; 32])).unwrap();
+        pieces.iter().for_each(|piece| sealer.write(piece).unwrap());
+        fs::write(self.path("backup"), sealer.finish().unwrap()).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn restore(&self, to: Option<&str>, replace: bool) -> Result<Answer, Failure> {
+        super::restore(Restore {
+            file: self.path("backup"),
+            key_file: self.path("key"),
+            store: journal::Store::Embedded(self.path("below/store")),
+            to: to.map(|to| to.parse().unwrap()),
+            replace,
+            output: OutputArgs { output: Format::Json },
+        })
+        .await
+    }
+
+    async fn refused(&self, to: Option<&str>, replace: bool, says: &[&str]) {
+        let failure = self.restore(to, replace).await.unwrap_err().to_string();
+        assert!(says.iter().all(|word| failure.contains(word)), "{failure}");
+        assert!(!self.path("below/store.partial").exists(), "nothing half is left");
+    }
+
+    async fn verify(&self) -> Result<Answer, Failure> {
+        super::verify(VerifyBackup {
+            file: self.path("backup"),
+            key_file: self.path("key"),
+            data: None,
+            scratch: Some(self.dir.path().to_owned()),
+            output: OutputArgs { output: Format::Table },
+        })
+        .await
+    }
+
+    /// Keys, revisions and values of the restored store.
+    async fn restored(&self) -> Vec<(String, u64, String)> {
+        let records = open(&self.path("below/store")).snapshot().await.unwrap().records;
+        let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
+        records.into_iter().map(|record| (record.key, record.revision, text(&record.value))).collect()
+    }
+}
+
+fn open(path: &Path) -> Arc<dyn Journal> {
+    Embedded::open(path).unwrap().kind(kind::TENANT).unwrap()
+}
+
+fn record(key: &str, revision: u64, value: &str) -> (String, u64, String) {
+    (key.to_owned(), revision, value.to_owned())
+}
+
+#[tokio::test]
+async fn a_backup_is_restored_as_it_was_or_to_a_revision_or_a_time() {
+    let place = Place::new().await;
+    place.restore(None, false).await.unwrap();
+    assert_eq!(place.restored().await, [record("acme", 3, "3"), record("beta", 2, "2")]);
+    let guard = Embedded::open(&place.path("below/store")).unwrap().kind(kind::TENANT_GUARD).unwrap();
+    assert_eq!(guard.count().await.unwrap(), 1, "the guard comes with the tenants");
+    drop(guard);
+
+    let first = open(&place.path("below/store")).head().await.unwrap();
+    place.restore(Some("1"), true).await.unwrap();
+    assert_eq!(place.restored().await, [record("acme", 1, "1")]);
+    let second = open(&place.path("below/store")).head().await.unwrap();
+    assert!(second.epoch > first.epoch && second.revision == first.revision, "{first} {second}");
+
+    let at = jiff::Timestamp::from_millisecond(place.times[2].try_into().unwrap()).unwrap().to_string();
+    place.restore(Some(&at), true).await.unwrap();
+    assert_eq!(place.restored().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_store_that_is_in_use_or_not_to_be_replaced_stays_as_it_is() {
+    let place = Place::new().await;
+    place.restore(None, false).await.unwrap();
+    place.refused(None, false, &["--replace", "nothing has changed"]).await;
+    let held = open(&place.path("below/store"));
+    place.refused(None, true, &["in use by another process", "stop the TCS"]).await;
+    drop(held);
+    place.refused(Some("9"), true, &["from revision 0 to 3", "--to"]).await;
+    place.refused(Some("7.1"), true, &["of epoch"]).await;
+    place.refused(Some("1999-01-01T00:00:00Z"), true, &["does not reach back", "give --to a time from 2"]).await;
+    place.refused(Some("2999-01-01T00:00:00Z"), true, &["made before that", "take a later backup"]).await;
+    assert_eq!(place.restored().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_store_is_replaced_only_when_that_is_said() {
+    let place = Place::new().await;
+    fs::create_dir(place.path("below")).unwrap();
+    fs::write(place.path("below/store"), "x".repeat(10_000)).unwrap();
+    place.refused(None, false, &["is not a store of this version"]).await;
+    place.restore(None, true).await.unwrap();
+    assert_eq!(place.restored().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_damaged_backup_and_a_wrong_key_restore_nothing_and_say_what_to_do() {
+    let place = Place::new().await;
+    let whole = fs::read(place.path("backup")).unwrap();
+    fs::write(place.path("backup"), &whole[..whole.len() - 1]).unwrap();
+    place.refused(None, false, &["damaged, or cut off", "take another backup"]).await;
+    let mut flipped = whole.clone();
+    flipped[100] ^= 1;
+    fs::write(place.path("backup"), &flipped).unwrap();
+    place.refused(None, false, &["damaged", "take another backup"]).await;
+    place.verify().await.unwrap_err();
+    fs::write(place.path("backup"), "tenants").unwrap();
+    place.refused(None, false, &["this is not a backup", "tenon tcs backup"]).await;
+    fs::remove_file(place.path("backup")).unwrap();
+    place.refused(None, false, &["cannot read"]).await;
+    fs::write(place.path("backup"), &whole).unwrap();
+    fs::write(place.path("key"), [8; 32]).unwrap();
+    place.refused(None, false, &["was made with the key", "--key-file"]).await;
+    assert!(!place.path("below/store").exists());
+}
+
+#[tokio::test]
+async fn a_good_backup_is_verified_without_leaving_anything() {
+    let place = Place::new().await;
+    assert_eq!(place.verify().await.unwrap(), Answer::Yes);
+    let mut left: Vec<_> = fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["backup", "key", "source"]);
+}
