@@ -180,7 +180,7 @@ fn wanted(key: &TenantKey) -> Result<Wanted, Status> {
 
 /// The context as the TCS shows it to this service, with the revision of its record.
 fn context(tenant: &TenantRef) -> Result<TenantContext, Status> {
-    let context = TenantContext::decode(&tenant.context()[..]);
+    let context = TenantContext::decode(tenant.context());
     let context = context.map_err(|_| Status::internal("what is held of the tenant does not decode"))?;
     Ok(TenantContext { revision: tenant.revision(), ..context })
 }
