@@ -172,7 +172,7 @@ impl Store {
     pub(crate) async fn apply(&self, event: LifecycleEvent, now: Timestamp) -> Result<LifecycleResponse, StoreError> {
         let event = Arc::new(event);
         self.write(move |shared, head| {
-            let (event, now) = (Arc::clone(&event), now.clone());
+            let event = Arc::clone(&event);
             Box::pin(async move { shared.plan_event(&event, now, head).await })
         })
         .await
@@ -313,7 +313,7 @@ impl Shared {
             return Err(StoreError::Refused(Refused::Invalid(vec!["no change is given".to_owned()])));
         };
         let next = found.map(decode).transpose()?;
-        let next = machine::apply(tenant_id, next, change, now.clone()).map_err(StoreError::Refused)?;
+        let next = machine::apply(tenant_id, next, change, now).map_err(StoreError::Refused)?;
         let written = head.revision + 1;
         let memory = Some((key, events::remember(event, written, now)));
         let plan = match (next, revision) {

@@ -1,9 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use journal::{Embedded, History, Snapshot, Tail, Write};
-use tenon_proto::tcs::v1::{
-    CreateTenant, DestroyTenant, Guard, GuardOverride, SuspendTenant, lifecycle_event,
-};
+use tenon_proto::tcs::v1::{CreateTenant, DestroyTenant, Guard, GuardOverride, SuspendTenant, lifecycle_event};
 
 use super::*;
 use crate::staged::Staged;
@@ -283,17 +281,16 @@ async fn what_another_writer_wrote_is_known_without_a_write_of_ones_own() {
 }
 
 fn event(id: &str, change: lifecycle_event::Change) -> LifecycleEvent {
-    LifecycleEvent {
-        event_id: id.to_owned(),
-        tenant_id: "acme".to_owned(),
-        expected_revision: 0,
-        change: Some(change),
-    }
+    LifecycleEvent { event_id: id.to_owned(), tenant_id: "acme".to_owned(), expected_revision: 0, change: Some(change) }
 }
 
 fn create() -> lifecycle_event::Change {
     let hosts = vec!["acme.example".to_owned()];
-    lifecycle_event::Change::CreateTenant(CreateTenant { hosts, region: "us-east".to_owned(), ..CreateTenant::default() })
+    lifecycle_event::Change::CreateTenant(CreateTenant {
+        hosts,
+        region: "us-east".to_owned(),
+        ..CreateTenant::default()
+    })
 }
 
 fn now() -> Timestamp {

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read as _},
     path::Path,
+    time::Duration,
 };
 
 use futures_util::stream;
@@ -22,6 +23,9 @@ use crate::{
 
 /// Most bytes of tenants in one message; well below the 4 MiB that gRPC servers take.
 const CHUNK: usize = 1024 * 1024;
+
+/// How often the sign of life moves while the TCS writes.
+const TICK: Duration = Duration::from_millis(200);
 
 /// Runs the command.
 ///
@@ -71,6 +75,10 @@ async fn send(mesh: &Mesh, tenants: Vec<TenantContext>) -> Result<tenon_proto::t
     let chunks = stream::unfold(tenants.into_iter(), move |mut rest| {
         let chunk = take_chunk(&mut rest);
         shown.inc(chunk.len() as u64);
+        if chunk.is_empty() {
+            shown.set_style(writing());
+            shown.enable_steady_tick(TICK);
+        }
         async move { (!chunk.is_empty()).then_some((ImportRequest { tenants: chunk }, rest)) }
     });
     let answer = super::client(mesh).import(chunks).await;
@@ -98,6 +106,12 @@ fn bar(tenants: usize) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// Everything is sent; the TCS looks it through and writes it, all at once.
+fn writing() -> ProgressStyle {
+    ProgressStyle::with_template("{spinner} {len} tenants are being written, {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 /// As many tenants as fit into one message, at least one.
