@@ -41,6 +41,45 @@ async fn value(journal: &dyn Journal, key: &str) -> Option<String> {
     Some(String::from_utf8(record.value.to_vec()).unwrap())
 }
 
+/// Tries to write twenty batches while nobody can. Returns those of which it was said that nothing has changed.
+async fn fail_in_time(journals: [Arc<dyn Journal>; 2]) -> Vec<usize> {
+    let began = Instant::now();
+    let attempts = (0..20).map(|number| {
+        let journal = Arc::clone(&journals[number % 2]);
+        tokio::spawn(async move {
+            let batch = PARTS.map(|part| put(&format!("{number}/{part}"), number));
+            (number, journal.append(batch.to_vec()).await, began.elapsed())
+        })
+    });
+    let mut failed = Vec::new();
+    for attempt in join_all(attempts).await {
+        let (number, result, took) = attempt.unwrap();
+        assert!(took < BOUND, "{took:?} for {result:?}");
+        match result.unwrap_err() {
+            AppendError::Failed(_) => failed.push(number),
+            AppendError::Unconfirmed(_) => {}
+            other @ (AppendError::Conflict { .. } | AppendError::Full(_) | AppendError::Moved { .. }) => {
+                panic!("{other}")
+            }
+        }
+    }
+    failed
+}
+
+/// Of the batches of [`fail_in_time`], those that failed are not there, and the others wholly or not at all.
+async fn none_half_done(journal: &dyn Journal, failed: &[usize]) {
+    for number in 0..20 {
+        let mut there = 0;
+        for part in PARTS {
+            there += usize::from(journal.get(&format!("{number}/{part}")).await.unwrap().is_some());
+        }
+        assert!(there == 0 || there == PARTS.len(), "half of a batch");
+        assert!(there == 0 || !failed.contains(&number), "what was said to have failed was made");
+    }
+}
+
+const PARTS: [&str; 3] = ["x", "y", "z"];
+
 const LED: &str = "TENON_COUNTERS_THAT_TWO_REPLICAS_INCREMENT_BY_COMPARING_LOSE_NOTHING";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -81,27 +120,7 @@ async fn without_a_majority_writes_fail_in_time_none_half_done_and_everything_go
         cluster.kill(node).unwrap();
     }
 
-    let began = Instant::now();
-    let attempts = (0..20).map(|number| {
-        let journal = Arc::clone(if number % 2 == 0 { &first.journal } else { &second.journal });
-        tokio::spawn(async move {
-            let batch = ["x", "y", "z"].map(|part| put(&format!("{number}/{part}"), number));
-            let result = journal.append(batch.to_vec()).await;
-            (number, result, began.elapsed())
-        })
-    });
-    let mut failed = Vec::new();
-    for attempt in join_all(attempts).await {
-        let (number, result, took) = attempt.unwrap();
-        assert!(took < BOUND, "{took:?} for {result:?}");
-        match result.unwrap_err() {
-            AppendError::Failed(_) => failed.push(number),
-            AppendError::Unconfirmed(_) => {}
-            other @ (AppendError::Conflict { .. } | AppendError::Full(_) | AppendError::Moved { .. }) => {
-                panic!("{other}")
-            }
-        }
-    }
+    let failed = fail_in_time([&first, &second].map(|replica| Arc::clone(&replica.journal))).await;
     for replica in [&first, &second] {
         assert_eq!(value(&*replica.journal, "a").await.as_deref(), Some("1"), "reads go on");
         assert_eq!(replica.journal.head().await.unwrap(), head);
@@ -121,14 +140,7 @@ async fn without_a_majority_writes_fail_in_time_none_half_done_and_everything_go
     within(SOON, "a write of the other", insist(&*again.journal, vec![put("c", 3)])).await.unwrap();
     let head = again.journal.head().await.unwrap();
     reach(&*second.journal, head).await;
-    for number in 0..20 {
-        let mut there = 0;
-        for part in ["x", "y", "z"] {
-            there += usize::from(again.journal.get(&format!("{number}/{part}")).await.unwrap().is_some());
-        }
-        assert!(there == 0 || there == 3, "half of a batch");
-        assert!(there == 0 || !failed.contains(&number), "what was said to have failed was made");
-    }
+    none_half_done(&*again.journal, &failed).await;
     let mut revision = second.journal.snapshot().await.unwrap().position.revision;
     assert_eq!(revision, head.revision);
     revision = 0;
