@@ -1,6 +1,8 @@
 //! One suite for every kind of journal: what `Journal` promises, on one file and on a JetStream cluster of three nodes, and
 //! there with nodes that are killed and stopped in the middle.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "conformance/backend.rs"]
 mod backend;
 #[path = "conformance/faults.rs"]
