@@ -17,8 +17,8 @@ use anyhow::{Context as _, ensure};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Identity, grpc};
 use tenon_proto::tcs::v1::{
-    BatchGetTenantContextsRequest, BatchGetTenantContextsResponse, ImportRequest, Product, Revision, TenantContext,
-    TenantKey, product, tenant_context, tenant_contexts_client::TenantContextsClient, tenant_key::By,
+    BatchGetTenantContextsRequest, BatchGetTenantContextsResponse, ImportRequest, Product, Revision, Shard,
+    TenantContext, TenantKey, product, tenant_context, tenant_contexts_client::TenantContextsClient, tenant_key::By,
     tenants_client::TenantsClient,
 };
 use tokio::{
@@ -56,7 +56,8 @@ pub fn pairs(count: usize) -> Vec<[String; 2]> {
 /// A tenant with this number, whom every product of the demo serves in us-east.
 #[must_use]
 pub fn tenant(id: &str, number: u64) -> TenantContext {
-    let product = Product { state: product::State::Active.into(), ..Product::default() };
+    let shard = Shard { cluster: "c1".into(), database: "d1".into(), schema: "s1".into() };
+    let product = Product { state: product::State::Active.into(), shard: Some(shard), ..Product::default() };
     TenantContext {
         tenant_id: id.into(),
         status: tenant_context::Status::Active.into(),
@@ -99,6 +100,12 @@ pub struct Written {
 }
 
 impl Written {
+    /// The newest revision that was acknowledged.
+    #[must_use]
+    pub fn last(&self) -> (u64, u64) {
+        self.last
+    }
+
     fn acknowledge(&mut self, pair: &[String; 2], revision: (u64, u64), number: u64) {
         self.last = self.last.max(revision);
         for id in pair {

@@ -4,6 +4,8 @@ mod acks;
 mod scrub;
 mod stream;
 
+pub(crate) use stream::rest;
+
 use std::{
     path::PathBuf,
     sync::Arc,

@@ -220,6 +220,9 @@ impl<V: Value> OnDemand<V> {
     /// Waits until the streams have reached `position`. Never ends if that never comes: bound it with a timeout.
     pub async fn wait_for(&self, position: Position) {
         let mut positions = self.shared.announced.subscribe();
+        if positions.borrow().0 < Some(position) {
+            self.shared.wanted.send_replace(());
+        }
         // The sender lives in `self.shared`, so the channel cannot be closed here.
         let _ = positions.wait_for(|(reached, _)| *reached >= Some(position)).await;
     }
@@ -255,6 +258,8 @@ struct Shared<V> {
     position: ArcSwapOption<Position>,
     /// The same, and a count of other changes, for those who wait.
     announced: watch::Sender<(Option<Position>, u64)>,
+    /// Tells that somebody waits for a position which is not reached yet.
+    wanted: watch::Sender<()>,
     changes: AtomicU64,
     health: Mutex<Health>,
 }
@@ -272,6 +277,7 @@ impl<V: Value> Shared<V> {
             store,
             position: ArcSwapOption::empty(),
             announced: watch::Sender::new((None, 0)),
+            wanted: watch::Sender::new(()),
             changes: AtomicU64::new(0),
             health: Mutex::new(Health { status, heard: None }),
         }

@@ -116,9 +116,13 @@ impl<V: Value> Replica<V> {
         self.shared.announced.subscribe()
     }
 
-    /// Waits until everything up to `position` can be read. Never ends if that never comes: bound it with a timeout.
+    /// Waits until everything up to `position` can be read. A parent that was away is asked again at once: whoever knows of
+    /// this position has it from one that is there. Never ends if that never comes: bound it with a timeout.
     pub async fn wait_for(&self, position: Position) {
         let mut positions = self.subscribe();
+        if *positions.borrow() < Some(position) {
+            self.shared.wanted.send_replace(());
+        }
         // The sender lives in `self.shared`, so the channel cannot be closed here.
         let _ = positions.wait_for(|held| *held >= Some(position)).await;
     }
@@ -156,6 +160,8 @@ pub(crate) struct Shared<V> {
     position: ArcSwapOption<Position>,
     /// The same for those who wait.
     announced: watch::Sender<Option<Position>>,
+    /// Tells that somebody waits for a position which is not held yet.
+    pub(crate) wanted: watch::Sender<()>,
     /// The rules of the guard that were told last.
     rules: watch::Sender<GuardRules>,
     /// The writer's account of the table. Whoever holds it sees the table between two messages. Readers never take it.
@@ -178,6 +184,7 @@ impl<V> Shared<V> {
             table: ArcSwapOption::empty(),
             position: ArcSwapOption::empty(),
             announced: watch::Sender::new(None),
+            wanted: watch::Sender::new(()),
             rules: watch::Sender::new(GuardRules::default()),
             ledger: Mutex::default(),
             unsaved: Mutex::default(),

@@ -6,7 +6,7 @@ use futures_util::StreamExt as _;
 use rand::Rng as _;
 use tenon_proto::replication::v1::{FollowRequest, FollowResponse, follow_request::Request};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use tonic::Status;
@@ -51,10 +51,29 @@ impl End {
     }
 }
 
+/// Waits before a parent is asked again; less when somebody begins to wait for a position that only a parent can have told
+/// of. Says whether it was: not twice in a row, so that waiting in vain costs a dead parent little.
+pub(crate) async fn rest(wait: Duration, wanted: Option<watch::Receiver<()>>) -> bool {
+    let hurry = async {
+        tokio::time::sleep(SHORTEST_WAIT).await;
+        if let Some(mut wanted) = wanted
+            && wanted.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = tokio::time::sleep(wait) => false,
+        () = hurry => true,
+    }
+}
+
 impl<V: Value, O: FnMut(Event<'_, V>) + Send + 'static> Follower<V, O> {
     /// Follows one parent, for ever.
     pub(super) async fn follow<P: Parent>(&self, number: usize, parent: &P) {
         let mut wait = SHORTEST_WAIT;
+        let mut hurried = false;
         let mut quiet_since: Option<Instant> = None;
         loop {
             let mut end = self.stream(number, parent).await;
@@ -65,7 +84,8 @@ impl<V: Value, O: FnMut(Event<'_, V>) + Send + 'static> Follower<V, O> {
             if end.progress && !end.refused {
                 wait = SHORTEST_WAIT;
             }
-            tokio::time::sleep(jittered(wait)).await;
+            let wanted = (!hurried && !end.refused).then(|| self.shared.wanted.subscribe());
+            hurried = rest(jittered(wait), wanted).await;
             wait = (wait * 2).min(if end.refused { LONGEST_REFUSED_WAIT } else { LONGEST_WAIT });
         }
     }

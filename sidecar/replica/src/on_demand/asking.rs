@@ -133,7 +133,8 @@ impl<P: Parent, V: Value> Keeper<P, V> {
         let (events, mut happened) = mpsc::channel(EVENTS);
         let mut streams = JoinSet::new();
         for (number, parent) in self.parents.iter().enumerate() {
-            streams.spawn(stream::run(Arc::clone(parent), number, events.clone()));
+            let wanted = self.shared.wanted.clone();
+            streams.spawn(stream::run(Arc::clone(parent), number, events.clone(), wanted));
         }
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -6,11 +6,11 @@ use futures_util::StreamExt as _;
 use rand::Rng as _;
 use tenon_proto::replication::v1::{FollowRequest, FollowResponse};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
-use crate::{Parent, Responses};
+use crate::{Parent, Responses, follow::rest};
 
 /// A parent that sends nothing for this long is dead: it sends a heartbeat each second.
 const SILENCE: Duration = Duration::from_millis(3500);
@@ -48,9 +48,14 @@ pub(super) enum Say {
 /// Events that may wait for the cache's task: a stream that is faster waits itself.
 pub(super) const EVENTS: usize = 64;
 
-/// Follows `parent` until the cache's task is gone.
-pub(super) async fn run<P: Parent>(parent: Arc<P>, number: usize, events: mpsc::Sender<(usize, Event)>) {
-    let mut wait = SHORTEST_WAIT;
+/// Follows `parent` until the cache's task is gone. `wanted` moves when somebody begins to wait for a position.
+pub(super) async fn run<P: Parent>(
+    parent: Arc<P>,
+    number: usize,
+    events: mpsc::Sender<(usize, Event)>,
+    wanted: watch::Sender<()>,
+) {
+    let (mut wait, mut hurried) = (SHORTEST_WAIT, false);
     loop {
         let (ask, start) = oneshot::channel();
         if events.send((number, Event::Opening(ask))).await.is_err() {
@@ -64,7 +69,7 @@ pub(super) async fn run<P: Parent>(parent: Arc<P>, number: usize, events: mpsc::
         if events.send((number, Event::Ended(end.error))).await.is_err() {
             return;
         }
-        tokio::time::sleep(jittered(wait)).await;
+        hurried = rest(jittered(wait), (!hurried && !end.refused).then(|| wanted.subscribe())).await;
         wait = (wait * 2).min(if end.refused { LONGEST_REFUSED_WAIT } else { LONGEST_WAIT });
     }
 }

@@ -1,6 +1,9 @@
 //! Two parents at once.
 
-use super::{super::acks::SPACING, *};
+use super::{
+    super::{acks::SPACING, stream::SHORTEST_WAIT},
+    *,
+};
 use crate::{Named, ParentStatus};
 
 struct Two {
@@ -110,5 +113,24 @@ async fn acknowledgements_are_coalesced_and_go_to_both_parents() {
             }
         }
     }
+    two.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_position_does_not_wait_for_parents_to_be_asked_again_some_time() {
+    let mut two = run_two();
+    for _ in 0..8 {
+        drop((two.stream(0).await, two.stream(1).await));
+    }
+    let waiting = tokio::spawn({
+        let replica = two.replica.clone();
+        async move { replica.wait_for(at(3)).await }
+    });
+    let began = Instant::now();
+    let mut first = two.stream(0).await;
+    assert!(began.elapsed() <= SHORTEST_WAIT * 2, "{:?}", began.elapsed());
+    first.resume().await;
+    first.snapshot(at(3), 2);
+    waiting.await.unwrap();
     two.end().await;
 }
