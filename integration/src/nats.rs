@@ -203,7 +203,7 @@ impl Cluster {
         if self.nodes.len() > 1 {
             let routes: Vec<_> =
                 self.nodes.iter().map(|other| format!("nats-route://127.0.0.1:{}", other.route)).collect();
-            write!(conf, "cluster {{ name: tests, listen: 127.0.0.1:{route}, routes: {routes:?} }}\n")?;
+            writeln!(conf, "cluster {{ name: tests, listen: 127.0.0.1:{route}, routes: {routes:?} }}")?;
         }
         Ok(fs::write(folder.join("server.conf"), conf)?)
     }
