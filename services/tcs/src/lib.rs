@@ -19,4 +19,4 @@ mod views;
 mod watch;
 mod writing;
 
-pub use serve::{AUTHORIZATION, Config, Role, ServeError, serve};
+pub use serve::{AUTHORIZATION, Config, PAST, Role, ServeError, serve};

@@ -42,6 +42,9 @@ pub static AUTHORIZATION: LazyLock<Vec<Rpc>> = LazyLock::new(|| {
 /// Folder below the state folder for what is held of a store that is elsewhere.
 const JOURNAL: &str = "journal";
 
+/// What is kept of the past of tenants unless something else is said: 30 days, and no more than 16 GiB.
+pub const PAST: Options = Options { retained_changes: u64::MAX, retained_bytes: 16 << 30, ..Options::DEFAULT };
+
 /// What the TCS is started with.
 #[derive(Debug)]
 pub struct Config {
@@ -67,6 +70,8 @@ pub enum Role {
     Leader {
         /// Where it is kept; of a store that is elsewhere, what is held of it lies below the state folder.
         store: journal::Store,
+        /// How much of its past is kept: how far back a backup reaches.
+        past: Options,
     },
     /// It follows others and serves what they say; it takes no writes.
     Relay {
@@ -122,7 +127,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let (routes, following_routes) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
     let views = Arc::new(ProductViews::new(routes.clone()));
     let tenants = match role {
-        Role::Leader { store } => lead(&store, &state_dir, views, &shutdown).await?,
+        Role::Leader { store, past } => lead(&store, past, &state_dir, views, &shutdown).await?,
         Role::Relay { parents } => {
             let addresses: Vec<_> = parents.iter().map(|parent| (*parent, control_plane::TCS)).collect();
             let follow = self::follow(kind::TENANT, &identity, &instance, &addresses, state_dir);
@@ -153,6 +158,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
 /// The truth is here.
 async fn lead(
     store: &journal::Store,
+    past: Options,
     state_dir: &Path,
     views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
     shutdown: &CancellationToken,
@@ -163,7 +169,7 @@ async fn lead(
         create(folder)?;
     }
     let unusable = |error: Box<dyn std::error::Error + Send + Sync>| ServeError::Store(error);
-    let journals = journal::open(store, &state_dir.join(JOURNAL), Options::default()).await?;
+    let journals = journal::open(store, &state_dir.join(JOURNAL), past).await?;
     let journal = journals.kind(kind::TENANT).await?;
     let guard = journals.kind(kind::TENANT_GUARD).await?;
     let guards = Guards::open(guard, shutdown.clone()).await.map_err(|error| unusable(error.into()))?;

@@ -177,7 +177,7 @@ pub enum Policy {
     Status(PolicyStatus),
     Explain(Box<Explain>),
     Test(PolicyTest),
-    Serve(PolicyServe),
+    Serve(Box<PolicyServe>),
 }
 
 /// Check policy files without a mesh.
@@ -330,7 +330,7 @@ pub struct CaInit {
 
 #[derive(Debug, Subcommand)]
 pub enum Tcs {
-    Serve(TcsServe),
+    Serve(Box<TcsServe>),
     Backup(Backup),
     BackupKey(BackupKey),
     Restore(Restore),

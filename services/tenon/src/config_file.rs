@@ -154,7 +154,7 @@ mod tests {
         let matches = matches.map_err(|error| error.to_string())?;
         let parsed = Cli::from_arg_matches(&matches).map_err(|error| error.to_string())?;
         let cli::Command::Tcs(cli::Tcs::Serve(args)) = parsed.command else { panic!("another command") };
-        Ok(args)
+        Ok(*args)
     }
 
     fn file(text: &str) -> tempfile::NamedTempFile {

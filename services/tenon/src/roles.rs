@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use journal::Store;
+use journal::{Options, Store};
 use mesh_config::names::TrustDomain;
 use mesh_identity::join::{self, Attestation, Joined, Membership};
 use replica::{FollowTrust, Trust};
@@ -58,7 +58,8 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
 /// It cannot join the mesh, cannot start, or had to end.
 pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
     serve(Role::Tcs, async move |shutdown| {
-        let role = tcs_role(args.store, args.follow)?;
+        let past = Options { retention: args.retention, retained_bytes: args.retained_bytes, ..tcs::PAST };
+        let role = tcs_role(args.store, args.follow, past)?;
         let listener = bind(args.listen).await?;
         let joined = join(Role::Tcs, &args.join, &args.role, &shutdown).await?;
         let config = tcs::Config {
@@ -155,7 +156,7 @@ fn trust_domain(name: &str) -> Result<TrustDomain, Failure> {
 }
 
 /// Where a TCS has its tenants from: exactly one of both is said.
-fn tcs_role(store: Option<Store>, follow: Vec<SocketAddr>) -> Result<tcs::Role, Failure> {
+fn tcs_role(store: Option<Store>, follow: Vec<SocketAddr>, past: Options) -> Result<tcs::Role, Failure> {
     match store {
         Some(_) if !follow.is_empty() => Err(Failure::usage("--store and --follow are both given").next(
             "a TCS with a store is followed by others, and one that follows has none: leave one of them out (TENON_STORE, TENON_FOLLOW and the file of --config count too)",
@@ -163,7 +164,7 @@ fn tcs_role(store: Option<Store>, follow: Vec<SocketAddr>) -> Result<tcs::Role, 
         None if follow.is_empty() => Err(Failure::usage("neither --store nor --follow is given")
             .next("say where tenants are kept (--store embedded:FILE) or whom to follow (--follow HOST:PORT)")),
         None => Ok(tcs::Role::Relay { parents: follow }),
-        Some(store) => Ok(tcs::Role::Leader { store: in_a_folder(store)? }),
+        Some(store) => Ok(tcs::Role::Leader { store: in_a_folder(store)?, past }),
     }
 }
 

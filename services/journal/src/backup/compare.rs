@@ -64,7 +64,7 @@ pub fn parts(kind: &str, pieces: impl Iterator<Item = Result<Vec<u8>, Cause>> + 
             Some(piece) => piece.and_then(|piece| {
                 reader.push(&piece);
                 let mut parts = Vec::new();
-                while let Some(item) = reader.next()? {
+                while let Some(item) = reader.item()? {
                     match item {
                         Item::Section(section) => within = section.kind == kind,
                         Item::Part(part) if within => parts.push(part),

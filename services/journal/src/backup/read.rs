@@ -92,7 +92,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`FormatError`]; nothing can be read any more.
-    pub fn next(&mut self) -> Result<Option<Item>, FormatError> {
+    pub fn item(&mut self) -> Result<Option<Item>, FormatError> {
         if self.at == At::Magic {
             let known = self.bytes.len().min(MAGIC.len());
             if self.bytes[..known] != MAGIC[..known] {
@@ -107,7 +107,7 @@ impl Reader {
         }
         let Some((frame, whole)) = self.frame()? else { return Ok(None) };
         let body = Frame::decode(frame).map_err(|error| damaged(error.to_string()))?.body;
-        let item = self.item(body.ok_or_else(|| damaged("an empty frame"))?)?;
+        let item = self.check(body.ok_or_else(|| damaged("an empty frame"))?)?;
         self.sha256.update(&whole);
         Ok(Some(item))
     }
@@ -144,7 +144,7 @@ impl Reader {
         Ok(Some((frame, whole)))
     }
 
-    fn item(&mut self, body: Body) -> Result<Item, FormatError> {
+    fn check(&mut self, body: Body) -> Result<Item, FormatError> {
         match (self.at, body) {
             (At::Begin, Body::Begin(Begin { version: VERSION, at_unix_ms })) => {
                 self.at = At::Sections;

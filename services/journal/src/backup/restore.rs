@@ -128,7 +128,7 @@ impl Restore {
     pub fn push(&mut self, bytes: &[u8]) -> Result<u64, RestoreError> {
         self.reader.push(bytes);
         let mut parts = 0;
-        while let Some(item) = self.reader.next()? {
+        while let Some(item) = self.reader.item()? {
             match item {
                 Item::Begin { at_unix_ms } => self.begun(at_unix_ms)?,
                 Item::Section(section) => self.section(section)?,
@@ -162,10 +162,10 @@ impl Restore {
 
     fn begun(&mut self, at_unix_ms: u64) -> Result<(), RestoreError> {
         self.made_unix_ms = at_unix_ms;
-        match self.to {
-            Moment::Time(asked) if asked > at_unix_ms => Err(RestoreError::TooLate { made_unix_ms: at_unix_ms }),
-            _ => Ok(()),
+        if matches!(self.to, Moment::Time(asked) if asked > at_unix_ms) {
+            return Err(RestoreError::TooLate { made_unix_ms: at_unix_ms });
         }
+        Ok(())
     }
 
     fn section(&mut self, section: Section) -> Result<(), RestoreError> {

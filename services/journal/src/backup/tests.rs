@@ -331,7 +331,7 @@ async fn a_backup_of_many_records_is_read_in_pieces_whose_number_is_told_before(
     let mut items = Vec::new();
     while let Some(piece) = backup.bytes.try_next().await.unwrap() {
         reader.push(&piece);
-        while let Some(item) = reader.next().unwrap() {
+        while let Some(item) = reader.item().unwrap() {
             items.push(item);
         }
     }

@@ -142,7 +142,7 @@ mod tests {
                 writing.finish(&options, times.last().copied().unwrap_or_default()).map(Ok::<_, Infallible>)
             })
             .unwrap();
-        store.read(|database| Ok(counter(&redb::ReadableDatabase::begin_read(database)?, &names.floor)?)).unwrap()
+        store.read(|database| counter(&redb::ReadableDatabase::begin_read(database)?, &names.floor)).unwrap()
     }
 
     #[test]

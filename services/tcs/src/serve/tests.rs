@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use super::*;
 
+mod backup;
 mod lifecycle;
 mod relay;
 mod watching;
@@ -35,6 +36,8 @@ struct Mesh {
     /// What the policy service publishes.
     routes: Arc<dyn Journal>,
     shutdown: CancellationToken,
+    /// Ends the TCS that was started last, alone.
+    serving: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
     dir: tempfile::TempDir,
 }
@@ -45,14 +48,16 @@ impl Mesh {
         let dir = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
         let (policy, routes, serving) = policy_service(&ca, dir.path(), &shutdown).await;
-        let mut mesh = Self { address: policy, policy, ca, routes, shutdown, tasks: vec![serving], dir };
+        let tasks = vec![serving];
+        let serving = shutdown.child_token();
+        let mut mesh = Self { address: policy, policy, ca, routes, shutdown, serving, tasks, dir };
         mesh.route("media", "media").await;
         mesh.route("issues", "issues").await;
         mesh.route("audit", "").await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         mesh.address = listener.local_addr().unwrap();
         let store = journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb"));
-        mesh.serve(listener, Role::Leader { store }, "tcs/state");
+        mesh.serve(listener, Role::Leader { store, past: PAST }, "tcs/state");
         mesh
     }
 
@@ -72,8 +77,16 @@ impl Mesh {
             instance: format!("tenon-tcs-{}", state.len()).into(),
             policy: self.policy,
         };
-        let shutdown = self.shutdown.clone();
+        let shutdown = self.shutdown.child_token();
+        self.serving = shutdown.clone();
         self.tasks.push(tokio::spawn(async move { serve(config, shutdown).await.unwrap() }));
+    }
+
+    /// Ends the TCS that was started last; returns a listener in its place.
+    async fn stop_serving(&mut self) -> TcpListener {
+        self.serving.cancel();
+        self.tasks.pop().unwrap().await.unwrap();
+        TcpListener::bind(self.address).await.unwrap()
     }
 
     async fn route(&self, service: &str, product: &str) {
@@ -375,7 +388,7 @@ async fn a_store_that_is_in_use_is_named() {
     mesh.import(vec![]).await.unwrap();
     let config = Config {
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        role: Role::Leader { store: journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb")) },
+        role: Role::Leader { store: journal::Store::Embedded(mesh.dir.path().join("tcs/store.redb")), past: PAST },
         state_dir: mesh.dir.path().join("other"),
         identity: mesh.ca.identity(control_plane::TCS),
         instance: "tenon-tcs-0123456789abcdef".into(),

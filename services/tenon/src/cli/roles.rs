@@ -1,6 +1,6 @@
 //! The control plane's own commands: `tenon identity serve`, `tenon policy serve`, `tenon tcs serve`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 use journal::Store;
@@ -106,8 +106,56 @@ pub struct TcsServe {
     /// Instead of a store: the TCS to follow, or two of them at once.
     #[arg(long, value_name = "HOST:PORT", env = "TENON_FOLLOW", value_delimiter = ',')]
     pub follow: Vec<SocketAddr>,
+    /// For how long past changes are kept, in days or hours: how far back a backup can be restored.
+    #[arg(long, value_name = "TIME", env = "TENON_RETENTION", default_value = "30d", value_parser = retention)]
+    pub retention: Duration,
+    /// How much room past changes may take at most, in MiB or GiB; then the oldest go earlier.
+    #[arg(long, value_name = "SIZE", env = "TENON_RETAINED_BYTES", default_value = "16GiB", value_parser = size)]
+    pub retained_bytes: u64,
     #[command(flatten)]
     pub join: JoinArgs,
     #[command(flatten)]
     pub role: RoleArgs,
+}
+
+/// A number of days or hours, one hour at least.
+fn retention(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a number of days or hours, one hour at least: 30d, 12h".to_owned();
+    let (number, hours) = match (text.strip_suffix('d'), text.strip_suffix('h')) {
+        (Some(number), _) => (number, 24),
+        (_, Some(number)) => (number, 1),
+        (None, None) => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    if number == 0 { Err(wrong()) } else { Ok(Duration::from_secs(u64::from(number) * hours * 60 * 60)) }
+}
+
+/// A number of MiB or GiB, one MiB at least.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "expected a number of MiB or GiB: 512MiB, 16GiB".to_owned();
+    let (number, shift) = match (text.strip_suffix("MiB"), text.strip_suffix("GiB")) {
+        (Some(number), _) => (number, 20),
+        (_, Some(number)) => (number, 30),
+        (None, None) => return Err(wrong()),
+    };
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    if number == 0 { Err(wrong()) } else { Ok(u64::from(number) << shift) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_the_past_has_a_unit_and_is_never_nothing() {
+        assert_eq!(retention("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
+        assert_eq!(retention("12h"), Ok(Duration::from_secs(12 * 3600)));
+        assert_eq!((size("16GiB"), size("1MiB")), (Ok(16 << 30), Ok(1 << 20)));
+        for bad in ["", "0d", "30", "d", "-1d", "+1x", "1m"] {
+            assert!(retention(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "0GiB", "16", "GiB", "16GB", "-1MiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
 }

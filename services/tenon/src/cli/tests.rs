@@ -65,7 +65,7 @@ fn a_tcs_has_a_store_or_follows_others() {
     let serve = |more: &str| {
         let line = format!("tenon tcs serve --trust-domain d.example --state-dir s --trust-bundle-sha256 00 {more}");
         let Command::Tcs(Tcs::Serve(args)) = parse(&line).unwrap().command else { panic!("another command") };
-        args
+        *args
     };
     let args = serve("--store nats://a:1,b:2");
     assert_eq!((args.store.unwrap().to_string(), args.follow.len()), ("nats://a:1,b:2".to_owned(), 0));

@@ -94,7 +94,7 @@ impl Summary {
         self.reader.push(piece);
         self.found.bytes += piece.len() as u64;
         let mut parts = 0;
-        while let Some(item) = self.reader.next()? {
+        while let Some(item) = self.reader.item()? {
             match item {
                 Item::Begin { at_unix_ms } => self.found.made_unix_ms = at_unix_ms,
                 Item::Section(Section { kind, position, floor, changes, .. }) => {

@@ -82,10 +82,11 @@ pub fn make(args: &BackupKey) -> Result<Answer, Failure> {
     let digits = Zeroizing::new(hex(&*bytes) + "\n");
     write_new(&args.out, digits.as_bytes()).map_err(|error| {
         let failure = Failure::new(format!("cannot write {}: {error}", args.out.display()));
-        match error.kind() {
-            ErrorKind::AlreadyExists => failure.next("name another file: the key in it may be needed for a backup"),
-            _ => failure.next("name a file in a folder that you may write to"),
-        }
+        failure.next(if error.kind() == ErrorKind::AlreadyExists {
+            "name another file: the key in it may be needed for a backup"
+        } else {
+            "name a file in a folder that you may write to"
+        })
     })?;
     let mut out = Output::stdout(args.output.output);
     let id = hex(&Key(bytes).id());

@@ -1,6 +1,6 @@
 //! `tenon tcs verify-backup`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use journal::{
     Cause, Embedded, Journal, Position,
@@ -82,7 +82,7 @@ enum Serving {
 }
 
 /// Compares the backup with what the serving TCS had at that position.
-async fn serving(data: &Path, scratch: &PathBuf, position: Position, store: &dyn Journal) -> Result<Serving, Failure> {
+async fn serving(data: &Path, scratch: &Path, position: Position, store: &dyn Journal) -> Result<Serving, Failure> {
     let mesh = match Mesh::find(data) {
         Ok(mesh) => mesh,
         Err(failure) => return Ok(Serving::NotCompared(failure.to_string().replace('\n', ":"))),
