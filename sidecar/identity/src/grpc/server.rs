@@ -31,6 +31,11 @@ const STRANGERS: usize = if cfg!(test) { 16 } else { 2048 };
 /// How long a connection without a certificate lives: joining takes two calls of at most 10 s.
 const STRANGER_LIFE: Duration = Duration::from_secs(30);
 
+/// Calls of one connection that may be given up before this process has come to them. Who asks two at once and takes the
+/// first answer gives up a call for each; a process that was stopped finds all of them when it goes on, and must not take
+/// that for an attack.
+const GIVEN_UP: usize = 4096;
+
 /// A server of the control plane, ready to run. `routes` are the services; health and reflection are added to them.
 #[derive(Debug)]
 pub struct Server {
@@ -57,6 +62,7 @@ impl Server {
     /// The listener's; handshakes that fail are logged and end nobody else's.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
         let closed = CancellationToken::new();
+        let certified = matches!(self.clients, Clients::Required);
         let (ready, connections) = mpsc::channel(16);
         let acceptor = Acceptor {
             config: tls::server_config(&self.identity, self.clients),
@@ -73,6 +79,8 @@ impl Server {
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            // Strangers get the library's own limit.
+            .http2_max_pending_accept_reset_streams(certified.then_some(GIVEN_UP))
             .serve_with_incoming_shutdown(guard, ReceiverStream::new(connections), shutdown.clone().cancelled_owned());
         let force = async {
             shutdown.cancelled().await;
