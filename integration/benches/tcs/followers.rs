@@ -73,8 +73,7 @@ pub fn run(tcs: SocketAddr, identity: &Arc<Identity>) -> anyhow::Result<()> {
             }
             "collect" => {
                 let times = shared.times.lock().expect("nobody panics with it").take().context("it measures")?;
-                let mut figures = latency(&times, Duration::from_secs(1));
-                figures["changes"] = times.len().into();
+                let mut figures = latency(&times);
                 figures["deltas"] = shared.deltas.load(Ordering::SeqCst).into();
                 figures
             }

@@ -43,7 +43,7 @@ pub fn timed(keys: &Keys, time: Duration, mut look_up: impl FnMut(&str) -> bool)
         before = after;
         step += 1;
     }
-    let mut figures = latency(&times, began.elapsed());
+    let mut figures = latency(&times);
     // Without a clock between any two.
     let (began, rounds) = (Instant::now(), step.min(5_000_000));
     for step in 0..rounds {

@@ -181,24 +181,27 @@ impl Bench {
 
         let idle = ask(&mut part, &json!({"do": "lookups"}))?;
         for kind in ["present", "absent", "by_host"] {
-            self.report.take(&format!("lookup_{kind}_"), &idle[kind]);
+            self.report.times(&format!("lookup_{kind}"), &idle[kind]);
         }
         part.order(&json!({"do": "under changes"}))?;
         let changing = self.changes(1000, Duration::from_secs(9), 100_000).await?;
         let busy = part.answer()?;
         self.report.figure("changes_per_second_meanwhile", json!(changing), format!("{changing:.0}"));
-        self.bars("lookup_present_changing_", &busy["present"]);
-        self.bars("lookup_absent_changing_", &busy["absent"]);
+        self.bars("lookup_present_changing", &busy["present"]);
+        self.bars("lookup_absent_changing", &busy["absent"]);
 
         eprintln!("everything that the sidecar sees changes");
         part.ask(&json!({"do": "resync"}))?;
         self.policy.product("media", "wiki").await?;
         let resync = tokio::task::block_in_place(|| part.answer())?;
         self.report.bar("resync_longest_stall", number(&resync["max_us"]) / 1000.0, 12.0, "ms");
-        self.report.take("resync_", &resync);
+        self.report.times("lookup_while_resyncing", &resync);
+        self.report.seconds("resync_s", &resync["resync_s"]);
+        self.report.bytes("sidecar_replica_rss_after_resync", &resync["rss"]);
 
         let ended = ask(&mut part, &json!({"do": "end"}))?;
-        self.report.take("state_", &ended);
+        self.report.bytes("state_file", &ended["state_bytes"]);
+        self.report.seconds("state_last_save_s", &ended["save_s"]);
         drop(part);
 
         eprintln!("it starts from disk");
@@ -206,23 +209,24 @@ impl Bench {
         let started = ask(&mut part, &json!({"do": "follow"}))?;
         anyhow::ensure!(started["from_disk"] == true, "it did not start from disk");
         self.report.bar("start_from_disk", number(&started["load_s"]), 1.0, "s");
-        self.report.take("started_from_disk_", &json!({"rss": started["rss"]}));
+        self.report.bytes("sidecar_replica_rss_from_disk", &started["rss"]);
 
         eprintln!("the same in moka and in Redis");
         let moka = ask(&mut part, &json!({"do": "moka"}))?;
-        self.report.take("moka_present_", &moka["present"]);
-        self.report.take("moka_absent_", &moka["absent"]);
+        self.report.times("moka_present", &moka["present"]);
+        self.report.times("moka_absent", &moka["absent"]);
         let redis = Redis::start(self.dir.path())?;
         let got = ask(&mut part, &json!({"do": "redis", "url": redis.url}))?;
-        self.report.take("redis_get_", &got["get"]);
+        self.report.times("redis_get", &got["get"]);
         self.policy.product("media", dataset::PRODUCT).await?;
         Ok(())
     }
 
+    /// Times, and the bars of a look-up.
     fn bars(&mut self, prefix: &str, figures: &Value) {
-        self.report.bar(&format!("{prefix}p50"), number(&figures["p50_us"]), 1.0, "µs");
-        self.report.bar(&format!("{prefix}p99"), number(&figures["p99_us"]), 10.0, "µs");
-        self.report.take(prefix, figures);
+        self.report.times(prefix, figures);
+        self.report.bar(&format!("{prefix}_p50"), number(&figures["p50_us"]), 1.0, "µs");
+        self.report.bar(&format!("{prefix}_p99"), number(&figures["p99_us"]), 10.0, "µs");
     }
 
     fn memory(&mut self, followed: &Value) {
@@ -269,7 +273,7 @@ impl Bench {
         let (ca, tcs) = (self.dir.path().display().to_string(), self.tcs.to_string());
         let mut part = Part::start("followers", &[&ca, &tcs])?;
         let connected = ask(&mut part, &json!({"do": "connect", "followers": self.followers}))?;
-        self.report.take("followers_first_connect_", &connected);
+        self.report.seconds("followers_connect_s", &connected["seconds"]);
         let each = (number(&json!(resident(self.serving.id())?)) - number(&json!(before)))
             / f64::from(u32::try_from(self.followers)?);
         self.report.figure("tcs_bytes_per_follower", json!(each), format!("{:.1} kB", each / 1000.0));
@@ -282,16 +286,17 @@ impl Bench {
             let figures = ask(&mut part, &json!({"do": "collect"}))?;
             let prefix = format!("propagation_at_{rate}_");
             if rate == 10 {
-                let complete = number(&figures["changes"]) / f64::from(u32::try_from(self.followers)?);
+                let complete = number(&figures["count"]) / f64::from(u32::try_from(self.followers)?);
                 anyhow::ensure!(complete >= 10.0, "each follower got {complete} changes");
                 self.report.bar(&format!("{prefix}p99"), number(&figures["p99_us"]) / 1e6, 1.0, "s");
             }
             self.report.figure(&format!("{prefix}written_per_second"), json!(reached), format!("{reached:.0}"));
-            self.report.take(&prefix, &figures);
+            self.report.figure(&format!("{prefix}deltas"), figures["deltas"].clone(), figures["deltas"].to_string());
+            self.report.times(prefix.trim_end_matches('_'), &figures);
         }
         eprintln!("all followers reconnect at once");
         let again = ask(&mut part, &json!({"do": "reconnect", "followers": self.followers}))?;
-        self.report.take("all_reconnect_", &again);
+        self.report.seconds("followers_reconnect_s", &again["seconds"]);
         eprintln!("the TCS is killed and started again");
         ask(&mut part, &json!({"do": "forget"}))?;
         self.serving.kill()?;
@@ -302,7 +307,7 @@ impl Bench {
         let up = began.elapsed().as_secs_f64();
         self.report.figure("tcs_restart_s", json!(up), format!("{up:.2} s until it answers"));
         let again = ask(&mut part, &json!({"do": "again", "followers": self.followers}))?;
-        self.report.take("followers_after_restart_", &again);
+        self.report.seconds("followers_back_after_restart_s", &again["seconds"]);
         Ok(())
     }
 }

@@ -32,12 +32,24 @@ impl Report {
         self.json.insert(name.to_owned(), json!(value));
     }
 
-    /// What another process measured: its figures become ours.
-    pub fn take(&mut self, prefix: &str, figures: &Value) {
-        for (name, value) in figures.as_object().into_iter().flatten() {
-            let shown = value.as_f64().map_or_else(|| value.to_string(), |number| format!("{number:.3}"));
-            self.figure(&format!("{prefix}{name}"), value.clone(), shown);
-        }
+    /// Times as [`latency`] gives them, in one row.
+    pub fn times(&mut self, name: &str, figures: &Value) {
+        let micros = |quantile: &str| shown_micros(figures[quantile].as_f64().unwrap_or(f64::NAN));
+        let rate = figures["per_second"].as_f64().map(|rate| format!(", {rate:.0}/s")).unwrap_or_default();
+        let (p50, p99, max) = (micros("p50_us"), micros("p99_us"), micros("max_us"));
+        self.figure(name, figures.clone(), format!("p50 {p50}, p99 {p99}, max {max}{rate}"));
+    }
+
+    /// A time in seconds.
+    pub fn seconds(&mut self, name: &str, seconds: &Value) {
+        let shown = seconds.as_f64().map_or_else(|| seconds.to_string(), |seconds| format!("{seconds:.2} s"));
+        self.figure(name, seconds.clone(), shown);
+    }
+
+    /// An amount of memory or of disk, in bytes.
+    pub fn bytes(&mut self, name: &str, bytes: &Value) {
+        let shown = bytes.as_f64().map_or_else(|| bytes.to_string(), |bytes| format!("{:.1} MB", bytes / 1e6));
+        self.figure(name, bytes.clone(), shown);
     }
 
     /// Prints the table and writes the JSON. Returns whether every bar was met.
@@ -60,19 +72,23 @@ impl Report {
     }
 }
 
-/// Nanoseconds, with three digits kept.
+/// Nanoseconds up to ten minutes, with three digits kept.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are allowed")
+    Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("the bounds are allowed")
 }
 
-/// `histogram` as p50, p99 and max in microseconds, and as a rate.
-pub fn latency(histogram: &Histogram<u64>, over: Duration) -> Value {
+/// `histogram` in microseconds.
+pub fn latency(histogram: &Histogram<u64>) -> Value {
     let micros = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64() * 1e6;
     json!({
         "p50_us": micros(histogram.value_at_quantile(0.5)),
         "p99_us": micros(histogram.value_at_quantile(0.99)),
         "p999_us": micros(histogram.value_at_quantile(0.999)),
         "max_us": micros(histogram.max()),
-        "per_second": (u32::try_from(histogram.len()).map_or(f64::MAX, f64::from)) / over.as_secs_f64(),
+        "count": histogram.len(),
     })
+}
+
+fn shown_micros(micros: f64) -> String {
+    if micros < 1000.0 { format!("{micros:.2} µs") } else { format!("{:.1} ms", micros / 1000.0) }
 }

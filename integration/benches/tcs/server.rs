@@ -61,7 +61,7 @@ pub fn run(ca: &Ca, listen: SocketAddr, policy: SocketAddr, dir: &Path) -> anyho
     runtime.block_on(async {
         let config = tcs::Config {
             listener: TcpListener::bind(listen).await?,
-            role: tcs::Role::Leader { store: journal::Store::Embedded(dir.join("tcs.redb")) },
+            role: tcs::Role::Leader { store: journal::Store::Embedded(dir.join("tcs.redb")), past: tcs::PAST },
             state_dir: dir.join("tcs-state"),
             identity: ca.identity("tenon-tcs"),
             instance: "tenon-tcs-bench".into(),

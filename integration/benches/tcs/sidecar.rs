@@ -138,7 +138,7 @@ impl Sidecar {
         let took = began.elapsed();
         // What is replaced is dropped after the snapshot is taken over.
         std::thread::park_timeout(Duration::from_secs(2));
-        let mut figures = latency(&watch.stop(), took);
+        let mut figures = latency(&watch.stop());
         figures["resync_s"] = took.as_secs_f64().into();
         figures["rss"] = resident(std::process::id())?.into();
         Ok(figures)
@@ -200,7 +200,9 @@ impl Sidecar {
             times.saturating_record(u64::try_from(before.elapsed().as_nanos()).unwrap_or(u64::MAX));
             step += 1;
         }
-        Ok(json!({"get": latency(&times, began.elapsed())}))
+        let mut figures = latency(&times);
+        figures["per_second"] = (f64::from(u32::try_from(step)?) / began.elapsed().as_secs_f64()).into();
+        Ok(json!({"get": figures}))
     }
 }
 
