@@ -45,7 +45,7 @@ impl Reading {
             Self::Store(store) => store.get(id).await,
             Self::Relay(replica, _) => {
                 known(replica)?;
-                replica.get(id).map(|found| found.tenant()).ok_or_else(|| StoreError::Unknown(id.to_owned()))
+                replica.get(id).ok_or_else(|| StoreError::Unknown(id.to_owned()))?.tenant()
             }
         }
     }
@@ -56,8 +56,7 @@ impl Reading {
             Self::Store(store) => store.by_host(host).await,
             Self::Relay(replica, _) => {
                 known(replica)?;
-                let found = replica.by_alias(host).map(|found| found.tenant());
-                found.ok_or_else(|| StoreError::Unknown(format!("with host {host}")))
+                replica.by_alias(host).ok_or_else(|| StoreError::Unknown(format!("with host {host}")))?.tenant()
             }
         }
     }
@@ -74,7 +73,7 @@ impl Reading {
                     all.sort_unstable_by(|one, other| replica::Value::key(one).cmp(replica::Value::key(other)));
                     all
                 });
-                Ok(Box::new(sorted.await.into_iter().map(|found| Ok(found.tenant()))))
+                Ok(Box::new(sorted.await.into_iter().map(|found| found.tenant())))
             }
         }
     }

@@ -12,18 +12,21 @@ use replica::{Event, Raw, Replica, Value};
 use tenon_proto::tcs::v1::TenantContext;
 use tokio::sync::watch;
 
+use crate::store::StoreError;
+
 /// Changes that a watch can be resumed from.
 const KEPT: usize = 10_000;
 /// `TenantContext.hosts`: the number of the field.
 const HOSTS_FIELD: u32 = 4;
 
 /// A tenant as it was followed, found by its hosts too. They are read from its bytes each time, and take no memory.
+///
+/// Any bytes will do: what does not decode is passed on as it came, and is for the last follower to refuse.
 #[derive(Clone, Debug)]
 pub(crate) struct Followed(Raw);
 
 impl Value for Followed {
     fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        TenantContext::decode(&*raw).map_err(|error| format!("tenant {key:?} does not decode: {error}"))?;
         Raw::decode(key, revision, raw).map(Self)
     }
 
@@ -46,9 +49,14 @@ impl Value for Followed {
 }
 
 impl Followed {
-    pub(crate) fn tenant(&self) -> TenantContext {
-        let tenant = TenantContext::decode(self.raw()).expect("it was decoded when it arrived");
-        TenantContext { revision: self.revision(), ..tenant }
+    /// For those who read here.
+    ///
+    /// # Errors
+    /// It does not decode.
+    pub(crate) fn tenant(&self) -> Result<TenantContext, StoreError> {
+        let damaged = |source| StoreError::Damaged { id: self.key().to_owned(), source };
+        let tenant = TenantContext::decode(self.raw()).map_err(damaged)?;
+        Ok(TenantContext { revision: self.revision(), ..tenant })
     }
 }
 
@@ -177,7 +185,15 @@ mod tests {
         };
         let followed = Followed::decode("acme", 7, tenant.encode_to_vec().into()).unwrap();
         assert_eq!(followed.aliases().collect::<Vec<_>>(), hosts);
-        assert_eq!(followed.tenant(), TenantContext { revision: 7, ..tenant });
-        assert!(Followed::decode("acme", 7, vec![0x0a].into()).is_err());
+        assert_eq!(followed.tenant().unwrap(), TenantContext { revision: 7, ..tenant });
+    }
+
+    #[test]
+    fn what_does_not_decode_is_held_as_it_came_and_read_by_nobody() {
+        let damaged = [0x22, 0x09, b'a', b'.', b'e', b'x', b'a', b'm', b'p', b'l', b'e', 0x0a];
+        let followed = Followed::decode("acme", 7, damaged.to_vec().into()).unwrap();
+        assert_eq!((followed.key(), followed.revision(), followed.raw()), ("acme", 7, &damaged[..]));
+        assert_eq!(followed.aliases().collect::<Vec<_>>(), ["a.example"], "as far as it can be read");
+        assert!(matches!(followed.tenant(), Err(StoreError::Damaged { id, .. }) if id == "acme"));
     }
 }

@@ -127,7 +127,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let (routes, following_routes) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
     let views = Arc::new(ProductViews::new(routes.clone()));
     let tenants = match role {
-        Role::Leader { store, past } => lead(&store, past, &state_dir, views, &shutdown).await?,
+        Role::Leader { store, past } => {
+            lead(&store, past, identity.id().trust_domain(), &state_dir, views, &shutdown).await?
+        }
         Role::Relay { parents } => {
             let addresses: Vec<_> = parents.iter().map(|parent| (*parent, control_plane::TCS)).collect();
             let follow = self::follow(kind::TENANT, &identity, &instance, &addresses, state_dir);
@@ -159,6 +161,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
 async fn lead(
     store: &journal::Store,
     past: Options,
+    trust_domain: &TrustDomain,
     state_dir: &Path,
     views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
     shutdown: &CancellationToken,
@@ -169,7 +172,7 @@ async fn lead(
         create(folder)?;
     }
     let unusable = |error: Box<dyn std::error::Error + Send + Sync>| ServeError::Store(error);
-    let journals = journal::open(store, &state_dir.join(JOURNAL), past).await?;
+    let journals = journal::open(store, trust_domain, &state_dir.join(JOURNAL), past).await?;
     let journal = journals.kind(kind::TENANT).await?;
     let guard = journals.kind(kind::TENANT_GUARD).await?;
     let guards = Guards::open(guard, shutdown.clone()).await.map_err(|error| unusable(error.into()))?;

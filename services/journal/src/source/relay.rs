@@ -19,6 +19,10 @@ use crate::{Entry, Position, ReadError, Record, Snapshot, TailError};
 /// parents'. Cheap to clone; all clones are the same source.
 ///
 /// It must follow the view that shows every record whole. Raw records are shared with the replica, not copied.
+///
+/// `V` must take any bytes: a record that its [`Value::decode`] refuses is published as it was before, and then the digest
+/// differs from the parents' without end. What does not decode is passed on as it came; the last follower, who uses it,
+/// refuses it.
 pub struct RelaySource<V> {
     replica: Replica<V>,
     pending: Arc<Mutex<Pending<V>>>,
