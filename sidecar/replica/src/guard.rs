@@ -160,6 +160,13 @@ impl Guarding {
         }
     }
 
+    /// So many records were forgotten for other reasons than that the parent lost them: as if they had never been held.
+    pub(crate) fn let_go(&mut self, records: u64) {
+        for size in self.sizes.iter_mut().map(|(_, size)| size).chain(&mut self.refused_from) {
+            *size = size.saturating_sub(records);
+        }
+    }
+
     /// Another map took the place of the guarded one.
     pub fn replaced(&mut self) {
         self.sizes.clear();

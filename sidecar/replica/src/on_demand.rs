@@ -41,6 +41,9 @@ use crate::{Parent, Position, Value};
 /// Questions that may wait for the task that asks. When there are more, the answer is "not to be had".
 const QUESTIONS: usize = 65_536;
 
+/// How long an answer is waited for: what a parent is given to answer, and a moment in the queue before it.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
 /// What to keep a cache of, and from whom.
 #[derive(Debug)]
 pub struct FollowOnDemand<P = Channel> {
@@ -214,7 +217,11 @@ impl<V: Value> OnDemand<V> {
         if self.asks.try_send(Ask { names, reply }).is_err() {
             return nothing;
         }
-        answers.await.unwrap_or(nothing)
+        match tokio::time::timeout(PATIENCE, answers).await {
+            Ok(Ok(answers)) => answers,
+            // Many others wait for parents that do not answer.
+            Err(_) | Ok(Err(_)) => nothing,
+        }
     }
 
     /// Waits until the streams have reached `position`. Never ends if that never comes: bound it with a timeout.

@@ -35,6 +35,9 @@ const FAILURES: usize = 16_384;
 const NAMES: usize = 500;
 /// Questions that may be open at once. More names than these hold wait and go together.
 const QUESTIONS: usize = 8;
+/// Names that may wait for a question. When there are more, further ones are not to be had: parents that are silent while
+/// names come in take no memory for it.
+const PENDING: usize = 32_768;
 /// Of those, the ones that refresh what is held.
 const REFRESHING: usize = 2;
 /// How long until a refresh that failed, or that was not believed, is tried again.
@@ -254,6 +257,9 @@ impl<P: Parent, V: Value> Keeper<P, V> {
             if settled || self.failed.get(&name).is_some_and(|at| at.elapsed() < FAILURE) {
                 continue;
             }
+            if self.pending.len() >= PENDING && !self.flights.contains_key(&name) {
+                continue;
+            }
             waiting.missing += 1;
             let waiters = self.flights.entry(name.clone()).or_default();
             if waiters.is_empty() {
@@ -270,8 +276,19 @@ impl<P: Parent, V: Value> Keeper<P, V> {
 
     fn put_questions(&mut self) {
         while self.questions.len() < QUESTIONS && !self.pending.is_empty() {
-            let names = self.pending.drain(..self.pending.len().min(NAMES)).collect();
-            self.put(names, false);
+            let mut names = Vec::new();
+            while names.len() < NAMES
+                && let Some(name) = self.pending.pop_front()
+            {
+                if self.is_waited_for(&name) {
+                    names.push(name);
+                } else {
+                    self.land(&name, &Answer::NotHeld);
+                }
+            }
+            if !names.is_empty() {
+                self.put(names, false);
+            }
         }
         while self.refreshing < REFRESHING
             && self.machine.outdated() > 0
@@ -284,6 +301,12 @@ impl<P: Parent, V: Value> Keeper<P, V> {
                 self.put(names, true);
             }
         }
+    }
+
+    /// Whether anyone who asked for it is still there.
+    fn is_waited_for(&self, name: &Name) -> bool {
+        let waiters = self.flights.get(name).into_iter().flatten();
+        waiters.filter_map(|(number, _)| self.waiting.get(number)).any(|waiting| !waiting.reply.is_closed())
     }
 
     fn put(&mut self, names: Vec<Name>, refresh: bool) {

@@ -57,6 +57,11 @@ impl Coverage {
         self.streams[parent].map(|stretch| stretch.to)
     }
 
+    /// The furthest that any stream has told: ahead of what was reached while another one brings what lies between.
+    pub(crate) fn furthest(&self) -> Option<Position> {
+        self.live().map(|stretch| stretch.to).max()
+    }
+
     /// A stream tells changes from `position` on.
     pub(crate) fn began(&mut self, parent: usize, position: Position) -> Step {
         self.streams[parent] = Some(Stretch { from: position, to: position });

@@ -3,7 +3,7 @@
 //! It has no socket, no clock and no disk, so that tests can put any sequence of messages to it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -43,11 +43,15 @@ pub(crate) struct Machine<V> {
     streams: Vec<Stream>,
     /// Changes since the oldest question that is not answered yet was put: the answer may be of before them.
     recent: VecDeque<(Position, Box<str>, Option<V>)>,
-    /// What was reached when each open question was put.
+    /// What had been told when each open question was put.
     open: BTreeMap<u64, Position>,
+    /// Of those, the ones about what may have changed unnoticed.
+    refreshing: BTreeSet<u64>,
     next_question: u64,
     /// What may have changed unnoticed, and is to be looked at again.
     outdated: VecDeque<Arc<str>>,
+    /// Of what the writer let go for want of room: so much is known to the guard.
+    let_go: u64,
     pub(crate) gaps: u64,
     pub(crate) guard_refusals: u64,
 }
@@ -57,6 +61,10 @@ pub(crate) struct Machine<V> {
 struct Stream {
     /// What the stream was asked to go on from.
     resume: Option<Position>,
+    /// The view that it was asked to go on with; of what it tells, once it has begun.
+    view: String,
+    /// This parent has shown the view that is held. When it then offers another one, it knows something newer.
+    knows_view: bool,
     /// Position and view of a snapshot that has started.
     snapshot: Option<(Position, String)>,
     begun: bool,
@@ -116,8 +124,10 @@ impl<V: Value> Machine<V> {
             streams: (0..parents).map(|_| Stream::default()).collect(),
             recent: VecDeque::new(),
             open: BTreeMap::new(),
+            refreshing: BTreeSet::new(),
             next_question: 0,
             outdated: VecDeque::new(),
+            let_go: 0,
             gaps: 0,
             guard_refusals: 0,
         }
@@ -153,14 +163,15 @@ impl<V: Value> Machine<V> {
 
     /// What is to be found after a restart; absent while some of it may be outdated.
     pub(crate) fn saved(&self) -> Option<(Position, String, tenon_proto::replication::v1::GuardRules, Vec<V>)> {
-        let position = self.reached().filter(|_| self.outdated.is_empty())?;
+        let position = self.reached().filter(|_| self.outdated.is_empty() && self.refreshing.is_empty())?;
         Some((position, self.view.clone(), self.guard.rules().clone(), self.writer.values()))
     }
 
     /// Begins a stream: says what to ask for.
     pub(crate) fn begin(&mut self, parent: usize, instance: &str) -> FollowRequest {
         let resume = self.reached();
-        self.streams[parent] = Stream { resume, ..Stream::default() };
+        let knows_view = self.streams[parent].knows_view;
+        self.streams[parent] = Stream { resume, view: self.view.clone(), knows_view, ..Stream::default() };
         FollowRequest {
             request: Some(Request::Start(Start {
                 kind: self.kind.to_owned(),
@@ -175,7 +186,7 @@ impl<V: Value> Machine<V> {
 
     /// The stream has ended.
     pub(crate) fn end(&mut self, parent: usize) {
-        self.streams[parent] = Stream::default();
+        self.streams[parent] = Stream { knows_view: self.streams[parent].knows_view, ..Stream::default() };
         let step = self.coverage.ended(parent);
         self.take(step);
     }
@@ -200,7 +211,7 @@ impl<V: Value> Machine<V> {
                 Ok(None)
             }
             Some(Response::SnapshotEnd(_)) => match self.streams[parent].snapshot.take() {
-                Some((position, view)) => Ok(Some(self.begun(parent, position, view))),
+                Some((position, view)) => self.begun(parent, position, view).map(Some),
                 None => Err(gap("a snapshot without its start")),
             },
             Some(Response::Delta(delta)) => self.delta(parent, delta, now),
@@ -215,29 +226,50 @@ impl<V: Value> Machine<V> {
     }
 
     /// A stream tells changes from `position` on.
-    fn begun(&mut self, parent: usize, position: Position, view: String) -> FollowRequest {
-        self.streams[parent].begun = true;
-        let step = if view == self.view || self.view.is_empty() {
-            self.view = view;
-            self.coverage.began(parent, position)
-        } else {
-            self.view = view;
-            self.coverage.began_anew(parent, position)
-        };
+    ///
+    /// There is one view at a time: while another stream tells the one that is held, a parent that never showed that one
+    /// is not followed.
+    fn begun(&mut self, parent: usize, position: Position, view: String) -> Result<FollowRequest, Break> {
+        let same = view == self.view || self.view.is_empty();
+        if !same {
+            let others = (0..self.streams.len()).filter(|other| *other != parent && self.streams[*other].begun);
+            let others: Vec<usize> = others.collect();
+            if !others.is_empty() && !self.streams[parent].knows_view {
+                return Err(gap(format!(
+                    "the parent shows view {view:?}, and another one {:?}, which is held",
+                    self.view
+                )));
+            }
+            // What they tell is of another view now: their next message ends them.
+            for other in others {
+                self.coverage.ended(other);
+            }
+            self.streams.iter_mut().for_each(|stream| stream.knows_view = false);
+            // Of nothing that is held it is known whether it may be seen.
+            self.writer.clear();
+        }
+        let stream = &mut self.streams[parent];
+        (stream.begun, stream.knows_view, stream.view) = (true, true, view.clone());
+        let step =
+            if same { self.coverage.began(parent, position) } else { self.coverage.began_anew(parent, position) };
+        self.view = view;
         self.take(step);
-        ack(position)
+        Ok(ack(position))
     }
 
     /// A message that takes a stream for granted: it goes on from where it was asked to.
     fn resumed(&mut self, parent: usize) -> Result<(), Break> {
         let stream = &mut self.streams[parent];
+        if stream.view != self.view && (stream.begun || stream.resume.is_some()) {
+            return Err(gap("the view has changed meanwhile"));
+        }
         if stream.begun {
             return Ok(());
         }
         let Some(resume) = stream.resume.filter(|_| stream.snapshot.is_none()) else {
             return Err(gap("a delta where a position should be"));
         };
-        stream.begun = true;
+        (stream.begun, stream.knows_view) = (true, true);
         let step = self.coverage.began(parent, resume);
         self.take(step);
         Ok(())
@@ -246,7 +278,7 @@ impl<V: Value> Machine<V> {
     fn delta(&mut self, parent: usize, delta: Delta, now: Now) -> Result<Option<FollowRequest>, Break> {
         self.resumed(parent)?;
         let position = Position::new(delta.epoch, delta.revision);
-        let range = delta.previous_revision + 1..=delta.revision;
+        let range = delta.previous_revision.saturating_add(1)..=delta.revision;
         if !delta.changes.iter().all(|change| range.contains(&change.revision)) {
             return Err(refused(position, format!("the delta to {position} has changes of other revisions")));
         }
@@ -275,6 +307,8 @@ impl<V: Value> Machine<V> {
             delta.changes.iter().filter(|change| change.value.is_none()).map(|change| change.key.as_str()).collect();
         let held = deletions.iter().filter(|key| self.writer.held(key).is_some()).count() as u64;
         let records = self.store().len() as u64;
+        // What had to go for want of room was not lost.
+        self.guard.let_go(self.writer.evicted - std::mem::replace(&mut self.let_go, self.writer.evicted));
         let checked = self.guard.delta(records, records.saturating_sub(held), now, deletions.into_iter());
         self.guard_refusals += u64::from(checked.is_err());
         checked
@@ -290,7 +324,9 @@ impl<V: Value> Machine<V> {
             .is_none_or(|(value, as_of)| *as_of < at && (as_of.epoch != epoch || value.revision() < revision));
         let Some(raw) = value else {
             if older {
-                self.writer.remove(&key);
+                if self.writer.remove(&key) && at >= self.coverage.since() {
+                    self.writer.put_absent(Name::Key(key.as_str().into()));
+                }
             }
             self.remember(at, key, None);
             return Ok(());
@@ -361,8 +397,12 @@ impl<V: Value> Machine<V> {
     pub(crate) fn ask(&mut self, names: Vec<Name>, refresh: bool, now: Now) -> (Question, Wanted) {
         let number = self.next_question;
         self.next_question += 1;
-        let at_least = self.reached();
+        // A stream may be ahead of what was reached. What it told then was of no interest: no answer from before that.
+        let at_least = self.reached().max(self.coverage.furthest());
         self.open.insert(number, at_least.unwrap_or_default());
+        if refresh {
+            self.refreshing.insert(number);
+        }
         let mut request =
             FetchRequest { kind: self.kind.to_owned(), at_least: at_least.map(Into::into), ..FetchRequest::default() };
         for name in &names {
@@ -394,6 +434,10 @@ impl<V: Value> Machine<V> {
         now: Now,
     ) -> Result<Vec<Answer<V>>, String> {
         let at = answer.position.map(Position::from).unwrap_or_default();
+        if ![&answer.view, &self.view].into_iter().any(String::is_empty) && answer.view != self.view {
+            self.close(question.number);
+            return Err("the view has changed while the parent was asked".to_owned());
+        }
         let aliases = answer.aliases;
         let records: HashMap<String, Result<V, String>> = answer.records.into_iter().map(decode).collect();
         let newer: Vec<_> = self.recent.iter().filter(|(changed, ..)| *changed > at).cloned().collect();
@@ -448,6 +492,10 @@ impl<V: Value> Machine<V> {
     fn hold(&mut self, value: V, at: Position) {
         if self.writer.held(value.key()).is_none_or(|(_, as_of)| as_of <= at) {
             let current = at >= self.coverage.since();
+            if !current {
+                // Changes were missed after it: those of the last gap are known already, and this is not among them.
+                self.outdated.push_back(value.key().into());
+            }
             self.writer.put(value, at, current);
         }
     }
@@ -464,6 +512,9 @@ impl<V: Value> Machine<V> {
         match value {
             Some(value) => {
                 let current = at >= self.coverage.since();
+                if !current {
+                    self.outdated.push_back(key.into());
+                }
                 self.writer.put(value, at, current);
             }
             None => {
@@ -474,6 +525,7 @@ impl<V: Value> Machine<V> {
 
     fn close(&mut self, question: u64) {
         self.open.remove(&question);
+        self.refreshing.remove(&question);
         match self.open.values().min() {
             None => self.recent.clear(),
             Some(oldest) => {
@@ -497,15 +549,15 @@ fn settle<V: Value>(
         Name::Key(key) => Some(&**key),
         Name::Alias(alias) => {
             let owns = |value: &V| value.aliases().any(|held| held == &**alias);
-            let changed = newer.iter().rev().find(|(.., value)| value.as_ref().is_some_and(owns));
+            let changed = latest(newer, |_, value| value.as_ref().is_some_and(owns));
             let owner = changed.map(|(_, key, _)| &**key).or_else(|| aliases.get(&**alias).map(String::as_str));
             // It may have lost the name, or be gone.
-            let last = owner.and_then(|owner| newer.iter().rev().find(|(_, key, _)| &**key == owner));
+            let last = owner.and_then(|owner| latest(newer, |key, _| key == owner));
             owner.filter(|_| last.is_none_or(|(.., value)| value.as_ref().is_some_and(owns)))
         }
     };
     let Some(key) = key else { return Some(None) };
-    if let Some((.., value)) = newer.iter().rev().find(|(_, changed, _)| &**changed == key) {
+    if let Some((.., value)) = latest(newer, |changed, _| changed == key) {
         return Some(value.clone());
     }
     match records.get(key) {
@@ -513,6 +565,14 @@ fn settle<V: Value>(
         Some(Err(_)) => None,
         None => Some(None),
     }
+}
+
+/// The latest of some changes. They came in any order: one stream may have been ahead of the other.
+fn latest<V>(
+    newer: &[(Position, Box<str>, Option<V>)],
+    which: impl Fn(&str, &Option<V>) -> bool,
+) -> Option<&(Position, Box<str>, Option<V>)> {
+    newer.iter().filter(|(_, key, value)| which(key, value)).max_by_key(|(at, ..)| *at)
 }
 
 fn decode<V: Value>(record: Record) -> (String, Result<V, String>) {

@@ -244,6 +244,14 @@ impl<V: Value> Writer<V> {
         self.queue.iter().map(|(key, _)| Arc::clone(key)).collect()
     }
 
+    /// Holds nothing any more.
+    pub(crate) fn clear(&mut self) {
+        for (key, _) in std::mem::take(&mut self.queue) {
+            self.remove(&key);
+        }
+        self.gap();
+    }
+
     /// Whether what is held of `key` may be outdated. What was right at `since` or later is not.
     pub(crate) fn is_outdated(&self, key: &str, since: Position) -> bool {
         let records = self.store.records.pin();

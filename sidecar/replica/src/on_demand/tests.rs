@@ -14,6 +14,8 @@ use tonic::Status;
 use super::*;
 use crate::Responses;
 
+mod races;
+
 /// A record of which the bytes are its other names, with commas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Site(Arc<(String, u64, String)>);
@@ -296,7 +298,7 @@ async fn changes_reach_what_is_held_and_what_was_nobodys_without_a_question() {
     assert_eq!(said(&run.resolve(alias("fresh.example")).await), "fresh.example");
     let at = mesh.write(&[("acme", None)]);
     run.reaches(at).await;
-    assert_eq!(said(&run.cache.get("acme")), "(not held)");
+    assert_eq!(said(&run.cache.get("acme")), "(nobody)");
     assert_eq!(said(&run.resolve(key("acme")).await), "(nobody)");
     run.stop().await;
 }
