@@ -6,11 +6,7 @@ mod stream;
 
 pub(crate) use stream::rest;
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tenon_proto::replication::v1::{FollowRequest, FollowResponse};
@@ -157,7 +153,7 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        Self { started: Instant::now(), unix: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
+        Self { started: Instant::now(), unix: mesh_identity::clock::since_epoch() }
     }
 
     fn now(&self) -> Now {

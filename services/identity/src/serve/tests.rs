@@ -163,9 +163,9 @@ async fn each_rpc_lets_through_whom_its_row_names_and_nobody_else() {
                 &["anonymous", "service", "operator"]
             }
             "/tenon.identity.v1.Identity/Confirm" | "/token" => &["service"],
-            "/tenon.identity.v1.Identity/Renew" | "/tenon.replication.v1.Replication/Follow" => {
-                &["service", "operator"]
-            }
+            "/tenon.identity.v1.Identity/Renew"
+            | "/tenon.replication.v1.Replication/Follow"
+            | "/tenon.replication.v1.Replication/Fetch" => &["service", "operator"],
             _ => &["operator"],
         };
         for (name, channel) in &callers {

@@ -241,8 +241,8 @@ impl Feeder {
     }
 
     fn now(&self) -> Now {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Now { elapsed: self.begun.elapsed(), unix_seconds: i64::try_from(unix.as_secs()).unwrap_or(i64::MAX) }
+        let unix_seconds = i64::try_from(mesh_identity::clock::unix_seconds()).unwrap_or(i64::MAX);
+        Now { elapsed: self.begun.elapsed(), unix_seconds }
     }
 
     fn alarm(&self, alarm: String) {
