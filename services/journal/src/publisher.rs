@@ -8,6 +8,7 @@ mod follower;
 mod followers;
 mod frozen;
 mod message;
+mod parked;
 mod ring;
 mod rules;
 mod view;
@@ -100,6 +101,8 @@ pub struct Settings {
     pub ring_bytes: usize,
     /// Snapshots that are sent at the same time.
     pub snapshots: usize,
+    /// How long a follower may read nothing of its snapshot: then it loses its turn, and its stream.
+    pub stalled: Duration,
     /// Time between two heartbeats. Followers take 3.5 s of silence for death.
     pub heartbeat: Duration,
     /// How long a view outlives its last follower.
@@ -112,6 +115,7 @@ impl Default for Settings {
             ring_changes: 65_536,
             ring_bytes: 64 << 20,
             snapshots: 4,
+            stalled: Duration::from_secs(10),
             heartbeat: Duration::from_secs(1),
             idle_view: Duration::from_secs(60),
         }
@@ -283,7 +287,7 @@ impl Publisher {
         self.inner.followers.acknowledged()
     }
 
-    /// Who follows and how far each has come.
+    /// Who follows and how far each has come; also who refused something lately and is gone.
     #[must_use]
     pub fn status(&self) -> KindStatus {
         let of_base = self.inner.base().as_ref().map(|base| (base.position(), base.records()));
@@ -292,7 +296,7 @@ impl Publisher {
             head: of_base.map(|(position, _)| position.into()),
             records: of_base.map_or(0, |(_, records)| records),
             followers: self.inner.followers.list(),
-            alarms: self.alarm().into_iter().collect(),
+            alarms: self.alarm().into_iter().chain(self.inner.source.alarms()).collect(),
             guard_rules: self.inner.rules.get(),
         }
     }

@@ -27,6 +27,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// Every change after `from`, in order, without a gap; then each as it comes. It ends only with an error.
     fn tail(&self, from: Position) -> Batches;
+
+    /// What of its own an operator should look at; empty when all is well.
+    fn alarms(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What [`Source::tail`] returns.

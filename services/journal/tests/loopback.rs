@@ -206,6 +206,40 @@ async fn a_refused_record_is_seen_by_operators_until_it_is_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_refused_and_went_is_shown_with_what_it_said_until_it_takes_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let parent = Parent::start(&dir.path().join("s"), None, Settings::default(), Arc::new(Everything)).await;
+    let good = parent.put("acme", "good").await;
+    let (replica, task, shutdown) = follow("tenant", parent.channel(), Some(dir.path()));
+    reaches(&replica, good).await;
+    let bad = parent.put("acme", "bad").await;
+    let refusing = parent.follower_when(|it| !it.nack.is_empty()).await;
+    assert_ne!(refusing.connected_unix_seconds, 0);
+    shutdown.cancel();
+    task.await.unwrap();
+    let gone = parent.follower_when(|it| it.connected_unix_seconds == 0).await;
+    assert_eq!(gone, FollowerStatus { connected_unix_seconds: 0, ..refusing });
+    assert!(parent.publishers[0].acknowledged().is_empty(), "nobody waits for who is gone");
+
+    // Another of its name resumes where the refused record is part of what it holds: that is still outstanding.
+    let mut streams = Vec::new();
+    for resume in [good, bad] {
+        let start =
+            Start { resume: Some(resume.into()), instance: "media/test".to_owned(), ..start("tenant", Mode::Full) };
+        streams.push(raw_start(&parent, start).await.unwrap());
+        let again = parent.follower_when(|it| it.acknowledged == Some(resume.into())).await;
+        assert_eq!((again.nack, again.connected_unix_seconds != 0), (gone.nack.clone(), true));
+    }
+    drop(streams);
+    let mended = parent.put("acme", "mended").await;
+    let (replica, ..) = follow("tenant", parent.channel(), Some(dir.path()));
+    reaches(&replica, mended).await;
+    parent.follower_when(|it| it.nack.is_empty() && it.acknowledged == Some(mended.into())).await;
+    assert_eq!(parent.publishers[0].status().followers.iter().filter(|it| !it.nack.is_empty()).count(), 0);
+    parent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_followers_get_a_large_snapshot_in_chunks_one_after_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let settings = Settings { snapshots: 1, ..Settings::default() };
@@ -266,7 +300,17 @@ async fn raw_follow(
     kind: &str,
     mode: Mode,
 ) -> Result<tonic::Streaming<tenon_proto::replication::v1::FollowResponse>, Status> {
-    let start = Start { kind: kind.to_owned(), mode: mode.into(), ..Start::default() };
+    raw_start(parent, start(kind, mode)).await
+}
+
+fn start(kind: &str, mode: Mode) -> Start {
+    Start { kind: kind.to_owned(), mode: mode.into(), ..Start::default() }
+}
+
+async fn raw_start(
+    parent: &Parent,
+    start: Start,
+) -> Result<tonic::Streaming<tenon_proto::replication::v1::FollowResponse>, Status> {
     let requests = tokio_stream::once(FollowRequest { request: Some(Following::Start(start)) });
     // The stream must stay open: its end would end the answers.
     let requests = requests.chain(tokio_stream::pending());

@@ -386,6 +386,36 @@ async fn an_empty_table_upstream_poisons_no_cache() {
     leader.stop().await;
 }
 
+/// One that has no guard of its own, as a leader whose store was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_refuses_its_parent_raises_an_alarm_and_the_parent_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = open(&dir.path().join("s"));
+    let head = journal.append(many(1000)).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let publisher = Publisher::start(KIND, Arc::clone(&journal), Arc::new(Everything), shutdown.clone());
+    let leader = Server::start(vec![publisher.clone()], None, shutdown).await;
+    let (near, near_publisher, near_replica) = relay(leader.channel(), Everything).await;
+    reaches(&near_replica, head).await;
+    assert_eq!(near_publisher.status().alarms, Vec::<String>::new());
+
+    journal.append((0..1000).map(|n| Write::delete(format!("tenant-{n}"))).collect()).await.unwrap();
+    let poisoned = |text: &str| text.contains("refused as poisoned");
+    until("the relay raises an alarm", || near_publisher.status().alarms.iter().any(|alarm| poisoned(alarm))).await;
+    // Between its streams as well.
+    until("the relay reconnects", || publisher.status().followers.iter().any(|it| it.connected_unix_seconds == 0))
+        .await;
+    assert!(publisher.status().followers.iter().all(|it| poisoned(&it.nack)), "{:?}", publisher.status().followers);
+    assert_eq!(held(&near_replica).len(), 1000);
+
+    let back = journal.append(many(1000)).await.unwrap();
+    reaches(&near_replica, back).await;
+    until("the alarm ends", || near_publisher.status().alarms.is_empty()).await;
+    until("nothing is refused", || publisher.status().followers.iter().all(|it| it.nack.is_empty())).await;
+    near.stop().await;
+    leader.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_canary_is_not_published_and_what_comes_right_again_is() {
     let dir = tempfile::tempdir().unwrap();

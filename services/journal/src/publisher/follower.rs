@@ -18,7 +18,9 @@ use super::{
     bells::Place,
     followers::Registration,
     frozen::Transfer,
-    message, shutting_down,
+    message,
+    parked::Parked,
+    shutting_down,
     view::{Next, View},
 };
 use crate::Position;
@@ -47,7 +49,7 @@ pub(super) fn serve(
     let phase = match resume {
         Some(resume) => {
             // It holds what it resumes at, and has nothing to acknowledge until something changes.
-            registration.acknowledged(resume);
+            registration.resumed(resume);
             Phase::Live { cursor: resume.revision, greeted: false }
         }
         None => Phase::Opening { held },
@@ -115,7 +117,7 @@ enum Phase {
     Waiting {
         turn: BoxFuture<'static, Option<Transfer>>,
     },
-    Sending(Box<Transfer>),
+    Sending(Parked),
     /// It has everything up to `cursor`. Once it first is at the head, it is told the digest at once.
     Live {
         cursor: u64,
@@ -131,6 +133,8 @@ enum Step {
     /// None: this server is shutting down.
     Turn(Option<Transfer>),
     Sent(Bytes, bool),
+    /// The snapshot was given up.
+    Stalled,
 }
 
 impl Follower {
@@ -157,11 +161,14 @@ impl Follower {
                         return Ok(message);
                     }
                 }
-                Step::Turn(Some(transfer)) => self.phase = Phase::Sending(Box::new(transfer)),
+                Step::Turn(Some(transfer)) => {
+                    self.phase = Phase::Sending(Parked::new(transfer, self.publisher.settings.stalled));
+                }
+                Step::Stalled => return Err(Some(Status::aborted("the snapshot was not read: reconnect"))),
                 Step::Turn(None) => return Err(Some(shutting_down())),
                 Step::Sent(message, last) => {
-                    if let (Phase::Sending(transfer), true) = (&self.phase, last) {
-                        self.phase = Phase::Live { cursor: transfer.position().revision, greeted: false };
+                    if let (Phase::Sending(parked), true) = (&self.phase, last) {
+                        self.phase = Phase::Live { cursor: parked.position().revision, greeted: false };
                     }
                     return Ok(message);
                 }
@@ -276,7 +283,7 @@ impl Follower {
                     kind = self.publisher.kind, follower = %self.registration.peer().id, view = %self.view.name(),
                     %position, %error, "a follower refuses what it was sent",
                 );
-                self.registration.refused(format!("{position}: {error}"));
+                self.registration.refused(position, &error);
             }
             Some(Request::Start(_)) => return Err(Some(Status::invalid_argument("a second start on one stream"))),
             None => {}
@@ -307,10 +314,10 @@ async fn turn(publisher: Arc<Inner>, view: Arc<View>, held: Bytes) -> Option<Tra
 async fn transfer(phase: &mut Phase) -> Step {
     match phase {
         Phase::Waiting { turn } => Step::Turn(turn.await),
-        Phase::Sending(transfer) => {
-            let (message, last) = transfer.next().await;
-            Step::Sent(message, last)
-        }
+        Phase::Sending(parked) => match parked.next().await {
+            Some((message, last)) => Step::Sent(message, last),
+            None => Step::Stalled,
+        },
         Phase::Opening { .. } | Phase::Closing { .. } | Phase::Live { .. } => std::future::pending().await,
     }
 }

@@ -1,7 +1,9 @@
 //! Who follows, and how far each has come, for operators.
 
+mod refusals;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -11,11 +13,14 @@ use slab::Slab;
 use tenon_proto::replication::v1::{FollowerStatus, Mode};
 
 use crate::Position;
+use refusals::{Refusal, Refusals};
 
-/// The followers that are connected now.
+/// The followers that are connected now, and what some have refused lately.
 #[derive(Debug, Default)]
 pub(super) struct Followers {
     connected: Mutex<Slab<Arc<Connected>>>,
+    /// A follower that refuses begins another stream, or goes; why it did outlives its stream.
+    refusals: Mutex<Refusals>,
 }
 
 /// One of them. What it acknowledges it writes here: nobody else waits for that.
@@ -49,9 +54,24 @@ impl Followers {
         Registration { followers: Arc::clone(self), connected, id }
     }
 
-    /// In the order of their instance names.
+    /// In the order of their instance names. Who refused something lately is listed also when it is not connected.
     pub(super) fn list(&self) -> Vec<FollowerStatus> {
         let mut list: Vec<_> = self.all().iter().map(|connected| connected.status()).collect();
+        let mut refusals = self.refusals();
+        let refusing = refusals.lately();
+        let mut connected = HashSet::new();
+        for follower in &mut list {
+            let name = (follower.spiffe_id.clone(), follower.instance.clone());
+            if let Some((refusal, _)) = refusing.get(&name) {
+                if follower.nack.is_empty() {
+                    follower.nack.clone_from(&refusal.nack);
+                }
+                connected.insert(name);
+            }
+        }
+        let gone = refusing.iter().filter(|(name, _)| !connected.contains(name));
+        list.extend(gone.map(|(name, (refusal, _))| not_connected(name, refusal)));
+        drop(refusals);
         list.sort_by(|a, b| (&a.instance, &a.spiffe_id).cmp(&(&b.instance, &b.spiffe_id)));
         list
     }
@@ -61,8 +81,7 @@ impl Followers {
         let mut furthest = HashMap::new();
         for connected in self.all() {
             let Some(position) = connected.said().acknowledged else { continue };
-            let name = (connected.peer.id.to_string(), connected.instance.as_ref().to_owned());
-            let entry = furthest.entry(name).or_insert(position);
+            let entry = furthest.entry(connected.name()).or_insert(position);
             *entry = position.max(*entry);
         }
         furthest
@@ -75,9 +94,30 @@ impl Followers {
     fn connected(&self) -> MutexGuard<'_, Slab<Arc<Connected>>> {
         self.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is listed of one that is not connected.
+fn not_connected((spiffe_id, instance): &(String, String), refusal: &Refusal) -> FollowerStatus {
+    FollowerStatus {
+        instance: instance.clone(),
+        spiffe_id: spiffe_id.clone(),
+        acknowledged: refusal.acknowledged.map(Into::into),
+        nack: refusal.nack.clone(),
+        connected_unix_seconds: 0,
+        mode: refusal.mode.into(),
+    }
 }
 
 impl Connected {
+    /// SPIFFE ID and instance name.
+    fn name(&self) -> (String, String) {
+        (self.peer.id.to_string(), self.instance.as_ref().to_owned())
+    }
+
     fn status(&self) -> FollowerStatus {
         let said = self.said();
         FollowerStatus {
@@ -108,12 +148,24 @@ impl Registration {
         &self.connected.peer
     }
 
-    pub(super) fn acknowledged(&self, position: Position) {
-        *self.connected.said() = Said { acknowledged: Some(position), nack: None };
+    /// It holds what it resumes at. That takes nothing back of what it refused after that.
+    pub(super) fn resumed(&self, position: Position) {
+        self.connected.said().acknowledged = Some(position);
+        self.followers.refusals().resumed(&self.connected.name(), position);
     }
 
-    pub(super) fn refused(&self, error: String) {
-        self.connected.said().nack = Some(error.into());
+    pub(super) fn acknowledged(&self, position: Position) {
+        *self.connected.said() = Said { acknowledged: Some(position), nack: None };
+        self.followers.refusals().over(&self.connected.name());
+    }
+
+    pub(super) fn refused(&self, position: Position, error: &str) {
+        let nack = format!("{position}: {error}");
+        let mut said = self.connected.said();
+        said.nack = Some(nack.as_str().into());
+        let refusal = Refusal { position, nack, acknowledged: said.acknowledged, mode: self.connected.mode };
+        drop(said);
+        self.followers.refusals().add(self.connected.name(), refusal);
     }
 }
 

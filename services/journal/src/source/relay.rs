@@ -170,6 +170,11 @@ impl<V: Value> Source for RelaySource<V> {
         Ok(*self.announced.borrow())
     }
 
+    /// What is refused of the parents.
+    fn alarms(&self) -> Vec<String> {
+        self.replica.status().alarms
+    }
+
     fn tail(&self, from: Position) -> Batches {
         let (announced, pending) = (self.announced.clone(), Arc::clone(&self.pending));
         Box::pin(stream::unfold((from, announced, pending), |(from, mut announced, pending)| async move {

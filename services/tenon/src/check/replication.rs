@@ -52,6 +52,26 @@ struct Told<'p> {
     status: KindStatus,
 }
 
+impl Told<'_> {
+    /// Those who are connected; others are listed for what they refused.
+    fn connected(&self) -> impl Iterator<Item = &FollowerStatus> {
+        self.status.followers.iter().filter(|follower| follower.connected_unix_seconds != 0)
+    }
+
+    fn is_followed_by(&self, sidecar: &Instance<'_>) -> bool {
+        self.connected().any(|follower| sidecar.is(follower))
+    }
+
+    /// How it is said that a sidecar does not follow.
+    fn missing(&self, sidecar: &Instance<'_>) -> String {
+        let name = &sidecar.sidecar.name;
+        match self.status.followers.iter().find(|follower| sidecar.is(follower)) {
+            Some(gone) => format!("{name} does not follow: it refused {}", gone.nack),
+            None => format!("{name} does not follow"),
+        }
+    }
+}
+
 /// Asks each service that was reached.
 pub async fn check(mesh: &Mesh, reached: &[Process]) -> Vec<Finding> {
     let sidecars = join_all(mesh.file().sidecars.iter().map(Instance::of)).await;
@@ -117,7 +137,7 @@ const PARENTS: usize = 2;
 /// Whether the sidecar follows enough of the processes besides this one.
 fn follows_others(sidecar: &Instance<'_>, this: &Told<'_>, all: &[Told<'_>]) -> bool {
     let others = all.iter().filter(|other| other.status.kind == this.status.kind && other.process != this.process);
-    others.filter(|other| other.status.followers.iter().any(|follower| sidecar.is(follower))).count() >= PARENTS
+    others.filter(|other| other.is_followed_by(sidecar)).count() >= PARENTS
 }
 
 fn positions(told: &Told<'_>, all: &[Told<'_>], sidecars: &[Instance<'_>]) -> Finding {
@@ -125,16 +145,16 @@ fn positions(told: &Told<'_>, all: &[Told<'_>], sidecars: &[Instance<'_>]) -> Fi
     let head = pair(status.head.as_ref());
     // Attestors are the identity service's affair alone.
     let expected = if status.kind == kind::ATTESTATION { &[] } else { sidecars };
-    let missing = expected.iter().filter(|sidecar| !status.followers.iter().any(|follower| sidecar.is(follower)));
+    let missing = expected.iter().filter(|sidecar| !told.is_followed_by(sidecar));
     let missing = missing.filter(|sidecar| !follows_others(sidecar, told, all));
-    let missing = missing.map(|missing| format!("{} does not follow", missing.sidecar.name));
-    let behind = status.followers.iter().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
+    let missing = missing.map(|missing| told.missing(missing));
+    let behind = told.connected().filter(|follower| pair(follower.acknowledged.as_ref()) < head);
     let behind =
         behind.map(|follower| format!("{} is at {}", who(follower, sidecars), shown(follower.acknowledged.as_ref())));
     let problems: Vec<_> = missing.chain(behind).collect();
     let head = shown(status.head.as_ref());
     if problems.is_empty() {
-        let count = status.followers.len();
+        let count = told.connected().count();
         return Finding::ok(
             "replication",
             &told.subject,
@@ -306,6 +326,18 @@ mod tests {
             (finding.ok, finding.detail.as_str()),
             (false, "refused by media-us-east: record acme: not a tenant")
         );
+    }
+
+    #[test]
+    fn one_that_refused_and_went_does_not_follow_and_its_reason_is_named() {
+        let gone = FollowerStatus { connected_unix_seconds: 0, ..follower(8, "6.1: refused as poisoned") };
+        let finding = alone(vec![gone.clone()], &named(&sidecar()));
+        assert_eq!(
+            (finding.ok, finding.detail.as_str()),
+            (false, "head is 5.9, but media-us-east does not follow: it refused 6.1: refused as poisoned")
+        );
+        let finding = alone(vec![gone], &[]);
+        assert_eq!((finding.ok, finding.detail.as_str()), (true, "3 records at 5.9, with all of 0 followers"));
     }
 
     #[test]

@@ -96,6 +96,7 @@ async fn everybody_knows(mesh: &Mesh, answer: &IssueResponse) -> bool {
         let knows = followers.is_some_and(|kind| {
             kind.followers
                 .iter()
+                .filter(|follower| follower.connected_unix_seconds != 0)
                 .all(|follower| follower.acknowledged.as_ref().is_some_and(|at| (at.epoch, at.revision) >= wanted))
         });
         if knows || Instant::now() > until {
