@@ -323,10 +323,8 @@ impl<V: Value> Machine<V> {
             .as_ref()
             .is_none_or(|(value, as_of)| *as_of < at && (as_of.epoch != epoch || value.revision() < revision));
         let Some(raw) = value else {
-            if older {
-                if self.writer.remove(&key) && at >= self.coverage.since() {
-                    self.writer.put_absent(Name::Key(key.as_str().into()));
-                }
+            if older && self.writer.remove(&key) && at >= self.coverage.since() {
+                self.writer.put_absent(Name::Key(key.as_str().into()));
             }
             self.remember(at, key, None);
             return Ok(());
