@@ -47,6 +47,13 @@ impl Digest {
         self.records = self.records.wrapping_sub(1);
     }
 
+    /// Takes in what `other` holds; no key is in both.
+    pub fn merge(&mut self, other: &Self) {
+        self.buckets.iter_mut().zip(other.buckets.iter()).for_each(|(mine, theirs)| *mine = mine.wrapping_add(*theirs));
+        self.counts.iter_mut().zip(other.counts.iter()).for_each(|(mine, theirs)| *mine = mine.wrapping_add(*theirs));
+        self.records = self.records.wrapping_add(other.records);
+    }
+
     /// Number of records held.
     #[must_use]
     pub const fn records(&self) -> u64 {

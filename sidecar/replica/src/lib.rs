@@ -14,6 +14,7 @@ mod follow;
 mod guard;
 mod machine;
 mod on_demand;
+mod parallel;
 mod parent;
 mod persist;
 mod position;

@@ -9,6 +9,7 @@
 mod compare;
 mod incoming;
 mod ledger;
+mod records;
 mod restore;
 mod scrub;
 mod snapshot;
@@ -185,7 +186,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             Some(Response::SnapshotEnd(_)) => self.incoming.as_ref().map_or(0, |incoming| {
                 let replaced = incoming.partial.as_ref().map_or(0, |buckets| buckets.listed().count());
                 let held = self.shared.table.load().as_ref().map_or(0, |table| table.len());
-                incoming.table.len().max(held / BUCKETS * replaced)
+                incoming.records.len().max(held / BUCKETS * replaced)
             }),
             Some(Response::Delta(delta)) => delta.changes.len(),
             Some(Response::SnapshotStart(_) | Response::Heartbeat(_) | Response::GuardRules(_)) | None => 0,

@@ -12,7 +12,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -28,6 +28,8 @@ use crate::{Digest, Position, Value};
 
 const MAGIC: &[u8; 8] = b"TENONST3";
 const FRAME_HEAD_BYTES: usize = 12;
+/// How a `FollowResponse` with a `SnapshotChunk` begins: its field, length-delimited.
+const CHUNK_KEY: u8 = (2 << 3) | 2;
 /// Records of one frame: few enough that writing and reading need little memory.
 const CHUNK_RECORDS: usize = 512;
 /// The file is written anew when what was appended is larger than this part of the snapshot, ...
@@ -60,6 +62,15 @@ pub(crate) enum LoadError {
 /// Where the state of `kind` stands below `dir`.
 pub(crate) fn path(dir: &Path, kind: &str) -> PathBuf {
     dir.join(format!("{kind}.state"))
+}
+
+/// A frame with a chunk of the snapshot, not read yet.
+pub(crate) struct Chunk {
+    number: u64,
+    /// Where the message begins.
+    at: u64,
+    length: usize,
+    checksum: u64,
 }
 
 /// Reads a state file, a frame at a time.
@@ -128,6 +139,42 @@ impl Reader {
             self.snapshot_end = Some(self.end);
         }
         Ok(response)
+    }
+
+    /// Where the chunks are that come next, so that several threads can read them.
+    pub(crate) fn chunks(&mut self) -> Result<Vec<Chunk>, LoadError> {
+        let file = self.input.get_ref();
+        let size = file.metadata().map_err(LoadError::Read)?.len();
+        let mut chunks = Vec::new();
+        loop {
+            let mut begin = [0; FRAME_HEAD_BYTES + 1];
+            match file.read_exact_at(&mut begin, self.end) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                read => read.map_err(LoadError::Read)?,
+            }
+            let [a, b, c, d, checksum @ .., key] = begin;
+            let (at, length) = (self.end + FRAME_HEAD_BYTES as u64, u32::from_le_bytes([a, b, c, d]));
+            let end = at + u64::from(length);
+            if key != CHUNK_KEY || end > size {
+                break; // It is not for us to say what that is.
+            }
+            let (number, checksum) = (self.frames, u64::from_le_bytes(checksum));
+            chunks.push(Chunk { number, at, length: length as usize, checksum });
+            self.frames += 1;
+            self.end = end;
+        }
+        self.input.seek(SeekFrom::Start(self.end)).map_err(LoadError::Read)?;
+        Ok(chunks)
+    }
+
+    pub(crate) fn chunk(&self, chunk: &Chunk) -> Result<SnapshotChunk, LoadError> {
+        let mut frame = vec![0; chunk.length];
+        self.input.get_ref().read_exact_at(&mut frame, chunk.at).map_err(LoadError::Read)?;
+        if checksum_of(&frame, chunk.number) != chunk.checksum {
+            return Err(LoadError::Damaged);
+        }
+        let response = FollowResponse::decode(Bytes::from(frame)).map_err(|_| LoadError::Damaged)?.response;
+        if let Some(Response::SnapshotChunk(chunk)) = response { Ok(chunk) } else { Err(LoadError::Damaged) }
     }
 
     fn read(&mut self) -> Result<Option<Response>, LoadError> {

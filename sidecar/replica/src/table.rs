@@ -33,7 +33,7 @@ pub struct Table<V> {
 impl<V: Value> Table<V> {
     #[cfg(test)]
     pub(crate) fn new() -> Self {
-        Builder::default().finish()
+        Builder::finish(Vec::new(), 1).0
     }
 
     /// The record of `key`.

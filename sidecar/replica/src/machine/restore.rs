@@ -1,12 +1,16 @@
 //! What the last run left.
 
+use ahash::RandomState;
 use tenon_proto::replication::v1::{GuardRules, follow_response::Response};
 
-use super::{Machine, incoming::Incoming, ledger::apply};
+use super::{Machine, incoming::Complete, ledger::apply, records::Records};
 use crate::{
-    Event, Position, Value,
+    Event, Position, Value, parallel,
     state::{LoadError, Reader, Recording},
 };
+
+/// Pieces of a file for each thread: none waits long for the slowest.
+const PIECES: usize = 4;
 
 impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     /// Starts from a state file, if there is one, before any stream. After an error nothing is held. Returns the file where
@@ -22,22 +26,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     }
 
     fn restore(&mut self, file: &mut Reader) -> Result<(), LoadError> {
-        let mut incoming = Incoming::new(0, file.position, file.view.as_str().into());
         let mut rules = GuardRules::default();
-        let end = loop {
-            match file.next()? {
-                Some(Response::SnapshotChunk(chunk)) => {
-                    chunk.records.into_iter().for_each(|it| incoming.take(it.key, it.revision, it.value, None));
-                }
-                Some(Response::GuardRules(told)) => rules = told,
-                Some(Response::SnapshotEnd(end)) => break end,
-                Some(Response::SnapshotStart(_) | Response::Delta(_) | Response::Heartbeat(_)) | None => {
-                    return Err(LoadError::Damaged);
-                }
-            }
-        };
-        incoming.check(&end, None).map_err(|_| LoadError::Damaged)?;
-        let mut complete = incoming.finish();
+        let mut complete = snapshot(file, &mut rules)?;
         while let Some(recorded) = file.next()? {
             match recorded {
                 Response::Delta(delta) => {
@@ -60,4 +50,35 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         self.install(complete);
         Ok(())
     }
+}
+
+fn snapshot<V: Value>(file: &mut Reader, rules: &mut GuardRules) -> Result<Complete<V>, LoadError> {
+    let mut chunks = file.chunks()?;
+    let end = loop {
+        match file.next()? {
+            Some(Response::GuardRules(told)) => *rules = told,
+            Some(Response::SnapshotEnd(end)) => break end,
+            Some(
+                Response::SnapshotStart(_) | Response::SnapshotChunk(_) | Response::Delta(_) | Response::Heartbeat(_),
+            )
+            | None => return Err(LoadError::Damaged),
+        }
+        chunks.extend(file.chunks()?);
+    };
+    let (threads, hasher) = (parallel::threads(), RandomState::new());
+    let each = chunks.len().div_ceil(threads * PIECES).max(1);
+    let pieces = parallel::each(threads, chunks.chunks(each).collect(), |chunks| {
+        let mut records = Records::new(hasher.clone());
+        for chunk in chunks {
+            let taken = file.chunk(chunk)?.records;
+            taken.into_iter().for_each(|it| records.take(it.key, it.revision, it.value, None));
+        }
+        Ok(records)
+    });
+    let pieces = pieces.into_iter().collect::<Result<_, LoadError>>()?;
+    let (table, digest, refused) = Records::finish(pieces, threads);
+    let (position, view) = (file.position, file.view.as_str().into());
+    let complete = Complete { position, view, partial: None, elsewhere: false, table, digest, refused };
+    complete.check(&end, None).map_err(|_| LoadError::Damaged)?;
+    Ok(complete)
 }

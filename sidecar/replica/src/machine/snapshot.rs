@@ -94,7 +94,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
                 let error = format!("the snapshot has {key:?}, which is in none of its buckets");
                 return Err(Break::Refused { position: incoming.position, error });
             }
-            incoming.take(key, revision, value, held.as_deref());
+            incoming.records.take(key, revision, value, held.as_deref());
         }
         Ok(None)
     }
@@ -110,13 +110,13 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         };
         let asked = self.streams[parent].asked.take();
         let (offered, repaired) = (incoming.position, asked.as_ref().is_some_and(|asked| !asked.resume));
-        if let Err(error) = incoming.check(end, asked.as_ref()) {
-            self.streams[parent].whole = incoming.partial.is_some();
+        let mut complete = incoming.finish();
+        if let Err(error) = complete.check(end, asked.as_ref()) {
+            self.streams[parent].whole = complete.partial.is_some();
             return Err(Break::Refused { position: offered, error });
         }
-        let checked = self.guard_snapshot(&incoming, end.records, now);
+        let checked = self.guard_snapshot(&complete, end.records, now);
         self.guarded(parent, offered, checked)?;
-        let mut complete = incoming.finish();
         self.catch_up(&mut complete)?;
 
         let position = complete.position;
@@ -141,15 +141,15 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         Ok(Some(self.answer(position)))
     }
 
-    fn guard_snapshot(&self, incoming: &Incoming<V>, offered: u64, now: Now) -> Result<(), String> {
+    fn guard_snapshot(&self, complete: &Complete<V>, offered: u64, now: Now) -> Result<(), String> {
         let ledger = self.shared.ledger();
         let table = self.shared.table.load();
         let held = |key: &str| {
             ledger.refused.contains_key(key) || table.as_ref().is_some_and(|table| table.get(key).is_some())
         };
-        let has = |key: &str| match &incoming.partial {
+        let has = |key: &str| match &complete.partial {
             Some(buckets) if !buckets.has(key) => held(key),
-            _ => incoming.has(key),
+            _ => complete.has(key),
         };
         self.guarding.snapshot(ledger.digest.records(), offered, now, has)
     }

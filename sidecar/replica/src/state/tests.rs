@@ -39,7 +39,11 @@ fn read(path: &Path) -> Result<(Vec<Response>, bool), LoadError> {
     let mut reader = Reader::open(path, "tenant")?.ok_or(LoadError::Damaged)?;
     assert_eq!((reader.position, reader.view.as_str()), (Position::new(3, 9), "v"));
     let mut all = Vec::new();
-    while let Some(response) = reader.next()? {
+    loop {
+        for chunk in reader.chunks()? {
+            all.push(Response::SnapshotChunk(reader.chunk(&chunk)?));
+        }
+        let Some(response) = reader.next()? else { break };
         all.push(response);
     }
     match reader.snapshot_end {

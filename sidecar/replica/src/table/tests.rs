@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use ahash::RandomState;
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -102,8 +103,9 @@ fn check(table: &Table<Named>, model: &BTreeMap<String, Named>) -> Result<(), Te
 proptest! {
     #[test]
     fn it_holds_what_a_simple_map_would(before in steps(), after in steps()) {
-        let mut model = BTreeMap::new();
-        let mut builder = Builder::default();
+        let (mut model, mut replaced) = (BTreeMap::new(), Vec::new());
+        let hasher = RandomState::new();
+        let mut pieces = vec![Builder::new(hasher.clone())];
         let mut revisions = 1..;
         let mut value = |key: u8, names: &[u8]| {
             let names: Vec<_> = names.iter().map(|name| format!("n{name}")).collect();
@@ -112,13 +114,19 @@ proptest! {
         for step in &before {
             if let Step::Insert(key, names) = step {
                 let value = value(*key, names);
-                model.insert(value.key().to_owned(), value.clone());
-                builder.insert(value);
+                replaced.extend(model.insert(value.key().to_owned(), value.clone()));
+                let piece = pieces.last_mut().unwrap();
+                piece.push(value);
+                let key = format!("k{key}");
+                prop_assert!(piece.has(&key));
+            } else {
+                pieces.push(Builder::new(hasher.clone()));
             }
         }
-        prop_assert_eq!(builder.len(), model.len());
-        let table = builder.finish();
+        let (table, old) = Builder::finish(pieces, 2);
         check(&table, &model)?;
+        let revisions = |values: Vec<Named>| values.iter().map(Value::revision).collect::<BTreeSet<_>>();
+        prop_assert_eq!(revisions(old), revisions(replaced));
         for step in &after {
             match step {
                 Step::Insert(key, names) => {
