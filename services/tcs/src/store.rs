@@ -215,7 +215,15 @@ impl Shared {
         for _ in 0..ATTEMPTS {
             let head = self.read().position();
             let (plan, outcome) = match decide(Arc::clone(&self), head).await? {
-                Decision::Stands(outcome) => return Ok(outcome),
+                Decision::Stands(outcome) => {
+                    // It may stand no longer, by what others have written: that would be a write that is lost.
+                    match self.journal.append_at(head, Vec::new()).await {
+                        Ok(_) => return Ok(outcome),
+                        Err(AppendError::Moved { actual }) => self.catch_up(head, actual).await?,
+                        Err(error) => return Err(error.into()),
+                    }
+                    continue;
+                }
                 Decision::Write(plan, outcome) => (Arc::new(plan), outcome),
             };
             let writes = if plan.is_large() {

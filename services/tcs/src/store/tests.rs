@@ -232,6 +232,23 @@ async fn a_write_that_another_writer_outran_is_decided_anew() {
     assert!(matches!(store.delete("a".to_owned()).await, Err(StoreError::Contended)));
 }
 
+#[tokio::test]
+async fn what_stands_already_is_written_when_another_writer_has_changed_it_meanwhile() {
+    let Fixture { journal, guards, _dir, .. } = fixture().await;
+    let contended = Arc::new(Contended { journal, left: AtomicUsize::new(0) });
+    let store = open(&(Arc::clone(&contended) as Arc<dyn Journal>), &guards).await;
+    store.import(import([tenant("a", &[])])).await.unwrap();
+    contended.left.store(1, Ordering::Relaxed);
+    assert_eq!(store.import(import([tenant("a", &[])])).await.unwrap().revision, 3);
+    assert_eq!(store.get("a").await.unwrap().realm, "");
+
+    // The other one activates it while it is suspended once more.
+    store.set_status("a".to_owned(), Status::Suspended).await.unwrap();
+    contended.left.store(1, Ordering::Relaxed);
+    assert_eq!(store.set_status("a".to_owned(), Status::Suspended).await.unwrap().revision, 6);
+    assert_eq!(store.get("a").await.unwrap().status(), Status::Suspended);
+}
+
 /// Two stores over one journal, as two processes have it with a store over the network.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_writers_at_once_lose_nothing_and_give_no_host_to_two_tenants() {
