@@ -17,7 +17,7 @@ use async_nats::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::ports::Ports;
+use super::ports::Ports;
 
 /// How long a cluster may take until all of its nodes answer.
 const STARTING: Duration = Duration::from_secs(30);

@@ -7,6 +7,7 @@
 mod checkpoint;
 mod cursor;
 mod log;
+mod names;
 mod replace;
 mod replicator;
 mod wire;
@@ -28,6 +29,8 @@ use tokio::{
 
 pub(crate) use cursor::Cursor;
 use log::Log;
+use mesh_config::names::TrustDomain;
+use names::Mesh;
 pub use replace::ReplaceError;
 use replicator::{Alarm, Parts, Replicator};
 use write::{DEADLINE, Request, Stage};
@@ -49,11 +52,13 @@ const CHECKPOINT_BYTES: u64 = 16 << 20;
 /// Writes that may wait.
 const WAITING: usize = 4096;
 
-/// The journals of one NATS cluster. Cheap to clone; the tasks behind it end with the last clone and the last journal.
+/// The journals of one mesh in a NATS cluster, which other meshes may use as well. Cheap to clone; the tasks behind it end with the last clone and the last journal.
 #[derive(Clone, Debug)]
 pub struct Nats {
     client: Client,
     servers: Servers,
+    /// Whose journals: in the names of streams and folders.
+    mesh: Mesh,
     folder: Arc<PathBuf>,
     options: Options,
     checkpoint_bytes: u64,
@@ -61,13 +66,21 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Begins to connect. What is held in the folder `local` is served until that succeeds.
+    /// Begins to connect. What is held of the mesh in the folder `local` is served until that succeeds. No other mesh than
+    /// that of `trust_domain` is ever read or written.
     ///
     /// # Errors
     /// [`OpenError`] when the folder cannot be used, or no address is one.
-    pub async fn connect(servers: &Servers, local: &Path, options: Options) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Failed { path: local.to_owned(), source: redb::Error::Io(source) };
-        std::fs::create_dir_all(local).map_err(failed)?;
+    pub async fn connect(
+        servers: &Servers,
+        trust_domain: &TrustDomain,
+        local: &Path,
+        options: Options,
+    ) -> Result<Self, OpenError> {
+        let mesh = Mesh::of(trust_domain);
+        let local = local.join(mesh.safe());
+        let failed = |source| OpenError::Failed { path: local.clone(), source: redb::Error::Io(source) };
+        std::fs::create_dir_all(&local).map_err(failed)?;
         let addresses: Result<Vec<async_nats::ServerAddr>, _> =
             servers.iter().map(|server| format!("nats://{server}").parse()).collect();
         let client = ConnectOptions::new()
@@ -79,9 +92,9 @@ impl Nats {
             .connect(addresses.map_err(failed)?)
             .await
             .map_err(|error| failed(std::io::Error::other(error)))?;
-        let (servers, folder) = (servers.clone(), Arc::new(local.to_owned()));
+        let (servers, folder) = (servers.clone(), Arc::new(local));
         let checkpoint_bytes = CHECKPOINT_BYTES;
-        Ok(Self { client, servers, folder, options, checkpoint_bytes, kinds: Arc::default() })
+        Ok(Self { client, servers, mesh, folder, options, checkpoint_bytes, kinds: Arc::default() })
     }
 
     /// Checkpoints are stored once the log has grown by so many bytes, and by more than twice the records; 16 MiB unless
@@ -125,7 +138,7 @@ impl Nats {
 
     async fn begin(&self, kind: &'static str) -> Result<Arc<NatsJournal>, OpenError> {
         let path = self.folder.join(format!("{kind}.redb"));
-        let log = Log::new(&log::context(self.client.clone()), kind)
+        let log = Log::new(&log::context(self.client.clone()), &self.mesh, kind)
             .map_err(|error| OpenError::Unreachable { store: self.servers.to_string(), why: error.to_string() })?;
         let (file, options) = (path.clone(), self.options);
         let held = blocking(move || Replicated::open(&file, kind, options)).await?;

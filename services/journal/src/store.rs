@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use mesh_config::names::TrustDomain;
+
 use crate::{Embedded, Journal, Nats, OpenError, Options};
 
 /// The port of a NATS server that names none.
@@ -45,7 +47,8 @@ pub enum Journals {
     Nats(Nats),
 }
 
-/// Opens a store.
+/// Opens a store for the mesh of `trust_domain`. A NATS cluster holds each mesh apart from all others, and a log of another
+/// one is refused; an embedded store is a file of one mesh, whose it is is not looked at.
 ///
 /// `local` is a folder for what this process holds of a store that is elsewhere; nobody else may use it, and it can be
 /// deleted while the process is down: then it is fetched again. An embedded store does not touch it.
@@ -54,13 +57,18 @@ pub enum Journals {
 ///
 /// # Errors
 /// [`OpenError`]
-pub async fn open(store: &Store, local: &Path, options: Options) -> Result<Journals, OpenError> {
+pub async fn open(
+    store: &Store,
+    trust_domain: &TrustDomain,
+    local: &Path,
+    options: Options,
+) -> Result<Journals, OpenError> {
     Ok(match store {
         Store::Embedded(path) => {
             let path = path.clone();
             Journals::Embedded(crate::embedded::blocking(move || Embedded::open_with(&path, options)).await?)
         }
-        Store::Nats(servers) => Journals::Nats(Nats::connect(servers, local, options).await?),
+        Store::Nats(servers) => Journals::Nats(Nats::connect(servers, trust_domain, local, options).await?),
     })
 }
 

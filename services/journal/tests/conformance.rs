@@ -7,6 +7,8 @@
 mod backend;
 #[path = "conformance/faults.rs"]
 mod faults;
+#[path = "conformance/meshes.rs"]
+mod meshes;
 #[path = "conformance/model.rs"]
 mod model;
 // The harness of the integration tests, which this crate cannot import.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store};
-use mesh_config::names::control_plane;
+use mesh_config::names::{TrustDomain, control_plane};
 use mesh_identity::{
     Identity,
     grpc::{Rpc, Server},
@@ -72,8 +72,9 @@ pub enum ServeError {
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
     let Config { listener, store, state_dir, folder, identity } = config;
-    let journals = open(&store, &state_dir).await?;
-    let engine = Arc::new(Engine::open(identity.id().trust_domain().clone(), journals.clone()).await?);
+    let trust_domain = identity.id().trust_domain().clone();
+    let journals = open(&store, &trust_domain, &state_dir).await?;
+    let engine = Arc::new(Engine::open(trust_domain, journals.clone()).await?);
     // Before anybody is served: who starts together with this service shall not meet an empty policy.
     let mut watcher = Watcher::new(Arc::clone(&engine), folder);
     watcher.first_look().await;
@@ -90,7 +91,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     outcome.map_err(ServeError::Server)
 }
 
-async fn open(store: &Store, state_dir: &Path) -> Result<Journals, OpenError> {
+async fn open(store: &Store, trust_domain: &TrustDomain, state_dir: &Path) -> Result<Journals, OpenError> {
     // What is rewritten whole each time would push the past of the records out.
     let beside = match store {
         Store::Embedded(file) => {
@@ -100,8 +101,8 @@ async fn open(store: &Store, state_dir: &Path) -> Result<Journals, OpenError> {
         }
         Store::Nats(servers) => Store::Nats(servers.clone()),
     };
-    let store = journal::open(store, &state_dir.join("journal"), RETAINED).await?;
-    let sources = journal::open(&beside, &state_dir.join("journal-sources"), RETAINED_SOURCES).await?;
+    let store = journal::open(store, trust_domain, &state_dir.join("journal"), RETAINED).await?;
+    let sources = journal::open(&beside, trust_domain, &state_dir.join("journal-sources"), RETAINED_SOURCES).await?;
     Ok(Journals {
         allowlists: store.kind(kind::ALLOWLIST).await?,
         routes: store.kind(kind::ROUTE).await?,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, RelaySource, ReplicationService};
-use mesh_config::names::{ServiceName, control_plane};
+use mesh_config::names::{ServiceName, TrustDomain, control_plane};
 use mesh_identity::Identity;
 use mesh_identity::grpc::{self, Rpc, Server};
 use mesh_identity::tls::Clients;

@@ -59,6 +59,7 @@ pub(super) async fn store(
         revision: cursor.head,
         at_unix_ms,
         log_bytes,
+        mesh: log.mesh(),
         ..Checkpoint::default()
     };
     let (mut chunk, mut bytes) = (Records::default(), 0);
@@ -139,6 +140,7 @@ pub(super) async fn load(
     options: Options,
     cursor: Cursor,
 ) -> Result<Replicated, CheckpointError> {
+    log.ours(&checkpoint.mesh)?;
     let file = path.to_owned();
     let replicated = blocking(move || Replicated::create(&file, kind, options, cursor)).await?;
     let mut chunks = log.chunks(checkpoint.chunks.clone());

@@ -2,12 +2,13 @@
 //!
 //! | stream | subject | what |
 //! | --- | --- | --- |
-//! | `TENON_KIND` | `tenon.KIND.log` | commits |
-//! | | `tenon.KIND.part` | writes of commits that are larger than a message |
-//! | `TENON_KIND_CHECKPOINTS` | `tenon.KIND.checkpoint` | manifests |
-//! | | `tenon.KIND.chunk` | records |
+//! | `TENON_MESH_KIND` | `tenon.MESH.KIND.log` | commits |
+//! | | `tenon.MESH.KIND.part` | writes of commits that are larger than a message |
+//! | `TENON_MESH_KIND_CHECKPOINTS` | `tenon.MESH.KIND.checkpoint` | manifests |
+//! | | `tenon.MESH.KIND.chunk` | records |
 //!
-//! The servers publish each commit that is stored once more, to `tenon.KIND.committed`, so that replicas hear of it at once.
+//! The servers publish each commit that is stored once more, to `tenon.MESH.KIND.committed`, so that replicas hear of it
+//! at once.
 
 use std::time::Duration;
 
@@ -24,7 +25,10 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
 
-use super::wire::{self, Commit, Manifest, Parts};
+use super::{
+    names::{Mesh, Names},
+    wire::{self, Commit, Manifest, Parts},
+};
 use crate::Cause;
 
 /// For how long one question to the servers waits.
@@ -47,17 +51,6 @@ pub(super) struct Log {
     names: Names,
 }
 
-#[derive(Clone, Debug)]
-struct Names {
-    stream: String,
-    checkpoint_stream: String,
-    commits: String,
-    parts: String,
-    committed: String,
-    manifests: String,
-    chunks: String,
-}
-
 /// What asking the servers came to.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LogError {
@@ -74,6 +67,9 @@ pub(super) enum LogError {
     NoStream,
     #[error("the NATS cluster refuses: {0}")]
     Refused(String),
+    /// Nothing of it was used.
+    #[error("stream {stream} is of the mesh {found:?}, and this is {own}")]
+    AnotherMesh { stream: String, found: String, own: String },
     #[error("message {sequence} of the log is not one of ours")]
     Damaged {
         sequence: u64,
@@ -91,18 +87,8 @@ pub(super) enum Sent {
 }
 
 impl Log {
-    pub(super) fn new(context: &Context, kind: &str) -> Result<Self, LogError> {
-        let subject = |part: &str| format!("tenon.{kind}.{part}");
-        let stream = format!("TENON_{}", kind.to_ascii_uppercase());
-        let names = Names {
-            checkpoint_stream: format!("{stream}_CHECKPOINTS"),
-            stream,
-            commits: subject("log"),
-            parts: subject("part"),
-            committed: subject("committed"),
-            manifests: subject("checkpoint"),
-            chunks: subject("chunk"),
-        };
+    pub(super) fn new(context: &Context, mesh: &Mesh, kind: &str) -> Result<Self, LogError> {
+        let names = Names::of(mesh, kind);
         let handle = |name: &str| {
             let handle = futures_util::FutureExt::now_or_never(context.get_stream_no_info(name));
             handle.and_then(Result::ok).ok_or_else(|| LogError::Refused(format!("{name} cannot name a stream")))
@@ -117,6 +103,19 @@ impl Log {
 
     pub(super) fn stream(&self) -> &str {
         &self.names.stream
+    }
+
+    /// The trust domain of the mesh that this is the log of, as its beginning and checkpoints say it.
+    pub(super) fn mesh(&self) -> String {
+        self.names.mesh.trust_domain().to_owned()
+    }
+
+    /// Refuses what says that it is of another mesh.
+    pub(super) fn ours(&self, mesh: &str) -> Result<(), LogError> {
+        if mesh == self.names.mesh.trust_domain() {
+            return Ok(());
+        }
+        Err(LogError::AnotherMesh { stream: self.names.stream.clone(), found: mesh.to_owned(), own: self.mesh() })
     }
 
     /// Hears of each commit that is stored, most of the time.
@@ -139,7 +138,7 @@ impl Log {
 
     /// Makes both streams where they are missing.
     pub(super) async fn create(&self) -> Result<(), LogError> {
-        let Names { stream, checkpoint_stream, commits, parts, committed, manifests, chunks } = &self.names;
+        let Names { stream, checkpoint_stream, commits, parts, committed, manifests, chunks, .. } = &self.names;
         let config = |name: &String, subjects: [&String; 2]| Config {
             name: name.clone(),
             subjects: subjects.map(String::clone).to_vec(),

@@ -1,5 +1,7 @@
 //! A restored store takes the place of what a cluster holds.
 
+use futures_util::TryStreamExt as _;
+
 use super::{
     Cursor, Nats,
     checkpoint::{self, CheckpointError},
@@ -44,7 +46,7 @@ impl Nats {
     }
 
     fn log(&self, kind: &'static str) -> Result<Log, ReplaceError> {
-        Log::new(&log::context(self.client.clone()), kind)
+        Log::new(&log::context(self.client.clone()), &self.mesh, kind)
             .map_err(|source| ReplaceError { stream: kind.to_owned(), source: source.into() })
     }
 }
@@ -55,7 +57,8 @@ async fn replace(log: &Log, from: &dyn Journal) -> Result<Position, Cause> {
     let history = from.history().await?;
     let epoch = now_unix_ms().max(before.map_or(0, |before| before.epoch) + 1).max(history.position.epoch);
     let identity = rand::random_range(1..=u64::MAX);
-    let head = history.position.revision;
+    // No revision is used twice, whatever was written since `from` was made.
+    let head = history.position.revision.max(before.map_or(0, |before| before.revision));
     let cursor = Cursor { log: identity, epoch, sequence: 0, id: rand::random(), head };
     let stored = checkpoint::store(log, cursor, now_unix_ms(), 0, history.parts).await;
     let checkpoint = stored.map_err(|error: CheckpointError| Cause::from(error))?;
@@ -70,6 +73,7 @@ async fn replace(log: &Log, from: &dyn Journal) -> Result<Position, Cause> {
             first_revision: head + 1,
             at_unix_ms: now_unix_ms(),
             replaced: Some(Replaced { manifest }),
+            mesh: log.mesh(),
             ..Commit::default()
         };
         let Sent::At(sequence) = log.commit(after, commit.encode()).await? else { continue };
@@ -94,7 +98,7 @@ async fn named(log: &Log, manifest: Manifest) -> Result<u64, Cause> {
 
 /// The last message of the log, and a position that is not before any that counts.
 async fn last(log: &Log) -> Result<(u64, Option<Position>), LogError> {
-    match log.info().await {
+    let info = match log.info().await {
         Err(LogError::NoStream) => return Ok((0, None)),
         other => other?,
     };
@@ -102,8 +106,21 @@ async fn last(log: &Log) -> Result<(u64, Option<Position>), LogError> {
     if sequence == 0 {
         return Ok((0, None));
     }
+    refuse_another_mesh(log, info.state.first_sequence, sequence).await?;
     let commit = log.commit_at(sequence).await?;
     Ok((sequence, Some(Position::new(commit.epoch, log.last_revision(&commit).await?))))
+}
+
+/// What is of another mesh is not replaced either.
+async fn refuse_another_mesh(log: &Log, first: u64, last: u64) -> Result<(), LogError> {
+    if let Some((_, commit)) = log.read(first, last).try_next().await?
+        && (commit.after == 0 || commit.replaced.is_some())
+    {
+        log.ours(&commit.mesh)?;
+    }
+    // Where the log was trimmed, its beginning is a checkpoint. One that cannot be read stands in the way of nothing here.
+    let Ok((_, manifest)) = log.manifest().await else { return Ok(()) };
+    manifest.checkpoints.iter().try_for_each(|kept| log.ours(&kept.mesh))
 }
 
 fn failed(log: &Log, source: Cause) -> ReplaceError {

@@ -5,11 +5,7 @@
 
 mod reading;
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::Client;
 use tokio::{
@@ -53,6 +49,11 @@ pub(super) enum Alarm {
     Another(String),
     #[error("stream {stream} has lost what came after {held}, and there is no checkpoint of it; restore a backup")]
     Hole { stream: String, held: u64 },
+    #[error(
+        "stream {stream} is the log of the mesh {found:?}, and this is {own}: nothing of it is read or written; delete it, \
+         and restore a backup of {own} into the cluster"
+    )]
+    AnotherMesh { stream: String, found: String, own: String },
     #[error("stream {stream} is damaged: {why}; restore a backup into the cluster")]
     Damaged { stream: String, why: String },
 }
@@ -61,7 +62,7 @@ pub(super) enum Alarm {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
-    Log(#[from] LogError),
+    Log(LogError),
     #[error("the local store cannot be written")]
     Local(#[from] redb::Error),
     #[error(transparent)]
@@ -70,6 +71,20 @@ pub(super) enum Failure {
     Alarm(#[from] Alarm),
     #[error("the checkpoint cannot be read")]
     Checkpoint(#[source] Cause),
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::AnotherMesh { stream, found, own } => Alarm::AnotherMesh { stream, found, own }.into(),
+            other @ (LogError::Unavailable(_)
+            | LogError::Silent(_)
+            | LogError::Missing(_)
+            | LogError::NoStream
+            | LogError::Refused(_)
+            | LogError::Damaged { .. }) => Self::Log(other),
+        }
+    }
 }
 
 /// What a replicator is made of.
@@ -279,6 +294,7 @@ impl Replicator {
             id: rand::random(),
             first_revision: 1,
             at_unix_ms: now_unix_ms(),
+            mesh: self.log.mesh(),
             ..Commit::default()
         };
         self.log.commit(0, commit.encode()).await?;
@@ -378,6 +394,5 @@ impl Replicator {
 }
 
 pub(super) fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(mesh_identity::clock::since_epoch().as_millis()).unwrap_or(u64::MAX)
 }

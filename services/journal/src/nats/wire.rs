@@ -33,6 +33,9 @@ pub(super) struct Commit {
     /// The records are replaced by those of a checkpoint, at which another epoch begins.
     #[prost(message, optional, tag = "9")]
     pub(super) replaced: Option<Replaced>,
+    /// Trust domain of the mesh whose log this is: in the first message, and in those that replace everything.
+    #[prost(string, tag = "10")]
+    pub(super) mesh: String,
 }
 
 /// One write of a commit.
@@ -110,6 +113,9 @@ pub(super) struct Checkpoint {
     /// Bytes of the log between the checkpoint before and this one.
     #[prost(uint64, tag = "11")]
     pub(super) log_bytes: u64,
+    /// Trust domain of the mesh whose records these are.
+    #[prost(string, tag = "12")]
+    pub(super) mesh: String,
 }
 
 /// One chunk of a checkpoint.

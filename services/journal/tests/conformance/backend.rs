@@ -11,9 +11,17 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use journal::{AppendError, Journal, Journals, Options, Position, Store, Write};
+use mesh_config::names::TrustDomain;
 use tempfile::TempDir;
 
 use crate::nats::Cluster;
+
+/// The mesh of all tests but those of several.
+pub const MESH: &str = "demo.example";
+
+pub fn mesh(name: &str) -> TrustDomain {
+    TrustDomain::try_from(name).unwrap()
+}
 
 /// Journals of one kind in one place, as several processes open it.
 pub trait Backend: Send + Sync {
@@ -51,7 +59,11 @@ impl Backend for InFile {
                 Some(journals) => journals,
                 None => {
                     let store = Store::Embedded(self.path.clone());
-                    Arc::new(journal::open(&store, Path::new("/nonexistent"), Options::default()).await.unwrap())
+                    Arc::new(
+                        journal::open(&store, &mesh(MESH), Path::new("/nonexistent"), Options::default())
+                            .await
+                            .unwrap(),
+                    )
                 }
             };
             *open = Arc::downgrade(&journals);
@@ -63,6 +75,7 @@ impl Backend for InFile {
 /// Streams of a cluster; each replica holds what it has read in a folder of its own.
 pub struct InCluster {
     store: Store,
+    trust_domain: TrustDomain,
     kind: &'static str,
     pub options: Options,
     dir: TempDir,
@@ -70,8 +83,13 @@ pub struct InCluster {
 
 impl InCluster {
     pub fn new(store: &str, kind: &'static str) -> Self {
-        let store = store.parse().unwrap();
-        Self { store, kind, options: Options::default(), dir: tempfile::tempdir().unwrap() }
+        Self::of(store, MESH, kind)
+    }
+
+    /// Of another mesh.
+    pub fn of(store: &str, trust_domain: &str, kind: &'static str) -> Self {
+        let (store, trust_domain) = (store.parse().unwrap(), mesh(trust_domain));
+        Self { store, trust_domain, kind, options: Options::default(), dir: tempfile::tempdir().unwrap() }
     }
 
     pub fn local(&self, replica: usize) -> PathBuf {
@@ -85,7 +103,8 @@ impl Backend for InCluster {
             let until = Instant::now() + Duration::from_secs(10);
             loop {
                 // The task of the one before may still have the file open.
-                let journals = Arc::new(journal::open(&self.store, &self.local(replica), self.options).await.unwrap());
+                let journals = journal::open(&self.store, &self.trust_domain, &self.local(replica), self.options).await;
+                let journals = Arc::new(journals.unwrap());
                 match journals.kind(self.kind).await {
                     Ok(journal) => return Opened { journal, _journals: journals },
                     Err(journal::OpenError::Held(_)) if Instant::now() < until => {

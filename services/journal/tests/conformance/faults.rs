@@ -10,7 +10,7 @@ use futures_util::{FutureExt as _, StreamExt as _, future::join_all};
 use journal::{AppendError, Expected, Journal, Nats, Options, Store, Write};
 
 use crate::{
-    backend::{Backend as _, InCluster, cluster, insist, reach, single, within},
+    backend::{Backend as _, InCluster, MESH, cluster, insist, mesh, reach, single, within},
     everything_on,
 };
 
@@ -80,7 +80,7 @@ async fn none_half_done(journal: &dyn Journal, failed: &[usize]) {
 
 const PARTS: [&str; 3] = ["x", "y", "z"];
 
-const LED: &str = "TENON_COUNTERS_THAT_TWO_REPLICAS_INCREMENT_BY_COMPARING_LOSE_NOTHING";
+const LED: &str = "TENON_demo=example_COUNTERS_THAT_TWO_REPLICAS_INCREMENT_BY_COMPARING_LOSE_NOTHING";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_whole_suite_holds_while_the_leader_of_a_stream_is_killed_and_comes_back() {
@@ -115,7 +115,7 @@ async fn without_a_majority_writes_fail_in_time_none_half_done_and_everything_go
     let head = first.journal.head().await.unwrap();
     reach(&*second.journal, head).await;
     let mut tail = second.journal.tail(head);
-    let leader = cluster.leader("TENON_TENANT").await.unwrap();
+    let leader = cluster.leader("TENON_demo=example_TENANT").await.unwrap();
     for node in [leader, (leader + 1) % 3] {
         cluster.kill(node).unwrap();
     }
@@ -156,7 +156,7 @@ async fn a_node_that_lost_its_disk_comes_back_and_nothing_is_lost() {
     let backend = InCluster::new(&cluster.store(), "tenant");
     let replica = backend.open(0).await;
     insist(&*replica.journal, vec![put("a", 1)]).await.unwrap();
-    let leader = cluster.leader("TENON_TENANT").await.unwrap();
+    let leader = cluster.leader("TENON_demo=example_TENANT").await.unwrap();
     let follower = (leader + 1) % 3;
     cluster.kill(follower).unwrap();
     cluster.wipe(follower).unwrap();
@@ -179,8 +179,8 @@ async fn a_log_that_is_gone_or_made_anew_or_shorter_is_refused_and_what_was_held
     }
     let head = replica.journal.head().await.unwrap();
     let context = jetstream::new(cluster.client().await.unwrap());
-    context.delete_stream("TENON_TENANT").await.unwrap();
-    alarmed(&*replica.journal, "stream TENON_TENANT is gone").await;
+    context.delete_stream("TENON_demo=example_TENANT").await.unwrap();
+    alarmed(&*replica.journal, "stream TENON_demo=example_TENANT is gone").await;
     let error = replica.journal.append(vec![put("a", 9)]).await.unwrap_err();
     let AppendError::Failed(cause) = &error else { panic!("{error}") };
     assert!(cause.to_string().contains("restore a backup"), "{cause}");
@@ -216,7 +216,7 @@ async fn the_log_is_trimmed_to_its_retention_and_replicas_begin_with_a_checkpoin
     let dir = tempfile::tempdir().unwrap();
     let options = Options { retained_bytes: 64 << 10, ..Options::default() };
     let open = async |name: &str| {
-        let nats = Nats::connect(servers, &dir.path().join(name), options).await.unwrap();
+        let nats = Nats::connect(servers, &mesh(MESH), &dir.path().join(name), options).await.unwrap();
         nats.with_checkpoints_every(32 << 10).kind("tenant").await.unwrap()
     };
     let writing = open("writing").await;
@@ -225,7 +225,8 @@ async fn the_log_is_trimmed_to_its_retention_and_replicas_begin_with_a_checkpoin
     reach(&*behind, writing.head().await.unwrap()).await;
     drop(behind);
     let context = jetstream::new(single.client().await.unwrap());
-    let first_kept = async || context.get_stream("TENON_TENANT").await.unwrap().cached_info().state.first_sequence;
+    let first_kept =
+        async || context.get_stream("TENON_demo=example_TENANT").await.unwrap().cached_info().state.first_sequence;
     let mut number = 0;
     until("the log is trimmed", SOON, async || {
         for _ in 0..10 {
@@ -263,7 +264,7 @@ async fn records_that_are_replaced_begin_another_epoch_for_all_even_for_those_wh
     let expected = restored.snapshot().await.unwrap().records;
     let store: Store = single.store().parse().unwrap();
     let Store::Nats(servers) = &store else { panic!("{store}") };
-    let nats = Nats::connect(servers, &dir.path().join("unused"), Options::default()).await.unwrap();
+    let nats = Nats::connect(servers, &mesh(MESH), &dir.path().join("unused"), Options::default()).await.unwrap();
     assert_eq!(nats.written("tenant").await.unwrap(), Some(before));
     let position = nats.replace("tenant", &*restored).await.unwrap();
     assert!(position.epoch > before.epoch);
@@ -278,8 +279,8 @@ async fn records_that_are_replaced_begin_another_epoch_for_all_even_for_those_wh
 
     // The whole stream is lost, and a backup put in its place.
     let context = jetstream::new(single.client().await.unwrap());
-    context.delete_stream("TENON_TENANT").await.unwrap();
-    alarmed(&*replicas[0].journal, "stream TENON_TENANT is gone").await;
+    context.delete_stream("TENON_demo=example_TENANT").await.unwrap();
+    alarmed(&*replicas[0].journal, "stream TENON_demo=example_TENANT is gone").await;
     assert_eq!(nats.written("tenant").await.unwrap(), None);
     let again = nats.replace("tenant", &*restored).await.unwrap();
     let fresh = backend.open(2).await;

@@ -45,7 +45,7 @@ pub struct BackupKey {
 /// Nothing is changed before the whole backup was read and found good.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace \\\n      --to 2026-11-20T09:30:00Z\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace --to 1204\n\nThe store of a mesh that `tenon up --data DIR` runs is embedded:DIR/tcs/tcs.redb."
+    after_help = "Examples:\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace \\\n      --to 2026-11-20T09:30:00Z\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace --to 1204\n  tenon tcs restore tenants.backup --key-file backup.key --store nats://127.0.0.1:4222 --trust-domain demo.example\n\nThe store of a mesh that `tenon up --data DIR` runs is embedded:DIR/tcs/tcs.redb."
 )]
 pub struct Restore {
     /// The backup.
@@ -57,6 +57,10 @@ pub struct Restore {
     /// The store to make: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
     #[arg(long, value_name = "STORE")]
     pub store: journal::Store,
+    /// Of a NATS cluster: the mesh whose tenants are made or replaced. It may be another one than that of the backup; no other
+    /// mesh of the cluster is touched.
+    #[arg(long, value_name = "NAME", env = "TENON_TRUST_DOMAIN")]
+    pub trust_domain: Option<mesh_config::names::TrustDomain>,
     /// The last revision that is to be in the store, or a time such as 2026-11-20T09:30:00Z: what was written later is
     /// undone. Without it, all that the backup has.
     #[arg(long, value_name = "REVISION|TIME")]

@@ -6,6 +6,7 @@ use journal::{
     Embedded, Nats, Options, Position, Servers,
     backup::{Moment, Replaced, Restored},
 };
+use mesh_config::names::TrustDomain;
 use tenon_proto::kind;
 
 use super::{key::Key, restore::into};
@@ -14,11 +15,12 @@ use crate::failure::{Failure, chain};
 /// What a TCS keeps in a store.
 const KINDS: [&str; 2] = [kind::TENANT_GUARD, kind::TENANT];
 
-/// Replaces the tenants of a cluster, and their guard, by those of a backup. TCS that run take it as they take a write.
+/// Replaces the tenants of a mesh in a cluster, and their guard, by those of a backup. TCS that run take it as they take a write.
 pub(super) async fn restore(
     file: &Path,
     key: &Key,
     servers: &Servers,
+    trust_domain: &TrustDomain,
     to: Moment,
     replace: bool,
 ) -> Result<Restored, Failure> {
@@ -29,17 +31,20 @@ pub(super) async fn restore(
     let unusable = |error: &dyn std::error::Error| {
         Failure::new(chain(error)).next("see that the cluster runs and has a quorum, then repeat it")
     };
-    let nats = Nats::connect(servers, &scratch.path().join("held"), Options::DEFAULT).await;
+    let nats = Nats::connect(servers, trust_domain, &scratch.path().join("held"), Options::DEFAULT).await;
     let nats = nats.map_err(|error| unusable(&error))?;
     let mut replaced = Replaced { epoch: 0, heads: HashMap::new() };
+    let mut present = None;
     for kind in KINDS {
-        if let Some(Position { epoch, revision }) = nats.written(kind).await.map_err(|error| unusable(&error))? {
+        if let Some(written) = nats.written(kind).await.map_err(|error| unusable(&error))? {
+            let Position { epoch, revision } = written;
             replaced.epoch = replaced.epoch.max(epoch);
             replaced.heads.insert(kind.to_owned(), revision);
+            present = Some(written).filter(|_| kind == kind::TENANT && revision > 0).or(present);
         }
     }
-    if let Some(head) = replaced.heads.get(kind::TENANT).filter(|head| **head > 0 && !replace) {
-        return Err(Failure::new(format!("the cluster holds tenants at revision {}.{head}", replaced.epoch)).next(
+    if let Some(present) = present.filter(|_| !replace) {
+        return Err(Failure::new(format!("the cluster holds tenants of {trust_domain} at revision {present}")).next(
             "repeat it with --replace if they are to go, or name another store with --store; nothing has changed",
         ));
     }

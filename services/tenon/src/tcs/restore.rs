@@ -25,10 +25,18 @@ pub async fn run(args: Restore) -> Result<Answer, Failure> {
     let to = args.to.map_or(Moment::Newest, |When(to)| to);
     let restored = match &args.store {
         Store::Embedded(path) => embedded(&args.file, &key, path, to, args.replace)?,
-        Store::Nats(servers) => super::nats::restore(&args.file, &key, servers, to, args.replace).await?,
+        Store::Nats(servers) => {
+            let trust_domain = args.trust_domain.as_ref().ok_or_else(whose)?;
+            super::nats::restore(&args.file, &key, servers, trust_domain, to, args.replace).await?
+        }
     };
     report(&args, &restored)?;
     Ok(Answer::Yes)
+}
+
+fn whose() -> Failure {
+    Failure::usage("--trust-domain is not given, and a NATS cluster may hold the tenants of several meshes")
+        .next("name the mesh whose tenants these are to be: --trust-domain, as its TCS were started with it")
 }
 
 fn embedded(file: &Path, key: &Key, path: &Path, to: Moment, replace: bool) -> Result<Restored, Failure> {

@@ -1,3 +1,5 @@
+mod cluster;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -58,6 +60,7 @@ impl Place {
             store: journal::Store::Embedded(self.path("below/store")),
             to: to.map(|to| to.parse().unwrap()),
             replace,
+            trust_domain: None,
             output: OutputArgs { output: Format::Json },
         })
         .await

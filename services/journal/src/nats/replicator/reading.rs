@@ -94,6 +94,7 @@ impl Replicator {
             batch.add(&commit);
             batch.landed = Some(commit.id);
             if cursor.log == 0 {
+                self.log.ours(&commit.mesh)?;
                 self.apply(std::mem::take(batch)).await?;
                 let (path, kind, options) = (self.path.clone(), self.kind, self.options);
                 let made = blocking(move || Replicated::create(&path, kind, options, next)).await?;
@@ -191,6 +192,7 @@ impl Replicator {
 
     /// All records are replaced, and another epoch begins.
     pub(super) async fn replace(&mut self, sequence: u64, commit: &Commit, manifest: u64) -> Result<(), Failure> {
+        self.log.ours(&commit.mesh)?;
         let manifest = self.log.manifest_at(manifest).await?;
         let Some(checkpoint) = manifest.checkpoints.last() else {
             return Err(self.damaged(sequence, &"its manifest is empty"));
@@ -204,7 +206,7 @@ impl Replicator {
         let incoming = self.path.with_extension("incoming");
         let loaded = checkpoint::load(&self.log, checkpoint, &incoming, self.kind, self.options, cursor).await;
         let loaded = loaded.map_err(|error| match error {
-            CheckpointError::Log(error) => Failure::Log(error),
+            CheckpointError::Log(error) => error.into(),
             CheckpointError::Differs { .. } => self.damaged(checkpoint.sequence, &error),
             CheckpointError::Read(_) | CheckpointError::Open(_) | CheckpointError::Write(_) => {
                 Failure::Checkpoint(error.into())
