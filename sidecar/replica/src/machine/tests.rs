@@ -394,3 +394,4 @@ mod disorder;
 mod guards;
 mod memory;
 mod parents;
+mod restart;
