@@ -283,18 +283,18 @@ impl<V: Value> Machine<V> {
             return Err(refused(position, format!("the delta to {position} has changes of other revisions")));
         }
         let news = self.reached().is_none_or(|reached| position > reached);
-        if news {
+        if news || self.reached().is_some_and(|reached| reached.epoch == position.epoch) {
             self.guarded(&delta, now).map_err(|error| refused(position, error))?;
         }
         let step = self.coverage.delta(parent, delta.previous_revision, position).map_err(gap)?;
         self.streams[parent].behind = false;
         let mut undecodable = None;
-        if news {
-            for change in delta.changes {
-                let (key, revision) = (change.key.clone(), change.revision);
-                if let Err(error) = self.apply(delta.epoch, change) {
-                    undecodable = Some(format!("record {key} at revision {revision}: {error}"));
-                }
+        for change in delta.changes {
+            let (key, revision) = (change.key.clone(), change.revision);
+            if !news {
+                self.gone(delta.epoch, &change);
+            } else if let Err(error) = self.apply(delta.epoch, change) {
+                undecodable = Some(format!("record {key} at revision {revision}: {error}"));
             }
         }
         self.take(step);
@@ -343,6 +343,16 @@ impl<V: Value> Machine<V> {
         }
         self.remember(at, key, Some(value));
         Ok(())
+    }
+
+    /// Lets go of what a change deletes, although another parent has led further: one that passes on the last of several
+    /// changes leaves out that a record came and went.
+    fn gone(&mut self, epoch: u64, change: &Change) {
+        let (at, key) = (Position::new(epoch, change.revision), change.key.as_str());
+        let older = |(value, as_of): &(V, Position)| *as_of < at && value.revision() < change.revision;
+        if change.value.is_none() && self.writer.held(key).as_ref().is_some_and(older) {
+            self.writer.remove(key);
+        }
     }
 
     fn remember(&mut self, at: Position, key: String, value: Option<V>) {

@@ -196,6 +196,20 @@ fn a_tenant_that_was_held_and_is_deleted_is_known_to_be_gone() {
 }
 
 #[test]
+fn a_deletion_that_another_parent_left_out_is_taken_from_the_one_that_tells_it() {
+    let mut it = It::new();
+    it.begins(0, at(10), "media");
+    it.begins(1, at(10), "media");
+    it.delta(0, 10, vec![change("other", 11, Some("x"))]);
+    it.holds("acme", at(11), "media", "active");
+    // A relay that took 11 to 13 at once: it came and went within that.
+    it.delta(1, 10, vec![change("third", 13, Some("x"))]);
+    assert_eq!(it.says("acme").0, "active");
+    it.delta(0, 11, vec![change("acme", 12, None), change("third", 13, Some("x"))]);
+    assert_eq!(it.says("acme").0, "(not held)");
+}
+
+#[test]
 fn what_had_to_go_for_want_of_room_is_not_taken_for_poison() {
     let mut it = It(Machine::new("tenant", 1, 40_000));
     it.begins(0, at(10), "media");
