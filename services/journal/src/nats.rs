@@ -58,7 +58,7 @@ pub struct Nats {
     client: Client,
     servers: Servers,
     /// Whose journals: in the names of streams and folders.
-    mesh: Mesh,
+    mesh: Arc<Mesh>,
     folder: Arc<PathBuf>,
     options: Options,
     checkpoint_bytes: u64,
@@ -77,7 +77,7 @@ impl Nats {
         local: &Path,
         options: Options,
     ) -> Result<Self, OpenError> {
-        let mesh = Mesh::of(trust_domain);
+        let mesh = Arc::new(Mesh::of(trust_domain));
         let local = local.join(mesh.safe());
         let failed = |source| OpenError::Failed { path: local.clone(), source: redb::Error::Io(source) };
         std::fs::create_dir_all(&local).map_err(failed)?;

@@ -29,7 +29,8 @@ pub(super) async fn restore(
             .next("free some space, or set TMPDIR to a folder with room")
     })?;
     let unusable = |error: &dyn std::error::Error| {
-        Failure::new(chain(error)).next("see that the cluster runs and has a quorum, then repeat it")
+        Failure::new(chain(error))
+            .next("see that the cluster runs, with a quorum and no stream of another mesh in the way, then repeat it")
     };
     let nats = Nats::connect(servers, trust_domain, &scratch.path().join("held"), Options::DEFAULT).await;
     let nats = nats.map_err(|error| unusable(&error))?;
