@@ -226,7 +226,9 @@ impl View {
                 Before::Held(held) => views.project(&self.name, &first.key, &held.value).is_some(),
                 Before::Unknown => true,
             };
-            if new.is_some() || was_shown() {
+            // Another parent may have shown what came and went in between.
+            let between = !Arc::ptr_eq(&first, &last);
+            if new.is_some() || between || was_shown() {
                 message.push(&last.key, last.revision, new.as_deref());
             }
         }

@@ -197,3 +197,12 @@ fn what_changes_while_a_view_is_made_is_in_it() {
     assert_eq!(fresh.heartbeat(), fed.view.heartbeat());
     assert_eq!(fresh.revision(), 5);
 }
+
+#[test]
+fn what_came_and_went_is_told_as_gone_since_another_parent_may_have_shown_it() {
+    let mut fed = fed(Settings::default());
+    fed.apply(&[entry(4, "b", Some(b"1".to_vec()))]);
+    fed.apply(&[entry(5, "b", None)]);
+    let changes = fed.delta(3).changes;
+    assert_eq!(changes.iter().map(|it| (it.key.as_str(), it.value.is_some())).collect::<Vec<_>>(), [("b", false)]);
+}
