@@ -1,6 +1,7 @@
 //! Reading a message field by field where it lies, without building it: a sidecar may read a million of them at its start.
 
 use prost::{
+    DecodeError,
     bytes::Buf as _,
     encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
@@ -42,16 +43,16 @@ impl<'m> Fields<'m> {
     }
 
     fn read(&mut self) -> Result<Option<(u32, Field<'m>)>, String> {
-        let broken = |error: prost::DecodeError| error.to_string();
+        let broken = |error: DecodeError| error.to_string();
         while !self.rest.is_empty() {
-            let (tag, wire_type) = decode_key(&mut self.rest).map_err(broken)?;
+            let (tag, wire_type) = self.key().map_err(broken)?;
             match wire_type {
                 WireType::Varint => {
-                    let number = decode_varint(&mut self.rest).map_err(broken)?;
+                    let number = self.varint().map_err(broken)?;
                     return Ok(Some((tag, Field::Number(number))));
                 }
                 WireType::LengthDelimited => {
-                    let length = decode_varint(&mut self.rest).map_err(broken)?;
+                    let length = self.varint().map_err(broken)?;
                     let length = usize::try_from(length).unwrap_or(usize::MAX);
                     let start = self.message.len() - self.rest.len();
                     let bytes = self.rest.get(..length).ok_or_else(|| format!("field {tag} is cut off"))?;
@@ -64,6 +65,28 @@ impl<'m> Fields<'m> {
             }
         }
         Ok(None)
+    }
+
+    /// Nearly all keys are a single byte, ...
+    fn key(&mut self) -> Result<(u32, WireType), DecodeError> {
+        match self.rest {
+            [key @ 8..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok((u32::from(key >> 3), WireType::try_from(u64::from(key & 7))?))
+            }
+            _ => decode_key(&mut self.rest),
+        }
+    }
+
+    /// ... and so are nearly all numbers.
+    fn varint(&mut self) -> Result<u64, DecodeError> {
+        match self.rest {
+            [number @ ..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok(u64::from(*number))
+            }
+            _ => decode_varint(&mut self.rest),
+        }
     }
 }
 
