@@ -173,12 +173,10 @@ impl NatsJournal {
     }
 
     async fn write(&self, at: Option<Position>, writes: Vec<Write>) -> Result<Position, AppendError> {
-        if writes.is_empty() {
-            let head = self.held().map_err(|ReadError(cause)| AppendError::Failed(cause))?.position();
-            return match at.filter(|at| *at != head) {
-                Some(_) => Err(AppendError::Moved { actual: head }),
-                None => Ok(head),
-            };
+        // What was decided at a head goes through the log even when nothing has to be written, as a commit without changes:
+        // who is cut off does not know whether that head still is one.
+        if writes.is_empty() && at.is_none() {
+            return Ok(self.held().map_err(|ReadError(cause)| AppendError::Failed(cause))?.position());
         }
         let (reply, answer) = oneshot::channel();
         let stage = Arc::new(Stage::default());

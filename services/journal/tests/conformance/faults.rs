@@ -121,6 +121,9 @@ async fn without_a_majority_writes_fail_in_time_none_half_done_and_everything_go
     }
 
     let failed = fail_in_time([&first, &second].map(|replica| Arc::clone(&replica.journal))).await;
+    let stands = within(BOUND, "an answer", first.journal.append_at(head, Vec::new())).await;
+    let unknown = matches!(stands, Err(AppendError::Failed(_) | AppendError::Unconfirmed(_)));
+    assert!(unknown, "who is cut off cannot know that the head still is one: {stands:?}");
     for replica in [&first, &second] {
         assert_eq!(value(&*replica.journal, "a").await.as_deref(), Some("1"), "reads go on");
         assert_eq!(replica.journal.head().await.unwrap(), head);
