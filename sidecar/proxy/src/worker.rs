@@ -21,6 +21,7 @@ use sidecar_core::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::mpsc,
+    task::JoinHandle,
     time::{MissedTickBehavior, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -236,6 +237,9 @@ impl Worker {
         let mut prune = tokio::time::interval(PRUNE);
         let mut look = tokio::time::interval(AGAIN);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // One at a time; and whether there are calls that could not be decided yet.
+        let mut asking: Option<JoinHandle<bool>> = None;
+        let mut undecided = false;
         loop {
             tokio::select! {
                 // At once, and not with the next look: a revocation is for now.
@@ -245,8 +249,12 @@ impl Worker {
                     for line in self.open.overdue(tokio::time::Instant::now() - AGAIN) {
                         line.hang_up(deadline_refusal());
                     }
+                    if let Some(asked) = asking.take_if(|asked| asked.is_finished()) {
+                        undecided |= !asked.await.unwrap_or(false);
+                    }
                     // A burst of changes costs one round.
-                    if changes.has_changed().is_ok_and(|changed| changed) {
+                    let changed = changes.has_changed().is_ok_and(|changed| changed);
+                    if changed {
                         changes.mark_unchanged();
                         let now = self.live.outside.tls.version();
                         if now != outsiders {
@@ -254,7 +262,13 @@ impl Worker {
                             self.credentials().forget_clients();
                             self.look_at_callers();
                         }
-                        self.decide_again();
+                    }
+                    if changed || undecided {
+                        let unknown = self.decide_again();
+                        undecided = !unknown.is_empty() && asking.is_some();
+                        if !unknown.is_empty() && asking.is_none() {
+                            asking = Some(tokio::spawn(Arc::clone(&self).ask_again(unknown)));
+                        }
                     }
                 }
             }
@@ -283,7 +297,8 @@ impl Worker {
         }
     }
 
-    fn decide_again(self: &Arc<Self>) {
+    /// Ends what is not allowed any more. Returns the calls of tenants that are not held.
+    fn decide_again(&self) -> Vec<(OpenCall, Wanted)> {
         let mut unknown = Vec::new();
         for call in self.open.snapshot() {
             match self.still(&call, None) {
@@ -292,21 +307,24 @@ impl Worker {
                 Still::Unknown(wanted) => unknown.push((call, wanted)),
             }
         }
-        if !unknown.is_empty() {
-            tokio::spawn(Arc::clone(self).ask_again(unknown));
-        }
+        unknown
     }
 
-    /// Calls of tenants that are not held any more are decided by what the TCS says of them. When that cannot be asked
-    /// they go on: nothing is known against them.
-    async fn ask_again(self: Arc<Self>, unknown: Vec<(OpenCall, Wanted)>) {
+    /// Calls of tenants that are not held any more are decided by what the TCS says of them. While that cannot be asked
+    /// they go on, since nothing is known against them; the answer says whether all were decided.
+    async fn ask_again(self: Arc<Self>, unknown: Vec<(OpenCall, Wanted)>) -> bool {
         let (calls, wanted): (Vec<_>, Vec<_>) = unknown.into_iter().unzip();
         let answers = self.live.tenants.resolve_all(&wanted).await;
+        let mut decided = true;
         for (call, answer) in calls.iter().zip(&answers) {
-            if let Still::Refused(refusal) = self.still(call, Some(answer)) {
-                call.line.hang_up(refusal);
+            match self.still(call, Some(answer)) {
+                Still::Refused(refusal) => call.line.hang_up(refusal),
+                Still::Allowed => {}
+                Still::Unknown(_) => decided = false,
             }
+            decided &= !matches!(answer, Lookup::NotHeld);
         }
+        decided
     }
 
     /// Whether this open call would be allowed now. Its credentials were proven when it began.
