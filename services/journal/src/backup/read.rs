@@ -195,7 +195,7 @@ impl Progress {
     }
 
     fn change(&mut self, revision: u64) -> Result<(), FormatError> {
-        let later = self.revision.unwrap_or(self.head + 1);
+        let later = self.revision.unwrap_or(self.head.saturating_add(1));
         if self.records > 0 || self.changes == 0 || revision >= later || revision <= self.floor {
             return Err(damaged(format!("the change of revision {revision} where it cannot be")));
         }

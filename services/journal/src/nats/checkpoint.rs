@@ -123,7 +123,10 @@ fn first_kept(checkpoints: &[Checkpoint], options: &Options, now_unix_ms: u64) -
     let mut bytes = 0;
     for (index, checkpoint) in checkpoints.iter().enumerate().rev() {
         let old = checkpoint.at_unix_ms.saturating_add(retention) < now_unix_ms;
-        if old || bytes >= options.retained_bytes || head - checkpoint.revision >= options.retained_changes {
+        if old
+            || bytes >= options.retained_bytes
+            || head.saturating_sub(checkpoint.revision) >= options.retained_changes
+        {
             return index;
         }
         bytes += checkpoint.log_bytes;

@@ -142,7 +142,7 @@ impl Commit {
 
     /// The revision of the last write; the one before the first when there are none.
     pub(super) const fn last_revision(&self) -> u64 {
-        (self.first_revision + self.writes.len() as u64).saturating_sub(1)
+        self.first_revision.saturating_add(self.writes.len() as u64).saturating_sub(1)
     }
 }
 

@@ -15,6 +15,9 @@ use tenon_proto::replication::v1::{FollowerStatus, Mode};
 use crate::Position;
 use refusals::{Refusal, Refusals};
 
+/// Characters of the name that a follower gives itself which are kept: names are a service's and a random number.
+const LONGEST_INSTANCE: usize = 256;
+
 /// The followers that are connected now, and what some have refused lately.
 #[derive(Debug, Default)]
 pub(super) struct Followers {
@@ -45,7 +48,7 @@ impl Followers {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let connected = Arc::new(Connected {
             peer,
-            instance: instance.into(),
+            instance: instance.chars().take(LONGEST_INSTANCE).collect::<String>().into(),
             mode,
             since_unix_seconds: since.as_secs(),
             said: Mutex::default(),
