@@ -47,7 +47,7 @@ impl Digest {
         self.records = self.records.wrapping_sub(1);
     }
 
-    /// Takes in what `other` holds; no key is in both.
+    /// Adds each record of `other`. What both hold then counts twice, until it is removed once.
     pub fn merge(&mut self, other: &Self) {
         self.buckets.iter_mut().zip(other.buckets.iter()).for_each(|(mine, theirs)| *mine = mine.wrapping_add(*theirs));
         self.counts.iter_mut().zip(other.counts.iter()).for_each(|(mine, theirs)| *mine = mine.wrapping_add(*theirs));
