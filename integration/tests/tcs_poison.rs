@@ -34,7 +34,8 @@ fn complaints(mesh: &Mesh) -> Vec<String> {
     let printed = mesh.tenon(&["check", "-o", "json"]).expect("tenon runs").stdout;
     let report: serde_json::Value = serde_json::from_slice(&printed).expect("JSON");
     let failed = report["checks"].as_array().expect("a list").iter().filter(|check| check["ok"] == false);
-    failed.map(|check| format!("{} of {}: {}", check["check"], check["subject"], check["detail"])).collect()
+    let said = |check: &serde_json::Value, what: &str| check[what].as_str().unwrap_or_default().to_owned();
+    failed.map(|one| format!("{} of {}: {}", said(one, "check"), said(one, "subject"), said(one, "detail"))).collect()
 }
 
 /// The known accident: a table upstream was empty, and everything below it took it for the truth.
@@ -49,8 +50,17 @@ async fn an_empty_table_upstream_poisons_no_cache() {
     tokio::time::sleep(OUTAGE).await;
     let mut client = changes::operator(tcs[0], &operator);
     assert_eq!(numbers(&mut client).await, Vec::<String>::new(), "the leader has nothing");
+    // An operator sees who refuses what and why, also of those that are between two streams; the relay says so itself.
     let wrong = complaints(&mesh);
-    assert!(wrong.iter().any(|wrong| wrong.contains("tenant")), "{wrong:?}");
+    let refused = wrong.iter().find(|wrong| wrong.starts_with("accepted of tenant at tcs:"));
+    let refused = refused.unwrap_or_else(|| panic!("nobody refuses: {wrong:?}"));
+    for refusing in ["tenon-tcs", "issues-us-east", "media-us-east", "media-eu-west", "wiki-us-east"] {
+        assert!(refused.contains(refusing), "{refusing} says nothing: {refused}");
+    }
+    assert_eq!(refused.matches("refused as poisoned").count(), 5, "{refused}");
+    let alarm =
+        |wrong: &String| wrong.starts_with("alarm of tenant at tcs-2:") && wrong.contains("refused as poisoned");
+    assert!(wrong.iter().any(alarm), "{wrong:?}");
     let logs = mesh.logs();
     for refusing in ["tcs-2", "issues-us-east", "media-us-east", "media-eu-west", "wiki-us-east"] {
         assert!(logs[&format!("{refusing}.log")].contains("refused as poisoned"), "{refusing} says nothing");
