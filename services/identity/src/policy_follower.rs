@@ -44,7 +44,8 @@ impl PolicyFollower {
     ) -> (Self, [JoinHandle<()>; 2]) {
         let (attestors, following_attestors) =
             follow::<Decoded<Attestor>>(kind::ATTESTATION, policy, identity, state_dir.clone(), shutdown);
-        let (routes, following_routes) = follow::<Decoded<Requester>>(kind::ROUTE, policy, identity, state_dir, shutdown);
+        let (routes, following_routes) =
+            follow::<Decoded<Requester>>(kind::ROUTE, policy, identity, state_dir, shutdown);
         (Self { attestors, routes }, [following_attestors, following_routes])
     }
 
@@ -74,8 +75,7 @@ fn follow<V: Value>(
 
 impl Decode for Requester {
     fn decode(key: &str, _: u64, raw: Bytes) -> Result<Self, String> {
-        let route =
-            proto::Route::decode(raw).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
+        let route = proto::Route::decode(raw).map_err(|error| format!("route {key:?} does not decode: {error}"))?;
         Ok(Self { transaction_tokens: route.requests_transaction_tokens })
     }
 }

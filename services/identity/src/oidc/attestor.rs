@@ -95,14 +95,7 @@ impl replica::Decode for Attestor {
             return Err(wrong("its keys must be found over https".to_owned()));
         }
         let rules = rules.into_iter().map(Rule::try_from).collect::<Result<_, _>>().map_err(wrong)?;
-        Ok(Self {
-            keys: KeySet::new(issuer.clone(), jwks_uri),
-            https: Https::new(ca),
-            name,
-            issuer,
-            audience,
-            rules,
-        })
+        Ok(Self { keys: KeySet::new(issuer.clone(), jwks_uri), https: Https::new(ca), name, issuer, audience, rules })
     }
 }
 

@@ -101,7 +101,8 @@ impl Service {
     }
 
     fn follow(&self, kind: &'static str, identity: &Arc<Identity>) -> Replica<Raw> {
-        let follow = Follow { kind, instance: "test".to_owned(), parents: vec![self.channel(identity)], state_dir: None };
+        let follow =
+            Follow { kind, instance: "test".to_owned(), parents: vec![self.channel(identity)], state_dir: None };
         follow.start(|_| {}, self.shutdown.clone()).0
     }
 

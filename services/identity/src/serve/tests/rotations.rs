@@ -29,7 +29,8 @@ impl Member {
         let from = FollowTrust::new(service.address, &joined.identity, &joined.instance, dir);
         let (_, following) = Trust::follow(from, &joined.identity, &shutdown);
         let channel = service.channel(&joined.identity);
-        let keys = Follow { kind: kind::KEY, instance: joined.instance.to_string(), parents: vec![channel], state_dir: None };
+        let keys =
+            Follow { kind: kind::KEY, instance: joined.instance.to_string(), parents: vec![channel], state_dir: None };
         let (_, following_keys) = keys.start::<Raw>(|_| {}, shutdown.clone());
         let (_, mut tasks) = Membership::start(&joined, service.joining(name, None), &shutdown);
         tasks.extend(following);
