@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "loopback/never_reads.rs"]
+mod never_reads;
 #[path = "loopback/server.rs"]
 mod server;
 
