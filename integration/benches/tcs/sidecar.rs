@@ -89,8 +89,10 @@ impl Sidecar {
         let loaded = began.elapsed();
         let from_disk = replica.position().is_some();
         self.runtime.block_on(async {
+            // The records of an import arrive in their order: the first position may be in the middle of it.
             let mut positions = replica.subscribe();
-            let _ = positions.wait_for(Option::is_some).await;
+            let all = |held: u64| held >= self.arguments.tenants;
+            let _ = positions.wait_for(|held| held.is_some() && all(replica.status().records as u64)).await;
         });
         let complete = began.elapsed();
         let records = replica.status().records;
