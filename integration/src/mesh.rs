@@ -149,6 +149,14 @@ impl Plan {
         self
     }
 
+    /// Has the sidecar of an instance that is planned hold the tenants that were asked for, instead of all.
+    #[must_use]
+    pub fn on_demand(mut self, service: &str, region: &str) -> Self {
+        let planned = self.instances.iter_mut().filter(|it| it.service == service && it.region == region);
+        planned.for_each(|instance| instance.on_demand = true);
+        self
+    }
+
     /// An instance that only calls, whose sidecar holds the tenants that it was asked for.
     #[must_use]
     pub fn caller_on_demand(mut self, service: &str, region: &str) -> Self {
