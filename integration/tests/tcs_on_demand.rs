@@ -1,4 +1,4 @@
-//! Sidecars that hold the tenants they were asked for, under `tenon up`: what is open ends with its tenant.
+//! Sidecars that hold the tenants they were asked for, under `tenon up`: open streams, new tenants, and no TCS.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,7 @@ use integration::{
     calls::{channel, for_tenant, outcome},
     changes::{self, LOOKUP},
     mesh::{Mesh, Plan, SOON, eventually, signal},
+    under_traffic::OUTAGE,
 };
 use rustix::process::Signal;
 use tenon_proto::{
@@ -22,9 +23,9 @@ use tonic::{Code, Status, transport::Channel};
 /// How soon a suspension ends what is open.
 const SUSPENDED_WITHIN: Duration = Duration::from_secs(2);
 
-/// The demo's mesh, where media in us-east holds what it was asked for.
+/// The demo's mesh, where media in us-east and wiki hold what they were asked for.
 async fn mesh(tenants: &[&str]) -> Mesh {
-    let plan = Plan::demo().expect("a plan").on_demand("media", "us-east");
+    let plan = Plan::demo().expect("a plan").on_demand("media", "us-east").on_demand("wiki", "us-east");
     let mesh = plan.start().expect("the mesh starts");
     write(&mesh, tenants.iter().map(|id| changes::tenant(id, 0)).collect()).await;
     mesh
@@ -135,4 +136,32 @@ async fn an_open_stream_ends_when_its_tenant_is_suspended_held_or_not() {
         let took = at.saturating_duration_since(acknowledged);
         assert!(took < SUSPENDED_WITHIN, "{tenant}: {took:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_tenant_is_served_at_once_and_known_ones_without_the_tcs() {
+    let mesh = mesh(&["acme", "other"]).await;
+    let mut media = media_by(&mesh, "wiki").await;
+    settles(&mut media, "acme", "ALLOWED").await;
+    // Twice: the second "no" is held.
+    for _ in 0..2 {
+        assert_eq!(called(&mut media, "late").await, "TENANT_UNKNOWN");
+    }
+    write(&mesh, vec![changes::tenant("late", 0)]).await;
+    let took = settles(&mut media, "late", "ALLOWED").await;
+    assert!(took < Duration::from_secs(1), "{took:?} after it was created");
+
+    let tcs = mesh.service("tcs").expect("it runs");
+    signal(mesh.pid(), Signal::STOP).expect("nobody starts it again");
+    signal(tcs, Signal::KILL).expect("killed");
+    let killed = Instant::now();
+    while killed.elapsed() < OUTAGE {
+        for known in ["acme", "late"] {
+            assert_eq!(called(&mut media, known).await, "ALLOWED", "{known} after {:?}", killed.elapsed());
+        }
+        assert_eq!(called(&mut media, "other").await, "TCS_UNAVAILABLE", "after {:?}", killed.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    signal(mesh.pid(), Signal::CONT).expect("it goes on");
+    settles(&mut media, "other", "ALLOWED").await;
 }

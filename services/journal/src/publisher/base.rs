@@ -39,7 +39,7 @@ pub(super) struct Change {
 pub(super) enum Before {
     Absent,
     Held(Held),
-    /// The change is older than this process.
+    /// The change is older than this process, or one of several that were told as one.
     Unknown,
 }
 
@@ -117,8 +117,9 @@ impl Base {
         FrozenBase { position: self.position, buckets: self.buckets.as_slice().into() }
     }
 
-    /// Makes one change. None when it changes nothing: a record that was not there has gone.
-    pub(super) fn apply(&mut self, entry: Entry, views: &dyn Views) -> Option<Arc<Change>> {
+    /// Makes one change. None when it changes nothing: a record that was not there has gone. Of `coalesced` changes such a
+    /// deletion is passed on: another parent may have shown the record that came and went in between.
+    pub(super) fn apply(&mut self, entry: Entry, coalesced: bool, views: &dyn Views) -> Option<Arc<Change>> {
         let Entry { key, revision, value, .. } = entry;
         let bucket = Arc::make_mut(&mut self.buckets[Digest::bucket_of(&key)]);
         let (key, old): (Arc<str>, _) = match bucket.remove_entry(key.as_str()) {
@@ -131,10 +132,15 @@ impl Base {
         match (old.is_some(), value.is_some()) {
             (false, true) => self.records += 1,
             (true, false) => self.records -= 1,
-            (false, false) => return None,
-            (true, true) => {}
+            (false, false) if !coalesced => return None,
+            (false, false) | (true, true) => {}
         }
-        let change = Arc::new(Change { key, revision, before: old.map_or(Before::Absent, Before::Held), new: value });
+        let before = match old {
+            Some(old) => Before::Held(old),
+            None if value.is_none() => Before::Unknown,
+            None => Before::Absent,
+        };
+        let change = Arc::new(Change { key, revision, before, new: value });
         match &mut self.aliases {
             Index::Unwanted => {}
             Index::Building(missed) => missed.push(Arc::clone(&change)),

@@ -164,6 +164,9 @@ impl Feeder {
                 match changes {
                     Some(entries) => {
                         let revision = fresh.position().revision;
+                        if let Some(base) = self.inner.base().as_ref() {
+                            base.ring().lock().unwrap_or_else(PoisonError::into_inner).compared(revision);
+                        }
                         self.inner.take(Batch { entries, coalesced: true, revision }).await;
                     }
                     None => self.inner.replace(fresh).await,
@@ -298,18 +301,21 @@ impl Inner {
         let _alone = self.feeding.lock().await;
         let Some(Position { epoch, revision: held }) = *self.head.borrow() else { return };
         let mut changes = Vec::with_capacity(batch.entries.len());
+        let coalesced = batch.coalesced;
         let mut entries =
             batch.entries.into_iter().filter(|entry| entry.revision > held && !self.views.hides(&entry.key)).peekable();
         while entries.peek().is_some() {
             if let Some(base) = self.base().as_mut() {
-                changes.extend(entries.by_ref().take(SLICE).filter_map(|entry| base.apply(entry, &*self.views)));
+                changes.extend(
+                    entries.by_ref().take(SLICE).filter_map(|entry| base.apply(entry, coalesced, &*self.views)),
+                );
             }
             tokio::task::yield_now().await;
         }
         if let Some(base) = self.base().as_mut() {
             let mut ring = base.ring().lock().unwrap_or_else(PoisonError::into_inner);
             for change in &changes {
-                ring.push(Arc::clone(change), if batch.coalesced { batch.revision } else { change.revision });
+                ring.push(Arc::clone(change), if coalesced { batch.revision } else { change.revision });
             }
             ring.trim(self.settings);
             drop(ring);

@@ -241,6 +241,12 @@ impl View {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner).floor() <= revision
     }
 
+    /// Whether it can tell a follower that holds a part of the records all that was changed after `revision`. Such a
+    /// follower has no digest that would find a record which went unnoticed.
+    pub(super) fn tells_all_after(&self, revision: u64) -> bool {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner).tells_all_after(revision)
+    }
+
     /// Head, digest and number of records, encoded.
     pub(super) fn heartbeat(&self) -> Bytes {
         let beat = self.with(|live| {
@@ -308,7 +314,7 @@ impl Live {
             if let Some(value) = &new {
                 self.digest.add(&change.key, change.revision, value);
             }
-            if old.is_some() || new.is_some() {
+            if old.is_some() || new.is_some() || matches!(change.before, Before::Unknown) {
                 message.push(&change.key, change.revision, new.as_deref());
             }
             twice |= !keys.insert(Arc::clone(&change.key));

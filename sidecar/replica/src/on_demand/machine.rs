@@ -3,7 +3,7 @@
 //! It has no socket, no clock and no disk, so that tests can put any sequence of messages to it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -324,20 +324,22 @@ impl<V: Value> Machine<V> {
             .is_none_or(|(value, as_of)| *as_of < at && (as_of.epoch != epoch || value.revision() < revision));
         let Some(raw) = value else {
             if older && self.writer.remove(&key) && at >= self.coverage.since() {
-                self.writer.put_absent(Name::Key(key.as_str().into()));
+                self.writer.put_absent(Name::Key(key.as_str().into()), at);
             }
             self.remember(at, key, None);
             return Ok(());
         };
-        self.writer.present(&Name::Key(key.as_str().into()));
-        if held.is_none() && self.open.is_empty() && !self.writer.has_absent_aliases() {
+        let mut nobodys = self.writer.present(&Name::Key(key.as_str().into()));
+        if nobodys.is_none() && held.is_none() && self.open.is_empty() && !self.writer.has_absent_aliases() {
             return Ok(());
         }
         let value = V::decode(&key, revision, raw)?;
         for alias in value.aliases() {
-            self.writer.present(&Name::Alias(alias.into()));
+            nobodys = nobodys.max(self.writer.present(&Name::Alias(alias.into())));
         }
-        if held.is_some() && older {
+        // It was asked for and nobody had it. What a parent that lags behind tells may have gone since.
+        let wanted = nobodys.is_some_and(|as_of| as_of < at);
+        if older && (held.is_some() || wanted) {
             let current = at >= self.coverage.since();
             self.writer.put(value.clone(), at, current);
         }
@@ -464,11 +466,13 @@ impl<V: Value> Machine<V> {
                 self.writer.remove(key);
             }
             if matches!(answer, Some(None)) && at >= self.coverage.since() {
-                self.writer.put_absent(name.clone());
+                let as_of = newer.iter().map(|(changed, ..)| *changed).max();
+                self.writer.put_absent(name.clone(), at.max(as_of.unwrap_or_default()));
             }
         }
+        let found: HashSet<&str> = answers.iter().flatten().flatten().map(V::key).collect();
         for (changed, key, value) in newer {
-            self.again(changed, &key, value);
+            self.again(changed, &key, value, found.contains(&*key));
         }
         let as_of = (at < self.coverage.since()).then_some(at);
         Ok(answers
@@ -509,11 +513,15 @@ impl<V: Value> Machine<V> {
     }
 
     /// A change that came while the question was open, now that its record may be held.
-    fn again(&mut self, at: Position, key: &str, value: Option<V>) {
-        if self.writer.held(key).is_none_or(|(_, as_of)| as_of >= at) {
+    ///
+    /// `found`: it, or a later one, was what was asked for.
+    fn again(&mut self, at: Position, key: &str, value: Option<V>, found: bool) {
+        if self.writer.held(key).map_or(!found, |(_, as_of)| as_of >= at) {
             if let Some(value) = &value {
                 self.writer.present(&Name::Key(key.into()));
-                value.aliases().for_each(|alias| self.writer.present(&Name::Alias(alias.into())));
+                for alias in value.aliases() {
+                    self.writer.present(&Name::Alias(alias.into()));
+                }
             }
             return;
         }

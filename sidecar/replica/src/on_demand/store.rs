@@ -26,8 +26,9 @@ pub(crate) struct Store<V> {
     records: Map<Arc<str>, Entry<V>>,
     /// Other names of what `records` holds, and the keys.
     aliases: Map<Box<str>, Arc<str>>,
-    absent_keys: Map<Box<str>, ()>,
-    absent_aliases: Map<Box<str>, ()>,
+    /// Names that nobody has, and as of when that is known.
+    absent_keys: Map<Box<str>, Position>,
+    absent_aliases: Map<Box<str>, Position>,
     /// Entries of this run are as new as what was reached. A gap begins another one.
     run: AtomicU64,
     pub(crate) bytes: AtomicU64,
@@ -108,7 +109,7 @@ impl<V: Value> Store<V> {
     }
 }
 
-fn absent<V>(names: &Map<Box<str>, ()>, name: &str) -> Answer<V> {
+fn absent<V>(names: &Map<Box<str>, Position>, name: &str) -> Answer<V> {
     if names.pin().contains_key(name) { Answer::Nobody } else { Answer::NotHeld }
 }
 
@@ -182,7 +183,9 @@ impl<V: Value> Writer<V> {
         };
         self.account(bytes, freed);
         self.present(&Name::Key(value.key().into()));
-        value.aliases().for_each(|alias| self.present(&Name::Alias(alias.into())));
+        for alias in value.aliases() {
+            self.present(&Name::Alias(alias.into()));
+        }
         self.evict();
     }
 
@@ -197,11 +200,11 @@ impl<V: Value> Writer<V> {
         true
     }
 
-    /// Holds that nobody has this name.
-    pub(crate) fn put_absent(&mut self, name: Name) {
+    /// Holds that nobody had this name at `as_of`, and nobody has it at what was reached.
+    pub(crate) fn put_absent(&mut self, name: Name, as_of: Position) {
         let fresh = match &name {
-            Name::Key(key) => self.store.absent_keys.pin().insert(key.clone(), ()).is_none(),
-            Name::Alias(alias) => self.store.absent_aliases.pin().insert(alias.clone(), ()).is_none(),
+            Name::Key(key) => self.store.absent_keys.pin().insert(key.clone(), as_of).is_none(),
+            Name::Alias(alias) => self.store.absent_aliases.pin().insert(alias.clone(), as_of).is_none(),
         };
         if !fresh {
             return;
@@ -223,13 +226,13 @@ impl<V: Value> Writer<V> {
         !self.store.absent_aliases.is_empty()
     }
 
-    /// Somebody may have this name now.
-    pub(crate) fn present(&mut self, name: &Name) {
+    /// Somebody may have this name now. Comes back with the position as of which it was held that nobody has it.
+    pub(crate) fn present(&mut self, name: &Name) -> Option<Position> {
         // Its place in the queue goes when its turn comes.
-        let _ = match name {
-            Name::Key(key) => self.store.absent_keys.pin().remove(&**key).is_some(),
-            Name::Alias(alias) => self.store.absent_aliases.pin().remove(&**alias).is_some(),
-        };
+        match name {
+            Name::Key(key) => self.store.absent_keys.pin().remove(&**key).copied(),
+            Name::Alias(alias) => self.store.absent_aliases.pin().remove(&**alias).copied(),
+        }
     }
 
     /// Changes were missed. Comes back with the keys of what may be outdated: it is served until it was looked at again,

@@ -40,8 +40,8 @@ fn what_is_frozen_stays_as_it_is_and_only_what_changes_is_copied() {
     let records = (0..2000).map(|number| record(&format!("k{number}"), 1, "x")).collect();
     let mut base = base(1, records);
     let frozen = base.freeze();
-    base.apply(entry("k7", 2, Some("y")), &Words).unwrap();
-    base.apply(entry("k8", 3, None), &Words).unwrap();
+    base.apply(entry("k7", 2, Some("y")), false, &Words).unwrap();
+    base.apply(entry("k8", 3, None), false, &Words).unwrap();
     assert_eq!((base.records(), frozen.records()), (1999, 2000));
     assert_eq!(frozen.buckets[Digest::bucket_of("k7")]["k7"].revision, 1);
     let copied = frozen.buckets.iter().zip(&base.buckets).filter(|(before, now)| !Arc::ptr_eq(before, now)).count();
@@ -73,16 +73,16 @@ fn aliases_follow_the_records_also_while_they_are_indexed() {
     let mut base = base(3, vec![record("a", 1, "one shared"), record("b", 2, "two")]);
     assert!(base.by_alias("one", &Words).is_none() && !base.knows_aliases());
     let frozen = base.begin_index();
-    base.apply(entry("b", 4, Some("zwei shared")), &Words);
+    base.apply(entry("b", 4, Some("zwei shared")), false, &Words);
     let built = build_index(&frozen, &Words);
     base.indexed(built, &Words);
     let of = |base: &Base, alias: &str| base.by_alias(alias, &Words).map(|(key, _)| key.to_string());
     assert_eq!(of(&base, "one").as_deref(), Some("a"));
     assert_eq!(of(&base, "two"), None);
     assert_eq!(of(&base, "shared").as_deref(), Some("b"), "the latest of those that claim it");
-    base.apply(entry("b", 5, None), &Words);
+    base.apply(entry("b", 5, None), false, &Words);
     assert_eq!(of(&base, "shared").as_deref(), Some("a"));
-    base.apply(entry("a", 6, Some("one")), &Words);
+    base.apply(entry("a", 6, Some("one")), false, &Words);
     assert_eq!((of(&base, "shared"), of(&base, "one").as_deref()), (None, Some("a")));
 }
 

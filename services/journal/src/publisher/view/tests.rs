@@ -29,7 +29,8 @@ fn fed(settings: Settings) -> Fed {
 impl Fed {
     fn make(&mut self, entries: &[Entry]) -> Batch {
         let revision = entries.last().unwrap().revision;
-        let changes: Vec<_> = entries.iter().filter_map(|entry| self.base.apply(entry.clone(), &Everything)).collect();
+        let changes: Vec<_> =
+            entries.iter().filter_map(|entry| self.base.apply(entry.clone(), false, &Everything)).collect();
         let mut ring = self.base.ring().lock().unwrap();
         changes.iter().for_each(|change| ring.push(Arc::clone(change), change.revision));
         ring.trim(self.settings);
@@ -138,6 +139,28 @@ fn what_was_coalesced_is_told_as_a_whole() {
     assert_eq!((stretch.changes.len(), stretch.revision), (2996, 5000));
     let stretch = ring.after(2000, 5001).unwrap();
     assert_eq!((stretch.changes.len(), stretch.revision), (1000, 5001));
+}
+
+#[test]
+fn a_relay_passes_on_that_a_record_it_never_saw_has_gone() {
+    let mut fed = fed(Settings::default());
+    let gone = fed.base.apply(entry(6, "b", None), true, &Everything).unwrap();
+    let batch = Batch { changes: Arc::new([gone]), revision: 6 };
+    fed.base.reached(6);
+    fed.view.apply(&batch, &Everything);
+    let told: Vec<_> = fed.delta(3).changes.into_iter().map(|it| (it.key, it.revision, it.value)).collect();
+    assert_eq!(told, [("b".to_owned(), 6, None)]);
+    assert!(fed.base.apply(entry(7, "b", None), false, &Everything).is_none(), "the leader sees every change");
+}
+
+#[test]
+fn what_was_found_by_comparing_tells_no_follower_of_a_part_all_that_went() {
+    let mut fed = fed(Settings::default());
+    fed.base.ring().lock().unwrap().compared(9);
+    fed.apply(&[entry(9, "a", Some(b"two".to_vec()))]);
+    fed.apply(&[entry(10, "a", Some(b"three".to_vec()))]);
+    assert!(fed.view.reaches_back_to(5));
+    assert_eq!([5, 8, 9, 10].map(|revision| fed.view.tells_all_after(revision)), [false, false, true, true]);
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn a_flood_of_names_that_nobody_has_pushes_out_no_record() {
         writer.put(record(&format!("tenant-{number}"), 100), AT, true);
     }
     for number in 0..100_000 {
-        writer.put_absent(Name::Key(format!("nobody-{number}").into()));
+        writer.put_absent(Name::Key(format!("nobody-{number}").into()), Position::ZERO);
     }
     assert!((0..100).all(|number| is_held(&writer, &format!("tenant-{number}"))));
     assert!(writer.store().absent() < 100, "{}", writer.store().absent());

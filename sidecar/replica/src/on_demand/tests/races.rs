@@ -192,6 +192,47 @@ fn a_tenant_that_was_held_and_is_deleted_is_known_to_be_gone() {
     it.delta(0, 10, vec![change("acme", 11, None)]);
     assert_eq!(it.says("acme").0, "(nobody)");
     it.delta(0, 11, vec![change("acme", 12, Some("acme.example"))]);
+    assert_eq!(it.says("acme").0, "acme.example");
+}
+
+#[test]
+fn a_tenant_that_nobody_had_is_held_once_there_is_one_by_whichever_name_it_was_asked_for() {
+    let mut it = It::new();
+    it.begins(0, at(10), "media");
+    for name in [key("acme"), alias("globex.example")] {
+        let (question, _) = it.0.ask(vec![name], false, Now::default());
+        it.answered(&question, answer(at(10), "media", &[])).unwrap();
+    }
+    let changes = [("acme", "a.example"), ("globex", "globex.example"), ("other", "other.example")];
+    let changes = (11..).zip(changes).map(|(revision, (key, names))| change(key, revision, Some(names)));
+    it.delta(0, 10, changes.collect());
+    assert_eq!(it.says("acme").0, "a.example");
+    assert_eq!(it.says("globex").0, "globex.example");
+    assert_eq!(it.says("other").0, "(not held)", "nobody asked for it");
+}
+
+#[test]
+fn a_tenant_that_is_created_while_it_is_asked_for_is_held() {
+    let mut it = It::new();
+    it.begins(0, at(10), "media");
+    let (question, _) = it.ask("acme", false);
+    it.delta(0, 10, vec![change("acme", 11, Some("a.example")), change("other", 12, Some("o.example"))]);
+    let told = it.answered(&question, answer(at(10), "media", &[])).unwrap();
+    assert_eq!(told.iter().map(said).collect::<Vec<_>>(), ["a.example"]);
+    assert_eq!(it.says("acme"), ("a.example".to_owned(), None));
+    assert_eq!(it.says("other").0, "(not held)");
+}
+
+#[test]
+fn a_parent_that_lags_behind_brings_no_deleted_tenant_back() {
+    let mut it = It::new();
+    it.begins(0, at(10), "media");
+    it.begins(1, at(14), "media");
+    // As of 14, when it had come and gone already.
+    let (question, _) = it.ask("acme", false);
+    it.answered(&question, answer(at(14), "media", &[])).unwrap();
+    assert_eq!(it.says("acme").0, "(nobody)");
+    it.delta(0, 10, vec![change("acme", 12, Some("a.example"))]);
     assert_eq!(it.says("acme").0, "(not held)");
 }
 
