@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use tenon_proto::replication::v1::follow_response::Response;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Position, Value, reader::Shared, state::Recording};
@@ -72,17 +72,25 @@ impl Unsaved {
 }
 
 /// Writes the state file after changes until `stop`, then once more. `recording` is what the file has from the last run.
-pub(crate) async fn run<V: Value>(
+/// Every change after this call counts, whenever the future is first polled.
+pub(crate) fn run<V: Value>(
     shared: Arc<Shared<V>>,
     kind: &'static str,
     path: PathBuf,
     recording: Option<Recording>,
     stop: CancellationToken,
-) {
+) -> impl Future<Output = ()> + Send {
     let mut announcements = shared.announcements();
     // What is held at the start came from the file.
     announcements.borrow_and_update();
-    let mut file = StateFile { shared, kind, path, recording };
+    keep_up(StateFile { shared, kind, path, recording }, announcements, stop)
+}
+
+async fn keep_up<V: Value>(
+    mut file: StateFile<V>,
+    mut announcements: watch::Receiver<Option<Position>>,
+    stop: CancellationToken,
+) {
     let mut interval = SHORTEST_INTERVAL;
     let mut unsaved = false;
     loop {

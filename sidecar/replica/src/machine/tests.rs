@@ -395,3 +395,16 @@ mod guards;
 mod memory;
 mod parents;
 mod restart;
+
+#[tokio::test]
+async fn a_first_map_that_comes_before_the_writer_begins_is_on_disk_after_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = crate::state::path(dir.path(), "tenant");
+    let mut fixture = fixture();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let writing = crate::persist::run(Arc::clone(&fixture.shared), "tenant", path.clone(), None, stop.clone());
+    fixture.snapshot(Position::new(1, 1), &[("acme", 1, "x")]).unwrap();
+    stop.cancel();
+    writing.await;
+    assert!(path.exists());
+}
