@@ -29,7 +29,7 @@ pub struct Problems(pub Vec<Problem>);
 pub(crate) const FIRST_AT: &str = ": the first is at ";
 
 /// More than anybody reads, and few enough for one message.
-pub(crate) const MAX_PROBLEMS: usize = 1000;
+pub(crate) const MAX_PROBLEMS: usize = 100;
 
 impl Problems {
     /// In their order, cut where nobody would read on.
