@@ -65,4 +65,11 @@ impl<J: Journal + ?Sized> Source for Arc<J> {
             Ok(Batch { entries, coalesced: false, revision })
         }))
     }
+
+    fn alarms(&self) -> Vec<String> {
+        Journal::alarm(&**self).into_iter().collect()
+    }
 }
+
+#[cfg(test)]
+mod tests;
