@@ -1,6 +1,7 @@
 //! A running mesh as the operator's commands reach it: its addresses and the operator's credentials, from the data
 //! folder that `tenon up` made.
 
+mod answer;
 pub mod files;
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
@@ -9,6 +10,7 @@ use mesh_config::names::{ServiceName, TrustDomain, control_plane};
 use mesh_identity::{Identity, TrustBundle, grpc};
 use tonic::{Code, Status, transport::Channel};
 
+pub use answer::{from_the_connection, may_be_done};
 use files::ReadError;
 
 use crate::{
@@ -168,19 +170,44 @@ impl Mesh {
 
     /// A channel to the TCS, for reads: to the first which answers, with those that take writes first.
     pub fn tcs_for_reads(&self) -> Channel {
+        grpc::channel_to_any(&self.reading_tcs(), &self.identity, &Role::Tcs.service_name())
+    }
+
+    fn reading_tcs(&self) -> Vec<SocketAddr> {
         let plane = &self.file.control_plane;
         let mut all = plane.writing_tcs();
         all.extend(plane.tcs_replicas.iter().filter(|replica| !replica.writes).map(|replica| replica.address));
-        grpc::channel_to_any(&all, &self.identity, &Role::Tcs.service_name())
+        all
     }
 
-    /// The failure of a call to the TCS.
+    /// The failure of a call to the TCS that takes writes.
     pub fn tcs_failure(&self, what: &str, status: &Status) -> Failure {
         self.failure(Role::Tcs, what, status)
     }
 
+    /// The failure of a call through [`Mesh::tcs_for_reads`].
+    pub fn read_failure(&self, what: &str, status: &Status) -> Failure {
+        self.failure_of(Role::Tcs, &self.reading_tcs(), what, status)
+    }
+
+    /// The failure of a write: `not_done` where that is known. Else `find_out` says how to find out what became of it.
+    pub fn write_failure(&self, role: Role, not_done: &str, find_out: &str, status: &Status) -> Failure {
+        if may_be_done(status) {
+            return Failure::new(format!("the outcome is unknown: {}", reason(status))).next(find_out);
+        }
+        self.failure(role, not_done, status)
+    }
+
     /// The failure of a call to a service of the control plane: `what` could not be done.
     pub fn failure(&self, role: Role, what: &str, status: &Status) -> Failure {
+        let addresses = match role {
+            Role::Tcs => self.file.control_plane.writing_tcs(),
+            Role::Identity | Role::Policy => vec![self.address(role)],
+        };
+        self.failure_of(role, &addresses, what, status)
+    }
+
+    fn failure_of(&self, role: Role, addresses: &[SocketAddr], what: &str, status: &Status) -> Failure {
         let text = reason(status);
         if is_another_mesh(&text) {
             return Failure::new(format!(
@@ -190,15 +217,16 @@ impl Mesh {
             ))
             .next(self.another_mesh());
         }
-        if status.code() == Code::Unavailable {
-            let addresses = match role {
-                Role::Tcs => self.file.control_plane.writing_tcs(),
-                Role::Identity | Role::Policy => vec![self.address(role)],
-            };
-            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        if status.code() == Code::Unavailable && from_the_connection(status) {
             let addresses = addresses.join(", ");
             return Failure::new(format!("{what}: the {} does not answer on {addresses}: {text}", role.title()))
                 .next("is the mesh running? start it with `tenon up -f DIR`; `tenon check` says what is wrong with a running one");
+        }
+        // It answers: what it waits for itself is not there.
+        if status.code() == Code::Unavailable {
+            let addresses = addresses.join(" or ");
+            return Failure::new(format!("{what}: the {} on {addresses} answers: {text}", role.title())).next(CHECK);
         }
         let next = match status.code() {
             Code::Unauthenticated => "use the data folder of the mesh that listens there: name it with --data",
@@ -218,13 +246,14 @@ impl Mesh {
             | Code::Unimplemented
             | Code::Internal
             | Code::Unavailable
-            | Code::DataLoss => {
-                "`tenon check` says what is wrong with the mesh; the service's log is in the data folder"
-            }
+            | Code::DataLoss => CHECK,
         };
         Failure::new(format!("{what}: {text}")).next(next)
     }
 }
+
+/// What to do where nothing better is known.
+const CHECK: &str = "`tenon check` says what is wrong with the mesh; the service's log is in the data folder";
 
 /// How a store without room says so: the journal's words.
 const NO_ROOM: &str = "no room left on the disk";
@@ -270,6 +299,8 @@ pub fn credentials(data: &Data, trust_domain: &str) -> Result<Arc<Identity>, Fai
 
 #[cfg(test)]
 mod tests {
+    use tonic::ConnectError;
+
     use super::*;
 
     /// A mesh that nothing runs of.
@@ -301,7 +332,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mesh, _ca) = mesh(dir.path());
         for (status, says) in [
-            (Status::unavailable("tcp connect error"), "is the mesh running?"),
+            (Status::from_error(Box::new(ConnectError("refused".into()))), "is the mesh running?"),
+            (Status::unavailable("no tenants have arrived here yet"), "the TCS on 127.0.0.1:1 answers: "),
             (Status::unavailable("invalid peer certificate: BadSignature"), "with --data"),
             (Status::unknown("invalid peer certificate: UnknownIssuer"), "another mesh listens there"),
             (

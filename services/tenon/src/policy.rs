@@ -94,10 +94,13 @@ fn unnamed_clients(mesh: &mesh_config::Mesh) -> Vec<String> {
     unnamed.map(|name| format!("no rule names ExternalClient {name}: it can call nobody")).collect()
 }
 
+/// What to do when it is not known what became of a policy.
+const AGAIN: &str = "it may have been applied: apply the folder again, which changes nothing twice";
+
 /// `tenon policy apply`: the folder becomes the whole policy.
 ///
 /// # Errors
-/// Problems of the folder, found here or by the policy service; nothing was changed then.
+/// Problems of the folder, found here or by the policy service; nothing was changed then. Or no answer, and it may have been.
 pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
     let warning = without_instances(&load(&args.folder)?);
     let files = mesh_config::read_folder(&args.folder).map_err(|problems| problems_of(&args.folder, &problems))?;
@@ -106,7 +109,7 @@ pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
     let answer = client(mesh.channel(Role::Policy))
         .apply(ApplyRequest { files })
         .await
-        .map_err(|status| mesh.failure(Role::Policy, "the policy was not applied", &status))?
+        .map_err(|status| mesh.write_failure(Role::Policy, "the policy was not applied", AGAIN, &status))?
         .into_inner();
     if !answer.problems.is_empty() {
         let problems: Vec<_> = answer.problems.iter().map(|problem| describe(&args.folder, problem)).collect();

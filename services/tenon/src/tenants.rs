@@ -16,7 +16,7 @@ use tonic::{Code, transport::Channel};
 use crate::{
     cli::{GetTenant, ListTenants, TenantId, Tenants},
     failure::{Answer, Failure},
-    operator::Mesh,
+    operator::{Mesh, Role, from_the_connection},
     output::Output,
 };
 
@@ -58,7 +58,15 @@ async fn get(args: GetTenant) -> Result<Answer, Failure> {
     let tenant = reads(&mesh)
         .get(GetRequest { by: Some(by), at_least })
         .await
-        .map_err(|status| unknown(&mesh, &name, &status))?
+        .map_err(|status| {
+            if status.code() == Code::NotFound {
+                return unknown(&name);
+            }
+            let failure = mesh.read_failure(&format!("cannot read {name}"), &status);
+            // It has waited for that revision.
+            let waited = args.at_least.is_some() && status.code() == Code::Unavailable && !from_the_connection(&status);
+            if waited { failure.next("repeat it; `tenon check` shows who is behind") } else { failure }
+        })?
         .into_inner();
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -72,7 +80,7 @@ async fn get(args: GetTenant) -> Result<Answer, Failure> {
 
 async fn list(args: ListTenants) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
-    let failed = |status: tonic::Status| mesh.tcs_failure("cannot list tenants", &status);
+    let failed = |status: tonic::Status| mesh.read_failure("cannot list tenants", &status);
     let request = ListRequest { region: args.region.unwrap_or_default() };
     let mut tenants = reads(&mesh).list(request).await.map_err(failed)?.into_inner();
     let mut out = Output::stdout(args.output.output);
@@ -110,32 +118,36 @@ async fn write(args: TenantId, verb: Verb) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let mut client = client(&mesh);
     let tenant_id = args.id.clone();
-    let (done, answer) = match verb {
-        Verb::Suspend => ("suspended", client.suspend(SuspendRequest { tenant_id }).await),
-        Verb::Unsuspend => ("active", client.unsuspend(UnsuspendRequest { tenant_id }).await),
-        Verb::Delete => ("deleted", client.delete(DeleteRequest { tenant_id }).await),
+    let (is, was, answer) = match verb {
+        Verb::Suspend => ("suspended", "suspended", client.suspend(SuspendRequest { tenant_id }).await),
+        Verb::Unsuspend => ("active", "unsuspended", client.unsuspend(UnsuspendRequest { tenant_id }).await),
+        Verb::Delete => ("deleted", "deleted", client.delete(DeleteRequest { tenant_id }).await),
     };
     let WriteResponse { epoch, revision } =
-        answer.map_err(|status| unknown(&mesh, &format!("tenant {}", args.id), &status))?.into_inner();
+        answer.map_err(|status| not_written(&mesh, &args.id, was, &status))?.into_inner();
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
         out.json(&serde_json::json!({"tenantId": args.id, "epoch": epoch, "revision": revision}))?;
     } else {
-        out.line(&format!("{} is {done}, revision {epoch}.{revision}", args.id))?;
+        out.line(&format!("{} is {is}, revision {epoch}.{revision}", args.id))?;
     }
     out.flush()?;
     Ok(Answer::Yes)
 }
 
-/// The failure of a call that names one tenant.
-fn unknown(mesh: &Mesh, name: &str, status: &tonic::Status) -> Failure {
+/// The failure of a call that names a tenant which does not exist.
+fn unknown(name: &str) -> Failure {
+    Failure::new(format!("there is no {name}").replace("no tenant ", "no tenant named ").replace("no a ", "no "))
+        .next("`tenon tenants list` shows those that there are")
+}
+
+/// The failure of a write by which one tenant would have been `suspended`, or what else it is.
+fn not_written(mesh: &Mesh, id: &str, what: &str, status: &tonic::Status) -> Failure {
     if status.code() == Code::NotFound {
-        return Failure::new(
-            format!("there is no {name}").replace("no tenant ", "no tenant named ").replace("no a ", "no "),
-        )
-        .next("`tenon tenants list` shows those that there are");
+        return unknown(&format!("tenant {id}"));
     }
-    mesh.tcs_failure(&format!("the TCS did not do this for {name}"), status)
+    let find_out = format!("it may have been done: `tenon tenants get {id}` tells");
+    mesh.write_failure(Role::Tcs, &format!("tenant {id} was not {what}"), &find_out, status)
 }
 
 fn status_name(tenant: &TenantContext) -> String {

@@ -18,6 +18,9 @@ use crate::{
 /// A list of revocations: two hundred bytes each.
 const LARGEST_LIST: usize = 64 * 1024 * 1024;
 
+/// What to do when it is not known whether something was revoked, or is no longer.
+const FIND_OUT: &str = "it may have been done: `tenon identity revoke --list` tells";
+
 /// Revokes, lifts or lists.
 ///
 /// # Errors
@@ -37,8 +40,8 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
             _ => lift_revocation_request::What::Serial(name.clone()),
         };
         let answer = client.clone().lift_revocation(LiftRevocationRequest { what: Some(what) }).await;
-        let failed =
-            |status| mesh.failure(Role::Identity, &format!("cannot lift the revocation of {kind} {name}"), &status);
+        let not_done = format!("cannot lift the revocation of {kind} {name}");
+        let failed = |status| mesh.write_failure(Role::Identity, &not_done, FIND_OUT, &status);
         ("no longer revoked", answer.map_err(failed)?.into_inner())
     } else {
         let what = match kind {
@@ -48,7 +51,8 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
             _ => revoke_request::What::Serial(name.clone()),
         };
         let request = RevokeRequest { what: Some(what), reason: args.reason.unwrap_or_default() };
-        let failed = |status| mesh.failure(Role::Identity, &format!("{kind} {name} is not revoked"), &status);
+        let not_done = format!("{kind} {name} is not revoked");
+        let failed = |status| mesh.write_failure(Role::Identity, &not_done, FIND_OUT, &status);
         ("revoked", client.clone().revoke(request).await.map_err(failed)?.into_inner())
     };
     let warning = [warning, of_tenon_up(kind, &name, args.lift)].into_iter().filter(|text| !text.is_empty());

@@ -115,25 +115,12 @@ impl Rotation<'_> {
 
     async fn ask(&self, step: Step) -> Result<RotateResponse, Failure> {
         let answer = client(self.mesh).rotate(RotateRequest { step: step.into() }).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
-            Code::Aborted => Failure::new(format!("nothing was rotated: {}", status.message()))
-                .next("see how things stand with `tenon identity rotate status`"),
-            Code::Ok
-            | Code::Cancelled
-            | Code::Unknown
-            | Code::InvalidArgument
-            | Code::DeadlineExceeded
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::PermissionDenied
-            | Code::ResourceExhausted
-            | Code::FailedPrecondition
-            | Code::OutOfRange
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-            | Code::Unauthenticated => self.mesh.failure(Role::Identity, "the rotation failed", &status),
+        answer.map(tonic::Response::into_inner).map_err(|status| {
+            if status.code() == Code::Aborted {
+                return Failure::new(format!("nothing was rotated: {}", status.message()))
+                    .next("see how things stand with `tenon identity rotate status`");
+            }
+            self.mesh.failure(Role::Identity, "the rotation failed", &status)
         })
     }
 }

@@ -77,7 +77,7 @@ async fn online(args: &Explain) -> Result<Model, Failure> {
                 Ok(tenant) => vec![tenant.into_inner()],
                 // A tenant that does not exist, or whose id cannot be one: unknown to the sidecars too.
                 Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => Vec::new(),
-                Err(status) => return Err(mesh.tcs_failure(&format!("cannot ask for tenant {id}"), &status)),
+                Err(status) => return Err(mesh.read_failure(&format!("cannot ask for tenant {id}"), &status)),
             }
         }
     };

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use crate::{
     cli::LifecycleEventArgs,
     failure::{Answer, Failure},
-    operator::Mesh,
+    operator::{Mesh, Role},
     output::Output,
 };
 
@@ -60,25 +60,13 @@ fn read(file: &Path) -> Result<LifecycleEvent, Failure> {
 
 fn refused(mesh: &Mesh, event_id: &str, status: &Status) -> Failure {
     let what = format!("event {event_id} was not applied");
-    match status.code() {
-        Code::Aborted => Failure::new(format!("{what}: {}", status.message()))
-            .next("read the tenant with `tenon tenants get`, and decide again with another event id"),
-        Code::FailedPrecondition => Failure::new(format!("{what}: {}", status.message()))
-            .next("send one of the events that it names, or bring the tenant into another state first"),
-        Code::Ok
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::InvalidArgument
-        | Code::DeadlineExceeded
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::ResourceExhausted
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::Internal
-        | Code::Unavailable
-        | Code::DataLoss
-        | Code::Unauthenticated => mesh.tcs_failure(&what, status),
+    let again = format!("event {event_id} may have been applied: send the same event again: it is applied once");
+    let answer = |next: &str| Failure::new(format!("{what}: {}", status.message())).next(next);
+    if status.code() == Code::Aborted {
+        return answer("read the tenant with `tenon tenants get`, and decide again with another event id");
     }
+    if status.code() == Code::FailedPrecondition {
+        return answer("send one of the events that it names, or bring the tenant into another state first");
+    }
+    mesh.write_failure(Role::Tcs, &what, &again, status)
 }

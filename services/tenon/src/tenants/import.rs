@@ -12,12 +12,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mesh_config::tenant::{read_json_lines, read_json_lines_bytes};
 use prost::Message as _;
 use tenon_proto::tcs::v1::{ImportRequest, TenantContext};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
     cli::Import,
     failure::{Answer, Failure},
-    operator::{Mesh, reason},
+    operator::{Mesh, Role},
     output::Output,
 };
 
@@ -26,6 +26,9 @@ const CHUNK: usize = 1024 * 1024;
 
 /// How often the sign of life moves while the TCS writes.
 const TICK: Duration = Duration::from_millis(200);
+
+/// What to do when it is not known what became of the file.
+const EITHER: &str = "either the whole file was applied or nothing of it: import it again, which changes nothing twice";
 
 /// Runs the command.
 ///
@@ -40,7 +43,7 @@ pub async fn run(args: Import) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let answer = send(&mesh, tenants).await.map_err(|status| match problems(&name, &text, status.message()) {
         Some(problems) => Failure::new(problems).next("nothing was applied: correct the file and try again"),
-        None => mesh.tcs_failure(outcome(&status), &status),
+        None => mesh.write_failure(Role::Tcs, "nothing was applied", EITHER, &status),
     })?;
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -84,19 +87,6 @@ async fn send(mesh: &Mesh, tenants: Vec<TenantContext>) -> Result<tenon_proto::t
     let answer = super::client(mesh).import(chunks).await;
     bar.finish_and_clear();
     answer.map(tonic::Response::into_inner)
-}
-
-/// What became of the file when no record of it was refused. A connection that broke after the file was on its way says
-/// nothing of what the TCS did with it.
-fn outcome(status: &Status) -> &'static str {
-    let text = reason(status);
-    let told = ["nothing has changed", "connect error", "Connection refused"].iter().any(|sign| text.contains(sign));
-    let broke = [Code::Unavailable, Code::Unknown, Code::Cancelled, Code::Internal, Code::DeadlineExceeded];
-    if broke.contains(&status.code()) && !told {
-        "either the whole file was applied or nothing of it: import it again, which changes nothing twice"
-    } else {
-        "nothing was applied"
-    }
 }
 
 /// Drawn on standard error, and only when that is a terminal.
@@ -151,21 +141,6 @@ mod tests {
 
     fn tenant(id: &str, padding: usize) -> TenantContext {
         TenantContext { tenant_id: id.into(), realm: "x".repeat(padding), ..TenantContext::default() }
-    }
-
-    /// Named after a message that was not true: the connection broke, and the TCS went on to apply the file.
-    #[test]
-    fn nothing_was_applied_is_said_only_where_it_is_known() {
-        for (status, known) in [
-            (Status::unavailable("http2 error"), false),
-            (Status::unknown("h2 protocol error: error reading a body from connection"), false),
-            (Status::unavailable("tcp connect error: Connection refused (os error 111)"), true),
-            (Status::unavailable("the store failed: nothing has changed"), true),
-            (Status::resource_exhausted("no room left on the disk"), true),
-            (Status::invalid_argument("a chunk without tenants"), true),
-        ] {
-            assert_eq!(outcome(&status) == "nothing was applied", known, "{status}");
-        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Watching {
                 "`tenon tenants list` shows how things are now; `tenon tenants watch` without --from begins there",
             );
         }
-        self.mesh.tcs_failure("cannot watch the tenants", status)
+        self.mesh.read_failure("cannot watch the tenants", status)
     }
 }
 
