@@ -53,6 +53,17 @@ impl Failure {
         Self { next: Some(next.into()), ..self }
     }
 
+    /// The same, with the work that it kept from being done in front.
+    #[must_use]
+    pub fn of(self, work: &str) -> Self {
+        Self { what: format!("{work}: {}", self.what), ..self }
+    }
+
+    /// What went wrong, without what to do next.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(if self.usage { 2 } else { 1 })
@@ -95,6 +106,8 @@ mod tests {
         let failure = Failure::new("port taken").next("move it");
         assert_eq!(failure.to_string(), "port taken\n  move it");
         assert_eq!(failure.exit_code(), ExitCode::from(1));
+        assert_eq!(failure.clone().of("not started").to_string(), "not started: port taken\n  move it");
+        assert_eq!(failure.what(), "port taken");
         assert_eq!(Failure::usage("x").exit_code(), ExitCode::from(2));
     }
 

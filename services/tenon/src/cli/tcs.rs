@@ -45,7 +45,7 @@ pub struct BackupKey {
 /// Nothing is changed before the whole backup was read and found good.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace \\\n      --to 2026-11-20T09:30:00Z\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace --to 1204\n  tenon tcs restore tenants.backup --key-file backup.key --store nats://127.0.0.1:4222 --trust-domain demo.example\n\nThe store of a mesh that `tenon up --data DIR` runs is embedded:DIR/tcs/tcs.redb."
+    after_help = "Examples:\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace \\\n      --to 2026-11-20T09:30:00Z\n  tenon tcs restore tenants.backup --key-file backup.key --store embedded:tcs/tcs.redb --replace --to 1204\n  tenon tcs restore tenants.backup --key-file backup.key --store nats://127.0.0.1:4222 --trust-domain demo.example\n\nThe store of a mesh that `tenon up --data DIR` runs is embedded:DIR/tcs/tcs.redb, and with\n`tenon up --store embedded:D` it is embedded:D/tcs.redb."
 )]
 pub struct Restore {
     /// The backup.
@@ -76,7 +76,8 @@ pub struct Restore {
 ///
 /// Restores it into a scratch store, as it was made and as far back as it reaches, and compares the first with the backup,
 /// record by record. With --data it also compares it with what the serving TCS had at that position. Exits 1 when there is
-/// a difference or the file is damaged.
+/// a difference, when the file is damaged, and with --data also when the TCS cannot be compared with: it does not answer, is
+/// of another epoch, or keeps nothing of that time any more.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tenon tcs verify-backup tenants.backup --key-file backup.key\n  tenon tcs verify-backup tenants.backup --key-file backup.key --data .tenon --scratch /var/tmp"

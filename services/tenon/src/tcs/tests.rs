@@ -72,11 +72,11 @@ impl Place {
         assert!(!self.path("below/store.partial").exists(), "nothing half is left");
     }
 
-    async fn verify(&self) -> Result<Answer, Failure> {
+    async fn verify(&self, data: Option<&str>) -> Result<Answer, Failure> {
         super::verify(VerifyBackup {
             file: self.path("backup"),
             key_file: self.path("key"),
-            data: None,
+            data: data.map(|name| self.path(name)),
             scratch: Some(self.dir.path().to_owned()),
             output: OutputArgs { output: Format::Table },
         })
@@ -154,7 +154,7 @@ async fn a_damaged_backup_and_a_wrong_key_restore_nothing_and_say_what_to_do() {
     flipped[100] ^= 1;
     fs::write(place.path("backup"), &flipped).unwrap();
     place.refused(None, false, &["damaged", "take another backup"]).await;
-    place.verify().await.unwrap_err();
+    place.verify(None).await.unwrap_err();
     fs::write(place.path("backup"), "tenants").unwrap();
     place.refused(None, false, &["this is not a backup", "tenon tcs backup"]).await;
     fs::remove_file(place.path("backup")).unwrap();
@@ -168,7 +168,10 @@ async fn a_damaged_backup_and_a_wrong_key_restore_nothing_and_say_what_to_do() {
 #[tokio::test]
 async fn a_good_backup_is_verified_without_leaving_anything() {
     let place = Place::new().await;
-    assert_eq!(place.verify().await.unwrap(), Answer::Yes);
+    assert_eq!(place.verify(None).await.unwrap(), Answer::Yes);
+    let failure = place.verify(Some("nowhere")).await.unwrap_err().to_string();
+    assert!(failure.starts_with("not compared with the serving TCS: no running mesh found in "), "{failure}");
+    assert!(failure.contains("start one with `tenon up -f DIR`"), "{failure}");
     let mut left: Vec<_> = fs::read_dir(place.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["backup", "key", "source"]);

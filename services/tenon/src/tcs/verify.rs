@@ -16,14 +16,14 @@ use super::{
 use crate::{
     cli::VerifyBackup,
     failure::{Answer, Failure, chain},
-    operator::{Mesh, reason},
+    operator::Mesh,
     output::Output,
 };
 
 /// Restores a backup into scratch stores and compares.
 ///
 /// # Errors
-/// No key, a damaged backup, no room.
+/// No key, a damaged backup, no room; or, once all else is printed, a TCS to compare with that cannot be compared.
 pub async fn run(args: VerifyBackup) -> Result<Answer, Failure> {
     let key = Key::read(&args.key_file)?;
     let scratch = match &args.scratch {
@@ -78,18 +78,19 @@ async fn itself(file: &Path, key: &Key, store: &dyn Journal) -> Result<Differenc
 enum Serving {
     Compared(Differences),
     /// Why they cannot be compared, which is no fault of the backup.
-    NotCompared(String),
+    NotCompared(Failure),
 }
 
 /// Compares the backup with what the serving TCS had at that position.
 async fn serving(data: &Path, scratch: &Path, position: Position, store: &dyn Journal) -> Result<Serving, Failure> {
     let mesh = match Mesh::find(data) {
         Ok(mesh) => mesh,
-        Err(failure) => return Ok(Serving::NotCompared(failure.to_string().replace('\n', ":"))),
+        Err(failure) => return Ok(Serving::NotCompared(failure)),
     };
+    let unanswered = |status| Ok(Serving::NotCompared(mesh.tcs_failure("the TCS sends no backup", &status)));
     let (mut pieces, bar) = match backup::begin(&mesh).await {
         Ok(begun) => begun,
-        Err(status) => return Ok(Serving::NotCompared(reason(&status))),
+        Err(status) => return unanswered(status),
     };
     let restore =
         journal::backup::Restore::begin(scratch, kind::TENANT, Moment::Position(position), Replaced::default());
@@ -99,12 +100,15 @@ async fn serving(data: &Path, scratch: &Path, position: Position, store: &dyn Jo
         let BackupResponse { chunk, .. } = match pieces.message().await {
             Ok(Some(piece)) => piece,
             Ok(None) => break,
-            Err(status) => return Ok(Serving::NotCompared(reason(&status))),
+            Err(status) => return unanswered(status),
         };
         match restore.push(&chunk) {
             Ok(parts) => bar.inc(parts),
             Err(error @ (RestoreError::Epoch { .. } | RestoreError::Revision { .. })) => {
-                return Ok(Serving::NotCompared(format!("what the TCS keeps does not reach back to it: {error}")));
+                let failure = Failure::new(format!("what the TCS keeps does not reach back to it: {error}"));
+                return Ok(Serving::NotCompared(
+                    failure.next("take another backup and verify that, or leave --data away"),
+                ));
             }
             Err(error) => return Err(failed(error)),
         }
@@ -126,7 +130,7 @@ fn report(args: &VerifyBackup, found: &Found, same: &Differences, serving: Optio
         let differences = |found: &Differences| serde_json::json!({ "compared": found.compared, "differences": found.count, "first": found.first });
         let serving = serving.as_ref().map(|serving| match serving {
             Serving::Compared(found) => differences(found),
-            Serving::NotCompared(why) => serde_json::json!({ "notCompared": why }),
+            Serving::NotCompared(why) => serde_json::json!({ "notCompared": why.what() }),
         });
         out.json(&serde_json::json!({
             "file": args.file, "good": good, "time": at(found.made_unix_ms), "epoch": position.epoch,
@@ -139,12 +143,14 @@ fn report(args: &VerifyBackup, found: &Found, same: &Differences, serving: Optio
         out.line(&format!("all {changes} changes back to revision {floor} can be undone"))?;
         match &serving {
             Some(Serving::Compared(found)) => tell(&mut out, "the serving TCS at that revision", found)?,
-            Some(Serving::NotCompared(why)) => out.line(&format!("not compared with the serving TCS: {why}"))?,
-            None => {}
+            Some(Serving::NotCompared(_)) | None => {}
         }
     }
     out.flush()?;
-    Ok(good.into())
+    match serving {
+        Some(Serving::NotCompared(why)) => Err(why.of("not compared with the serving TCS")),
+        Some(Serving::Compared(_)) | None => Ok(good.into()),
+    }
 }
 
 fn tell(out: &mut Output, what: &str, found: &Differences) -> Result<(), Failure> {
