@@ -17,7 +17,7 @@ use journal::Store;
 pub use self::asap::{Asap, Inspect, Mint, Verify};
 pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
 pub use self::identity::{IssueSvid, Revoke};
-pub use self::roles::{IdentityServe, JoinArgs, PolicyServe, RoleArgs, TcsServe};
+pub use self::roles::{IdentityServe, JoinArgs, PastArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
 pub use self::tcs::{Backup, BackupKey, Restore, VerifyBackup, When};
 pub use self::tenants::{GetTenant, LifecycleEventArgs, Watch};
@@ -105,6 +105,8 @@ pub struct Up {
     /// `nats://HOST:PORT[,HOST:PORT]`. Of several TCS the first one writes, and the others follow it; with NATS each writes.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Option<Store>,
+    #[command(flatten)]
+    pub past: PastArgs,
 }
 
 #[derive(Debug, Subcommand)]

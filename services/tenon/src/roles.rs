@@ -58,7 +58,7 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
 /// It cannot join the mesh, cannot start, or had to end.
 pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
     serve(Role::Tcs, async move |shutdown| {
-        let past = Options { retention: args.retention, retained_bytes: args.retained_bytes, ..tcs::PAST };
+        let past = Options { retention: args.past.retention, retained_bytes: args.past.retained_bytes, ..tcs::PAST };
         let role = tcs_role(args.store, args.follow, past)?;
         let listener = bind(args.listen).await?;
         let joined = join(Role::Tcs, &args.join, &args.role, &shutdown).await?;

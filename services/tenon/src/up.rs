@@ -71,6 +71,7 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
         folder: &folder,
         data: &data,
         store: args.store.as_ref(),
+        past: &args.past,
         mesh: &mesh,
         local,
         pin: &credentials.pin(),

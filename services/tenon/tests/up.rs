@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
+#[path = "up/deaf_line.rs"]
+mod deaf_line;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read},
@@ -15,6 +18,8 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+
+use deaf_line::DeafLine;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -81,14 +86,18 @@ spec:
     fn command(&self) -> Command {
         let mut command = Command::new(self.path("tenon"));
         command.arg("up").arg("-f").arg(self.path("mesh")).arg("--data").arg(self.path("data"));
-        for name in ["TENON_STORE", "TENON_CA_PASSPHRASE"] {
+        for name in ["TENON_STORE", "TENON_CA_PASSPHRASE", "TENON_RETENTION", "TENON_RETAINED_BYTES"] {
             command.env_remove(name);
         }
         command
     }
 
     fn up(&self) -> Up {
-        let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        self.up_with(&[])
+    }
+
+    fn up_with(&self, more: &[&str]) -> Up {
+        let mut child = self.command().args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (said, lines) = mpsc::channel();
         let streams: [Box<dyn Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
@@ -373,6 +382,93 @@ fn commands_of_the_operator_answer_from_the_running_control_plane() {
 
     up.signal(Signal::TERM);
     assert_eq!(up.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_the_tcs_answers_is_told_as_an_answer() {
+    let place = Place::new();
+    let mut up = place.up_with(&["--retention", "36h", "--retained-bytes", "64MiB"]);
+    up.says("TCS serves on");
+    let tcs = place.processes().into_iter().find(|line| line.contains("tcs serve")).unwrap();
+    assert!(tcs.contains(" --retention 36h --retained-bytes 64MiB "), "{tcs}");
+
+    let file = place.path("tenants.jsonl");
+    fs::write(&file, "{\"tenantId\":\"acme\",\"status\":\"ACTIVE\",\"region\":\"us-east\"}\n").unwrap();
+    let (_, json, _) = operator(&place, &["tenants", "import", file.to_str().unwrap(), "-o", "json"]);
+    let epoch = json["epoch"].as_str().map_or_else(|| json["epoch"].to_string(), str::to_owned);
+    let (code, _, said) = operator(&place, &["tenants", "get", "acme", "--at-least", &format!("{epoch}.1000")]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains(" answers: this process has not come to revision "), "{said}");
+    assert!(said.contains("\n  repeat it; `tenon check` shows who is behind\n"), "{said}");
+    assert!(!said.contains("is the mesh running"), "{said}");
+
+    let (key, backup) = (place.path("key"), place.path("backup"));
+    fs::write(&key, [7; 32]).unwrap();
+    let files = [backup.to_str().unwrap(), "--key-file", key.to_str().unwrap()];
+    let (code, _, said) = operator(&place, &[&["tcs", "backup", "--out"][..], &files].concat());
+    assert_eq!(code, 0, "{said}");
+    let verify = [&["tcs", "verify-backup", "-o", "json"][..], &files].concat();
+    let (code, json, said) = operator(&place, &verify);
+    assert_eq!((code, &json["serving"]["differences"]), (0, &0.into()), "{said}");
+    // Nobody to compare with: the backup is good, and what was asked for was not done.
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+    let (code, json, said) = operator(&place, &verify);
+    assert_eq!((code, &json["good"]), (1, &true.into()), "{said}");
+    assert!(json["serving"]["notCompared"].as_str().unwrap().contains("does not answer on"), "{json}");
+    assert!(said.starts_with("error: not compared with the serving TCS: "), "{said}");
+}
+
+#[test]
+fn a_write_whose_answer_is_lost_is_not_told_as_if_it_had_not_been_made() {
+    let place = Place::new();
+    let mut up = place.up();
+    up.says("TCS serves on");
+    let file = place.path("tenants.jsonl");
+    fs::write(&file, "{\"tenantId\":\"acme\",\"status\":\"ACTIVE\",\"region\":\"us-east\"}\n").unwrap();
+    assert_eq!(operator(&place, &["tenants", "import", file.to_str().unwrap()]).0, 0);
+    let event = place.path("event.json");
+    fs::write(&event, r#"{"eventId":"crm-1","tenantId":"acme","unsuspendTenant":{}}"#).unwrap();
+    let event = ["tenants", "event", event.to_str().unwrap()];
+
+    // The same mesh through a line on which no answer arrives.
+    let mesh = fs::read_to_string(place.path("data/mesh.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&mesh).unwrap();
+    let tcs = json["controlPlane"]["tcs"].as_str().unwrap();
+    let deaf = DeafLine::to(tcs);
+    fs::create_dir_all(place.path("deaf/operator")).unwrap();
+    for name in ["trust-bundle.pem", "operator/svid.pem", "operator/key.pem"] {
+        fs::copy(place.path("data").join(name), place.path("deaf").join(name)).unwrap();
+    }
+    fs::write(place.path("deaf/mesh.json"), mesh.replace(tcs, &deaf.address)).unwrap();
+
+    for (command, becomes, says) in [
+        (&["tenants", "suspend", "acme"], "SUSPENDED", "it may have been done: `tenon tenants get acme` tells"),
+        (&event, "ACTIVE", "send the same event again: it is applied once"),
+    ] {
+        let mut asking = Command::new(place.path("tenon"));
+        asking.args(command).arg("--data").arg(place.path("deaf")).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let asking = asking.spawn().unwrap();
+        let until = Instant::now() + PATIENCE;
+        while operator(&place, &["tenants", "get", "acme", "-o", "json"]).1["status"] != becomes {
+            assert!(Instant::now() < until, "{command:?} was not done");
+        }
+        deaf.end();
+        let output = asking.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("error: the outcome is unknown: ") && said.contains(says), "{said}");
+    }
+    let (code, json, said) = operator(&place, &[&event[..], &["-o", "json"]].concat());
+    assert_eq!((code, &json["repeatedEvent"]), (0, &true.into()), "{said}");
+
+    // Nobody listens: then it is known that nothing was done.
+    up.signal(Signal::TERM);
+    assert_eq!(up.child.wait().unwrap().code(), Some(0));
+    let (code, _, said) = operator(&place, &["tenants", "suspend", "acme"]);
+    assert_eq!(code, 1);
+    assert!(said.starts_with("error: tenant acme was not suspended: the TCS does not answer on "), "{said}");
+    assert!(said.contains("is the mesh running?"), "{said}");
 }
 
 #[test]

@@ -36,6 +36,28 @@ pub struct JoinArgs {
     pub oidc_token_file: Option<PathBuf>,
 }
 
+/// What the TCS keeps of past changes.
+#[derive(Debug, Clone, Args)]
+pub struct PastArgs {
+    /// For how long past changes are kept, in days or hours: how far back a backup can be restored.
+    #[arg(long, value_name = "TIME", env = "TENON_RETENTION", default_value = "30d", value_parser = retention)]
+    pub retention: Duration,
+    /// How much room past changes may take at most, in MiB or GiB; then the oldest go earlier.
+    #[arg(long, value_name = "SIZE", env = "TENON_RETAINED_BYTES", default_value = "16GiB", value_parser = size)]
+    pub retained_bytes: u64,
+}
+
+impl PastArgs {
+    /// The flags that say the same.
+    pub fn flags(&self) -> [(&'static str, String); 2] {
+        let (hours, mebibytes) = (self.retention.as_secs() / 3600, self.retained_bytes >> 20);
+        // In the larger unit where that is exact: what was typed fits, and must fit again.
+        let retention = if hours % 24 == 0 { format!("{}d", hours / 24) } else { format!("{hours}h") };
+        let size = if mebibytes % 1024 == 0 { format!("{}GiB", mebibytes >> 10) } else { format!("{mebibytes}MiB") };
+        [("--retention", retention), ("--retained-bytes", size)]
+    }
+}
+
 /// Run the identity service: the mesh's CA and the key repository.
 #[derive(Debug, Args)]
 #[command(
@@ -106,12 +128,8 @@ pub struct TcsServe {
     /// Instead of a store: the TCS to follow, or two of them at once.
     #[arg(long, value_name = "HOST:PORT", env = "TENON_FOLLOW", value_delimiter = ',')]
     pub follow: Vec<SocketAddr>,
-    /// For how long past changes are kept, in days or hours: how far back a backup can be restored.
-    #[arg(long, value_name = "TIME", env = "TENON_RETENTION", default_value = "30d", value_parser = retention)]
-    pub retention: Duration,
-    /// How much room past changes may take at most, in MiB or GiB; then the oldest go earlier.
-    #[arg(long, value_name = "SIZE", env = "TENON_RETAINED_BYTES", default_value = "16GiB", value_parser = size)]
-    pub retained_bytes: u64,
+    #[command(flatten)]
+    pub past: PastArgs,
     #[command(flatten)]
     pub join: JoinArgs,
     #[command(flatten)]
@@ -151,6 +169,10 @@ mod tests {
         assert_eq!(retention("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
         assert_eq!(retention("12h"), Ok(Duration::from_secs(12 * 3600)));
         assert_eq!((size("16GiB"), size("1MiB")), (Ok(16 << 30), Ok(1 << 20)));
+        for (kept, room) in [("30d", "16GiB"), ("36h", "1500MiB"), ("4294967295d", "4294967295GiB")] {
+            let past = PastArgs { retention: retention(kept).unwrap(), retained_bytes: size(room).unwrap() };
+            assert_eq!(past.flags(), [("--retention", kept.to_owned()), ("--retained-bytes", room.to_owned())]);
+        }
         for bad in ["", "0d", "30", "d", "-1d", "+1x", "1m"] {
             assert!(retention(bad).is_err(), "{bad}");
         }

@@ -31,7 +31,9 @@ pub struct GetTenant {
 /// Show changes of tenants as they are made, until Ctrl-C.
 ///
 /// A line each on a terminal: when, which revision, which tenant, what of it. JSON Lines in a pipe, or with -o json: the
-/// whole tenant after the change. Goes on where it was when the TCS was away meanwhile.
+/// whole tenant after the change. Goes on where it was when the TCS was away meanwhile. A new epoch, which a restore
+/// begins, ends it with exit code 1, and so do changes that are no longer kept: a TCS that follows others keeps the last
+/// 10,000, one with a store those that --retention says.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tenon tenants watch\n  tenon tenants watch acme -o json\n  tenon tenants watch --from 1761302400000.42      and what changed since that revision"
@@ -40,7 +42,7 @@ pub struct Watch {
     /// Only this tenant.
     #[arg(value_name = "ID")]
     pub id: Option<String>,
-    /// Begin with the change after this revision, instead of with the next one.
+    /// Begin with the change after this revision, instead of with the next one: EPOCH.REVISION, as a write prints it.
     #[arg(long, value_name = "EPOCH.REVISION")]
     pub from: Option<Position>,
     #[command(flatten)]

@@ -12,6 +12,7 @@ use mesh_config::{HeldTenants, Instance, LocalMesh, Mesh, Records, TcsAddress, c
 
 use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
+    cli::PastArgs,
     data::Data,
     failure::Failure,
     mesh_file::{ControlPlane, MeshFile, Sidecar, TcsReplica},
@@ -29,6 +30,8 @@ pub struct Surroundings<'a> {
     pub data: &'a Data,
     /// `--store`, if given.
     pub store: Option<&'a Store>,
+    /// What each TCS with a store keeps of the past.
+    pub past: &'a PastArgs,
     pub mesh: &'a Mesh,
     pub local: &'a LocalMesh,
     /// SHA-256 of the trust bundle.
@@ -207,7 +210,8 @@ impl Maker<'_> {
             .flag("--listen", addresses.tcs[index].address)
             .flag("--policy", addresses.policy);
         let line = if index == 0 || self.several_write() {
-            line.flag("--store", self.store(Role::Tcs))
+            let line = line.flag("--store", self.store(Role::Tcs));
+            self.around.past.flags().into_iter().fold(line, |line, (name, value)| line.flag(name, value))
         } else {
             line.flag("--follow", self.leader())
         };

@@ -52,6 +52,7 @@ fn planned_of(text: &str, store: Option<&Store>) -> Plan {
         folder: Path::new("/mesh"),
         data: &Data::new(Path::new("/data")),
         store,
+        past: &PastArgs { retention: std::time::Duration::from_secs(2 * 3600), retained_bytes: 1 << 30 },
         mesh: &mesh,
         local: mesh.local().unwrap(),
         pin: "abc123",
@@ -117,6 +118,7 @@ fn roles_understand_their_command_lines() {
     let Command::Tcs(Tcs::Serve(tcs)) = parsed(&plan.tcs[0]) else { panic!("another command") };
     let store = tcs.store.unwrap().to_string();
     assert_eq!((tcs.join.identity.port(), store.as_str()), (16010, "embedded:/data/tcs/tcs.redb"));
+    assert_eq!((tcs.past.retention.as_secs(), tcs.past.retained_bytes), (2 * 3600, 1 << 30));
     assert_eq!(tcs.join.join_token_file.as_deref(), Some(Path::new("/data/tcs/join-token")));
 }
 
@@ -150,6 +152,7 @@ fn with_nats_each_tcs_writes_with_a_state_folder_of_its_own() {
     {
         let line = line(child);
         assert!(line.contains(" --store nats://127.0.0.1:4222,127.0.0.1:4223 "), "{line}");
+        assert_eq!(line.contains(" --retention 2h --retained-bytes 1GiB "), line.contains("tcs serve"), "{line}");
         assert!(line.contains(&format!("--state-dir {dir}")) && !line.contains("--follow"), "{line}");
     }
     assert!(plan.file.control_plane.tcs_replicas[0].writes);
