@@ -3,6 +3,7 @@
 mod backup;
 mod key;
 mod nats;
+mod place;
 mod restore;
 mod sealed;
 mod verify;
@@ -98,6 +99,7 @@ fn restore_failure(file: &Path, error: &RestoreError) -> Failure {
             failure.next("nothing of it was used: take another backup")
         }
         RestoreError::Load(LoadError::Full { .. } | LoadError::Failed { .. }) => failure,
+        RestoreError::Load(LoadError::Unsynced { .. }) => failure.next("check the disk, then repeat it with --replace"),
         RestoreError::Missing(_) => failure.next("it is a backup of another service: name one of the TCS"),
         RestoreError::Revision { oldest, newest, .. } => {
             failure.next(format!("give --to a revision from {oldest} to {newest}, or take a backup of another time"))

@@ -1,9 +1,9 @@
 //! A store that is made from a history: of a backup. Made beside its place, and put there when it is whole.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
-    io::ErrorKind,
-    mem,
+    io, mem,
     path::{Path, PathBuf},
 };
 
@@ -19,7 +19,7 @@ use crate::{Cause, Change, Record};
 /// Bytes of records and changes that are written at once.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Why a store could not be made. Nothing of it is left.
+/// Why a store could not be made. Nothing of it is left, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The change at this revision does not fit what it is said to have changed.
@@ -33,6 +33,13 @@ pub enum LoadError {
     },
     #[error("{} cannot be written: check the folder and its owner; nothing has changed", path.display())]
     Failed {
+        path: PathBuf,
+        #[source]
+        source: Cause,
+    },
+    /// It is in its place, over what was there.
+    #[error("{} is made, but its folder cannot be written to the disk: if the machine fails now, it may be gone", path.display())]
+    Unsynced {
         path: PathBuf,
         #[source]
         source: Cause,
@@ -62,6 +69,9 @@ enum Step {
     Keep(Change),
 }
 
+/// Behind the name of the store in that of the file in which it is made; then comes what no other such file has.
+const PARTIAL: &str = ".partial";
+
 /// A file that is removed when this is dropped.
 struct Partial(PathBuf);
 
@@ -72,15 +82,14 @@ impl Drop for Partial {
 }
 
 impl Loading {
-    /// Begins a store that will be at `path`. What a process that was killed left of one is overwritten.
+    /// Begins a store that will be at `path`. What processes that were killed left of one goes; what others make at the
+    /// same time stays theirs.
     pub(crate) fn create(path: &Path) -> Result<Self, LoadError> {
+        let io_failed = |error| failed(path, redb::Error::Io(error));
+        remove_left(path).map_err(io_failed)?;
         let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
+        partial.push(format!("{PARTIAL}-{:016x}", rand::random::<u64>()));
         let partial = Partial(partial.into());
-        match fs::remove_file(&partial.0) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(path, redb::Error::Io(error))),
-            Ok(()) | Err(_) => {}
-        }
         let database = create(&partial.0).map_err(|error| failed(path, error.into()))?;
         Ok(Self::on(path, partial, database))
     }
@@ -136,11 +145,7 @@ impl Loading {
         })?;
         let Self { path, partial, database, .. } = self;
         drop(database);
-        let placed = File::open(&partial.0).and_then(|file| file.sync_all());
-        let placed = placed.and_then(|()| fs::rename(&partial.0, &path));
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let placed = placed.and_then(|()| File::open(folder)?.sync_all());
-        placed.map_err(|error| failed(&path, redb::Error::Io(error)))
+        place(&partial.0, &path, |folder| File::open(folder)?.sync_all())
     }
 
     fn step(&mut self, step: Step, bytes: usize) -> Result<(), LoadError> {
@@ -206,6 +211,39 @@ fn write(
     Ok(Ok(()))
 }
 
+/// Removes what nobody makes any more of a store at `path`: what is being made is locked.
+fn remove_left(path: &Path) -> io::Result<()> {
+    let Some(name) = path.file_name() else { return Ok(()) };
+    for entry in fs::read_dir(folder(path))? {
+        let entry = entry?;
+        if is_partial(&entry.file_name(), name) && File::open(entry.path()).is_ok_and(|left| left.try_lock().is_ok()) {
+            // Somebody else may have been faster.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn is_partial(name: &OsStr, of: &OsStr) -> bool {
+    let rest = name.as_encoded_bytes().strip_prefix(of.as_encoded_bytes());
+    match rest.and_then(|rest| rest.strip_prefix(PARTIAL.as_bytes())) {
+        Some([]) => true, // Of an earlier version.
+        Some([b'-', random @ ..]) => random.len() == 16 && random.iter().all(u8::is_ascii_hexdigit),
+        Some(_) | None => false,
+    }
+}
+
+/// Puts a file that is whole in its place, durably.
+fn place(from: &Path, to: &Path, sync: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), LoadError> {
+    let placed = File::open(from).and_then(|file| file.sync_all()).and_then(|()| fs::rename(from, to));
+    placed.map_err(|error| failed(to, redb::Error::Io(error)))?;
+    sync(folder(to)).map_err(|error| LoadError::Unsynced { path: to.to_owned(), source: error.into() })
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn failed(path: &Path, error: redb::Error) -> LoadError {
     let path = path.to_owned();
     if is_full(&error) {
@@ -246,12 +284,21 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
+    fn names(dir: &Path) -> Vec<String> {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
     #[test]
-    fn what_a_process_left_that_was_killed_is_overwritten_and_what_was_there_stays_until_the_end() {
+    fn what_a_process_left_that_was_killed_goes_and_what_was_there_stays_until_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store");
         let epoch = Embedded::open(&path).unwrap().epoch();
-        fs::write(dir.path().join("store.partial"), "left").unwrap();
+        for left in ["store.partial", "store.partial-0123456789abcdef", "store.partial-own", "other.partial"] {
+            fs::write(dir.path().join(left), "left").unwrap();
+        }
         let mut loading = Loading::create(&path).unwrap();
         loading.begin("tenant");
         loading.record(record(0)).unwrap();
@@ -260,6 +307,36 @@ mod tests {
         loading.finish(epoch + 1).unwrap();
         let store = Embedded::open(&path).unwrap();
         assert_eq!((store.epoch(), store.heads().unwrap()["tenant"]), (epoch + 1, 1));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(names(dir.path()), ["other.partial", "store", "store.partial-own"]);
+    }
+
+    #[test]
+    fn two_that_are_made_at_once_do_not_touch_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let mut one = Loading::create(&path).unwrap();
+        let other = Loading::create(&path).unwrap();
+        one.begin("tenant");
+        one.record(record(0)).unwrap();
+        one.end(1, 1).unwrap();
+        one.finish(7).unwrap();
+        drop(other);
+        let store = Embedded::open(&path).unwrap();
+        assert_eq!((store.epoch(), store.heads().unwrap()["tenant"]), (7, 1));
+        assert_eq!(names(dir.path()), ["store"]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_not_told_as_if_nothing_had_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, "new").unwrap();
+        let error = place(&from, &to, |_| Err(io::Error::other("the disk is gone"))).unwrap_err();
+        assert!(matches!(error, LoadError::Unsynced { .. }), "{error:?}");
+        assert!(!error.to_string().contains("nothing has changed"), "{error}");
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        fs::remove_file(&to).unwrap();
+        let error = place(&from, &to, |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("nothing has changed"), "{error}");
     }
 }

@@ -1,17 +1,17 @@
 //! `tenon tcs restore`.
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path};
+use std::path::Path;
 
 use journal::{
-    Embedded, OpenError, Store,
+    Store,
     backup::{Moment, Replaced, Restored},
 };
 use tenon_proto::kind;
 
-use super::{backup::at, key::Key, open, restore_failure, seal_failure};
+use super::{backup::at, key::Key, open, place::Place, restore_failure, seal_failure};
 use crate::{
     cli::{Restore, When},
-    failure::{Answer, Failure, chain},
+    failure::{Answer, Failure},
     output::Output,
 };
 
@@ -41,51 +41,8 @@ fn whose() -> Failure {
 
 fn embedded(file: &Path, key: &Key, path: &Path, to: Moment, replace: bool) -> Result<Restored, Failure> {
     // Held until the new one is in its place.
-    let (replaced, _held) = match present(path, replace)? {
-        Some(store) => (Replaced::of(&store).map_err(|error| unusable(&error))?, Some(store)),
-        None => (Replaced::default(), None),
-    };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
-            Failure::new(format!("cannot make {}: {error}", folder.display())).next("name another file with --store")
-        })?;
-    }
-    into(file, key, path, to, replaced)
-}
-
-/// The store that is there already, if any.
-fn present(path: &Path, replace: bool) -> Result<Option<Embedded>, Failure> {
-    if fs::metadata(path).is_ok_and(|file| file.is_dir()) {
-        return Err(Failure::new(format!("{} is a folder", path.display()))
-            .next("name the file of a store: --store embedded:FILE"));
-    }
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(None);
-    }
-    let store = match Embedded::open(path) {
-        Ok(store) => store,
-        // What it was nobody can tell: it is in the way, and that is all.
-        Err(OpenError::Foreign(_)) if replace => return Ok(None),
-        Err(error @ OpenError::Held(_)) => {
-            return Err(
-                Failure::new(chain(&error)).next("stop the TCS, or the mesh that it belongs to; nothing has changed")
-            );
-        }
-        Err(error) => return Err(unusable(&error)),
-    };
-    let written = store.heads().map_err(|error| unusable(&error))?;
-    if written.values().any(|head| *head > 0) && !replace {
-        let head = written.get(kind::TENANT).copied().unwrap_or_default();
-        return Err(Failure::new(format!("{} holds a store at revision {}.{head}", path.display(), store.epoch()))
-            .next(
-                "repeat it with --replace if that is to go, or name another file with --store; nothing has changed",
-            ));
-    }
-    Ok(Some(store))
-}
-
-fn unusable(error: &OpenError) -> Failure {
-    Failure::new(chain(error)).next("nothing has changed")
+    let place = Place::hold(path, replace)?;
+    into(file, key, path, to, place.replaced()?)
 }
 
 /// Makes a store of the tenants at `path` that comes after `replaced`.

@@ -7,11 +7,11 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
-use journal::{Embedded, Journal, Write};
+use journal::{Embedded, Journal, OpenError, Write};
 use tempfile::TempDir;
 use tenon_proto::kind;
 
-use super::{key::Key, sealed::Sealer};
+use super::{key::Key, place::Place as Hold, sealed::Sealer};
 use crate::{
     cli::{Format, OutputArgs, Restore, VerifyBackup},
     failure::{Answer, Failure},
@@ -69,7 +69,7 @@ impl Place {
     async fn refused(&self, to: Option<&str>, replace: bool, says: &[&str]) {
         let failure = self.restore(to, replace).await.unwrap_err().to_string();
         assert!(says.iter().all(|word| failure.contains(word)), "{failure}");
-        assert!(!self.path("below/store.partial").exists(), "nothing half is left");
+        assert!(self.below().iter().all(|name| name == "store"), "nothing half is left");
     }
 
     async fn verify(&self, data: Option<&str>) -> Result<Answer, Failure> {
@@ -81,6 +81,12 @@ impl Place {
             output: OutputArgs { output: Format::Table },
         })
         .await
+    }
+
+    /// What lies in the folder of the restored store.
+    fn below(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path("below")) else { return Vec::new() };
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     /// Keys, revisions and values of the restored store.
@@ -140,7 +146,34 @@ async fn a_file_that_is_no_store_is_replaced_only_when_that_is_said() {
     fs::create_dir(place.path("below")).unwrap();
     fs::write(place.path("below/store"), "x".repeat(10_000)).unwrap();
     place.refused(None, false, &["is not a store of this version"]).await;
+    place.refused(Some("9"), true, &["from revision 0 to 3"]).await;
+    assert_eq!(fs::read(place.path("below/store")).unwrap(), [b'x'; 10_000], "what fails leaves it");
+    let held = Hold::hold(&place.path("below/store"), true).unwrap();
+    Embedded::open(&place.path("below/store")).unwrap_err();
+    drop(held);
+    assert_eq!(fs::read(place.path("below/store")).unwrap(), [b'x'; 10_000]);
     place.restore(None, true).await.unwrap();
+    assert_eq!(place.restored().await.len(), 2);
+    assert_eq!(place.below(), ["store"]);
+}
+
+#[tokio::test]
+async fn nobody_makes_a_store_where_one_is_being_restored() {
+    let place = Place::new().await;
+    let path = place.path("below/store");
+    let held = Hold::hold(&path, false).unwrap();
+    // What a supervisor does that starts the TCS again.
+    assert!(matches!(Embedded::open(&path), Err(OpenError::Held(_))));
+    let refused = place.restore(None, true).await.unwrap_err().to_string();
+    assert!(refused.contains("in use by another process"), "{refused}");
+    drop(held);
+    assert!(!path.exists(), "nothing is left where nothing was");
+
+    // One in which nothing was written is nobody's loss; a restore that fails leaves it.
+    let epoch = Embedded::open(&path).unwrap().epoch();
+    place.refused(Some("9"), false, &["from revision 0 to 3"]).await;
+    assert_eq!(Embedded::open(&path).unwrap().epoch(), epoch);
+    place.restore(None, false).await.unwrap();
     assert_eq!(place.restored().await.len(), 2);
 }
 
