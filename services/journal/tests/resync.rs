@@ -303,7 +303,8 @@ async fn relays_in_a_row_show_the_leaders_positions_and_records() {
     assert_eq!(held(&replica), shown.collect());
     assert_eq!(far_publisher.status().head, Some(head.into()));
 
-    let wanted = GuardRules { largest_shrink_percent: 40, canaries: vec!["tenant-1".to_owned()], r#override: None };
+    let canaries = vec!["tenant-1".to_owned()];
+    let wanted = GuardRules { largest_shrink_percent: 40, canaries, ..GuardRules::default() };
     told.send_replace(wanted.clone());
     until("the rules have come through", || *replica.guard_rules().borrow() == wanted).await;
     assert_eq!(far_publisher.status().guard_rules, Some(wanted));

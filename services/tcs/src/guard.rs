@@ -47,6 +47,11 @@ pub(crate) enum Shrink {
 pub(crate) enum SetError {
     #[error("{}", .0.join("\n"))]
     Invalid(Vec<String>),
+    #[error(
+        "no replica believes by itself that there are no canaries any more, it may be an accident: allow it first with \
+         `tenon tcs guard allow-shrink`, and set it while that is in force"
+    )]
+    Emptied,
     #[error("the guard cannot be written")]
     Write(#[from] AppendError),
 }
@@ -94,10 +99,7 @@ impl Guards {
 
     /// Replaces the guard. That its canaries exist is the caller's to know.
     pub(crate) async fn set(&self, guard: Guard) -> Result<Guard, SetError> {
-        let problems = wrong(&guard, unix_seconds());
-        if !problems.is_empty() {
-            return Err(SetError::Invalid(problems));
-        }
+        let guard = settled(&self.shared.guard.borrow(), guard, unix_seconds())?;
         self.shared.journal.append(vec![Write::put(KEY, guard.encode_to_vec())]).await?;
         self.shared.take(guard.clone());
         Ok(guard)
@@ -125,7 +127,8 @@ impl Shared {
         Ok(())
     }
 
-    fn take(&self, guard: Guard) {
+    fn take(&self, mut guard: Guard) {
+        guard.canaries = believed(&self.guard.borrow(), &guard, unix_seconds()).to_vec();
         self.rules.send_if_modified(|known| {
             let new = rules(&guard);
             let changed = *known != new;
@@ -180,6 +183,32 @@ async fn follow(shared: Arc<Shared>) {
     }
 }
 
+/// The guard as it is written where `held` is in force.
+fn settled(held: &Guard, mut guard: Guard, now: i64) -> Result<Guard, SetError> {
+    // Whoever changes something else sends it along as it was shown, and it may have ended since.
+    if guard.r#override == held.r#override && in_force(held, now).is_none() {
+        guard.r#override = None;
+    }
+    let problems = wrong(&guard, now);
+    if !problems.is_empty() {
+        return Err(SetError::Invalid(problems));
+    }
+    let allowed = in_force(held, now).or_else(|| in_force(&guard, now)).is_some();
+    if guard.canaries.is_empty() && !held.canaries.is_empty() && !allowed {
+        return Err(SetError::Emptied);
+    }
+    guard.no_canaries = guard.canaries.is_empty() && (allowed || held.no_canaries);
+    guard.missing_canaries.clear();
+    Ok(guard)
+}
+
+/// The canaries of `new` as followers believe them that know those of `held` ([`replica::Guarding::told`]): a tenant that
+/// they would keep must not go here.
+fn believed<'g>(held: &'g Guard, new: &'g Guard, now: i64) -> &'g [String] {
+    let meant = new.no_canaries || in_force(new, now).or_else(|| in_force(held, now)).is_some();
+    if new.canaries.is_empty() && !meant { &held.canaries } else { &new.canaries }
+}
+
 fn check(guard: &Guard, most: u64, left: u64, id: &str, now: i64) -> Result<(), Shrink> {
     if in_force(guard, now).is_some_and(|allowed| left >= allowed.smallest_records) {
         return Ok(());
@@ -203,8 +232,12 @@ fn rules(guard: &Guard) -> GuardRules {
         let until_unix_seconds = allowed.until.as_ref()?.seconds;
         Some(Override { smallest_records: allowed.smallest_records, until_unix_seconds })
     });
-    let Guard { largest_shrink_percent, canaries, .. } = guard;
-    GuardRules { largest_shrink_percent: *largest_shrink_percent, canaries: canaries.clone(), r#override: allowed }
+    GuardRules {
+        largest_shrink_percent: guard.largest_shrink_percent,
+        canaries: guard.canaries.clone(),
+        r#override: allowed,
+        no_canaries: guard.no_canaries,
+    }
 }
 
 /// Everything that is wrong with a guard, each a line.
@@ -235,13 +268,13 @@ fn unix_seconds() -> i64 {
 
 /// The guard that rules come from, where the rules are all that is known: at a relay.
 pub(crate) fn of_rules(rules: GuardRules) -> Guard {
-    let GuardRules { largest_shrink_percent, canaries, r#override } = rules;
+    let GuardRules { largest_shrink_percent, canaries, r#override, no_canaries } = rules;
     let r#override = r#override.map(|allowed| GuardOverride {
         smallest_records: allowed.smallest_records,
         until: Some(pbjson_types::Timestamp { seconds: allowed.until_unix_seconds, nanos: 0 }),
         reason: String::new(),
     });
-    Guard { largest_shrink_percent, canaries, r#override }
+    Guard { largest_shrink_percent, canaries, r#override, no_canaries, missing_canaries: Vec::new() }
 }
 
 #[cfg(test)]
@@ -280,6 +313,41 @@ mod tests {
     }
 
     #[test]
+    fn the_last_canary_is_taken_off_only_under_an_override_and_that_is_remembered() {
+        let with = |canaries: &[&str], r#override| {
+            let canaries = canaries.iter().map(|canary| (*canary).to_owned()).collect();
+            Guard { canaries, r#override, ..Guard::default() }
+        };
+        let held = with(&["acme"], None);
+        assert!(matches!(settled(&held, with(&[], None), NOW), Err(SetError::Emptied)));
+        let ended = with(&["acme"], allowing(0, NOW));
+        assert!(matches!(settled(&ended, with(&[], None), NOW), Err(SetError::Emptied)));
+        assert!(settled(&held, with(&[], allowing(0, NOW + 1)), NOW).unwrap().no_canaries, "in one request");
+        let allowed = with(&["acme"], allowing(0, NOW + 1));
+        let emptied = settled(&allowed, with(&[], None), NOW).unwrap();
+        assert!(emptied.no_canaries && of_rules(rules(&emptied)).no_canaries);
+        assert!(settled(&emptied, with(&[], None), NOW + 9).unwrap().no_canaries, "for good");
+        assert!(!settled(&emptied, with(&["acme"], None), NOW + 9).unwrap().no_canaries, "until there are some");
+        assert!(!settled(&with(&[], None), with(&[], None), NOW).unwrap().no_canaries, "nobody took any off");
+    }
+
+    #[test]
+    fn an_override_that_has_ended_and_is_sent_along_is_dropped() {
+        let held = Guard { r#override: allowing(0, NOW), ..Guard::default() };
+        let set = |guard| settled(&held, guard, NOW);
+        assert_eq!(set(Guard { largest_shrink_percent: 10, ..held.clone() }).unwrap().r#override, None);
+        assert!(matches!(set(Guard { r#override: allowing(1, NOW), ..held.clone() }), Err(SetError::Invalid(_))));
+    }
+
+    #[test]
+    fn a_record_that_is_gone_takes_no_canary_along() {
+        let held = Guard { canaries: vec!["acme".to_owned()], ..Guard::default() };
+        assert_eq!(believed(&held, &Guard::default(), NOW), held.canaries);
+        assert!(believed(&held, &Guard { no_canaries: true, ..Guard::default() }, NOW).is_empty());
+        assert!(believed(&held, &Guard { r#override: allowing(0, NOW + 1), ..Guard::default() }, NOW).is_empty());
+    }
+
+    #[test]
     fn the_size_within_the_last_minute_counts() {
         let (mut sizes, start) = (Sizes::default(), Instant::now());
         sizes.note(100, start);
@@ -291,11 +359,15 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_said_at_once() {
-        let guard =
-            Guard { largest_shrink_percent: 101, canaries: vec!["A!".to_owned()], r#override: allowing(0, NOW) };
+        let guard = |largest_shrink_percent, canary: &str, r#override| Guard {
+            largest_shrink_percent,
+            canaries: vec![canary.to_owned()],
+            r#override,
+            ..Guard::default()
+        };
+        let good = guard(10, "acme", allowing(0, NOW + 1));
+        let guard = guard(101, "A!", allowing(0, NOW));
         assert_eq!(wrong(&guard, NOW).len(), 3, "{:?}", wrong(&guard, NOW));
-        let good =
-            Guard { largest_shrink_percent: 10, canaries: vec!["acme".to_owned()], r#override: allowing(0, NOW + 1) };
         assert_eq!(wrong(&good, NOW), Vec::<String>::new());
         assert_eq!(of_rules(rules(&good)).canaries, good.canaries);
     }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::backup;
 use crate::guard::SetError;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::writing::{Writing, caller};
 
 /// Who may call what: the rows of this service in the server's authorization table.
@@ -42,14 +42,20 @@ impl Operations for OperationsService {
     }
 
     async fn get_guard(&self, _: Request<GetGuardRequest>) -> Result<Response<Guard>, Status> {
-        Ok(Response::new(self.writing.guard()))
+        let mut guard = self.writing.guard();
+        if let Ok(store) = self.writing.store() {
+            guard.missing_canaries = missing(store, &guard.canaries).await;
+        }
+        Ok(Response::new(guard))
     }
 
     async fn set_guard(&self, request: Request<Guard>) -> Result<Response<Guard>, Status> {
         let (store, guards) = self.writing.guards()?;
         let operator = caller(&request);
         let guard = request.into_inner();
-        for canary in &guard.canaries {
+        // One that is on the list already may be gone: an override is set for just that.
+        let known = guards.get().canaries;
+        for canary in guard.canaries.iter().filter(|canary| !known.contains(canary)) {
             match store.get(canary).await {
                 Err(StoreError::Unknown(_)) => {
                     let why = "a canary must exist, or no follower would take a snapshot";
@@ -58,15 +64,18 @@ impl Operations for OperationsService {
                 found => drop(found?),
             }
         }
-        let guard = guards.set(guard).await.map_err(|error| match error {
+        let mut guard = guards.set(guard).await.map_err(|error| match error {
             SetError::Invalid(_) => Status::invalid_argument(error.to_string()),
+            SetError::Emptied => Status::failed_precondition(error.to_string()),
             SetError::Write(error) => StoreError::from(error).into(),
         })?;
+        guard.missing_canaries = missing(store, &guard.canaries).await;
         let allowed = guard.r#override.as_ref();
         tracing::warn!(
             %operator,
             largest_shrink_percent = guard.largest_shrink_percent,
             canaries = guard.canaries.join(","),
+            missing_canaries = guard.missing_canaries.join(","),
             allowed_to = allowed.map(|allowed| allowed.smallest_records),
             allowed_until_unix_seconds = allowed.and_then(|allowed| allowed.until.as_ref()).map(|until| until.seconds),
             reason = allowed.map(|allowed| allowed.reason.as_str()),
@@ -74,4 +83,15 @@ impl Operations for OperationsService {
         );
         Ok(Response::new(guard))
     }
+}
+
+/// Those that certainly do not exist.
+async fn missing(store: &Store, canaries: &[String]) -> Vec<String> {
+    let mut missing = Vec::new();
+    for canary in canaries {
+        if let Err(StoreError::Unknown(_)) = store.get(canary).await {
+            missing.push(canary.clone());
+        }
+    }
+    missing
 }

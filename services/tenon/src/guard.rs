@@ -14,6 +14,9 @@ use crate::{
 
 /// Where nothing is set.
 const DEFAULT_PERCENT: u32 = 50;
+/// What a canary that is gone means.
+const GONE: &str =
+    "unless it may shrink, no snapshot is taken without them; create them again, or take them off the list";
 
 /// Runs one of the commands.
 ///
@@ -92,6 +95,10 @@ fn rows(guard: &Guard) -> Vec<Vec<String>> {
     let canaries = if guard.canaries.is_empty() { "none".to_owned() } else { guard.canaries.join(" ") };
     let mut rows =
         vec![vec!["largest shrink within a minute".to_owned(), percent], vec!["canaries".to_owned(), canaries]];
+    if !guard.missing_canaries.is_empty() {
+        let gone = guard.missing_canaries.join(" ");
+        rows.push(vec!["canaries that are gone".to_owned(), format!("{gone}: {GONE}")]);
+    }
     if let Some(allowed) = &guard.r#override {
         let until = allowed.until.as_ref().and_then(|until| u64::try_from(until.seconds).ok()).map(rfc3339);
         let until = until.unwrap_or_default();
@@ -116,7 +123,7 @@ mod tests {
 
     #[test]
     fn what_is_not_named_stays_as_it_is() {
-        let held = Guard { largest_shrink_percent: 10, canaries: vec!["acme".into()], r#override: None };
+        let held = Guard { largest_shrink_percent: 10, canaries: vec!["acme".into()], ..Guard::default() };
         let set = |line: &[&str]| match parse(line) {
             cli::Guard::Set(args) => changed(held.clone(), &args),
             cli::Guard::AllowShrink(args) => allowing(held.clone(), &args, Duration::from_secs(1_000)),
@@ -139,5 +146,7 @@ mod tests {
             ]
         );
         assert_eq!(rows(&Guard::default())[0][1], "50 % (default)");
+        let gone = Guard { missing_canaries: vec!["acme".into()], ..held };
+        assert_eq!(rows(&gone)[2], ["canaries that are gone".to_owned(), format!("acme: {GONE}")]);
     }
 }

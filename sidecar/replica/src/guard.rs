@@ -77,6 +77,8 @@ impl Guard {
 pub struct Guarding {
     /// What holds where the rules say nothing.
     default: Guard,
+    /// Only a part of the map is held, whose size says nothing about what an override lets the whole shrink to.
+    part: bool,
     rules: GuardRules,
     /// Sizes of the map, each the largest within its second; the oldest first.
     sizes: VecDeque<(Duration, u64)>,
@@ -87,7 +89,12 @@ pub struct Guarding {
 
 impl Guarding {
     pub const fn new(default: Guard) -> Self {
-        Self { default, rules: EMPTY, sizes: VecDeque::new(), refused_from: None }
+        Self { default, part: false, rules: EMPTY, sizes: VecDeque::new(), refused_from: None }
+    }
+
+    /// Of whoever holds only what it asked for. How far the whole map shrinks is its parents' to guard.
+    pub(crate) fn of_part(default: Guard) -> Self {
+        Self { part: true, ..Self::new(default) }
     }
 
     /// Takes over what the state file had.
@@ -101,9 +108,11 @@ impl Guarding {
     }
 
     /// Takes rules over as a parent told them. That the list of canaries became empty is not believed by itself: it may
-    /// be the same accident that canaries are there for.
+    /// be the same accident that canaries are there for. It is believed under an override, and where the rules say that an
+    /// operator emptied it: so also by who was away while the override was in force.
     pub fn told(&mut self, mut rules: GuardRules, now: Now) {
-        if rules.canaries.is_empty() && in_force(&rules, now).is_none() && in_force(&self.rules, now).is_none() {
+        let meant = rules.no_canaries || in_force(&rules, now).is_some() || in_force(&self.rules, now).is_some();
+        if rules.canaries.is_empty() && !meant {
             rules.canaries = std::mem::take(&mut self.rules.canaries);
         }
         self.rules = rules;
@@ -174,7 +183,7 @@ impl Guarding {
     }
 
     fn overridden(&self, offered: u64, now: Now) -> bool {
-        in_force(&self.rules, now).is_some_and(|it| offered >= it.smallest_records)
+        in_force(&self.rules, now).is_some_and(|it| self.part || offered >= it.smallest_records)
     }
 
     fn effective(&self) -> Guard {
@@ -185,7 +194,8 @@ impl Guarding {
     }
 }
 
-const EMPTY: GuardRules = GuardRules { largest_shrink_percent: 0, canaries: Vec::new(), r#override: None };
+const EMPTY: GuardRules =
+    GuardRules { largest_shrink_percent: 0, canaries: Vec::new(), r#override: None, no_canaries: false };
 
 fn in_force(rules: &GuardRules, now: Now) -> Option<&Override> {
     rules.r#override.as_ref().filter(|it| now.unix_seconds < it.until_unix_seconds)
@@ -205,6 +215,7 @@ mod tests {
             canaries: canaries.iter().map(|canary| (*canary).to_owned()).collect(),
             r#override: allowed
                 .map(|(smallest_records, until)| Override { smallest_records, until_unix_seconds: 1_000_000 + until }),
+            no_canaries: false,
         }
     }
 
@@ -252,6 +263,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_allowed_of_the_whole_map_is_not_measured_by_the_part_that_is_held() {
+        let mut guard = Guarding::of_part(Guard::default());
+        guard.told(rules(0, &["canary"], Some((900_000, 60))), now(0));
+        assert!(guard.snapshot(100, 0, now(59), |_| false).is_ok());
+        assert!(guard.delta(100, 99, now(59), ["canary"].into_iter()).is_ok());
+        assert!(guard.snapshot(100, 100, now(60), |_| false).is_err(), "no longer than that");
+    }
+
+    #[test]
     fn a_list_of_canaries_that_became_empty_is_not_believed_without_an_override() {
         let mut guard = Guarding::new(Guard::default());
         guard.told(rules(0, &["canary"], None), now(0));
@@ -261,5 +281,19 @@ mod tests {
         assert_eq!(guard.rules().canaries, ["other"]);
         guard.told(rules(70, &[], Some((0, 9))), now(3));
         assert!(guard.rules().canaries.is_empty());
+    }
+
+    /// Whoever was away during the override would else keep the old canaries for ever, and refuse that they go.
+    #[test]
+    fn a_list_that_an_operator_emptied_is_believed_also_after_the_override_and_until_there_are_canaries_again() {
+        let emptied = GuardRules { no_canaries: true, ..rules(0, &[], None) };
+        let mut guard = Guarding::new(Guard::default());
+        guard.told(rules(0, &["canary"], None), now(0));
+        guard.told(emptied, now(100));
+        assert!(guard.delta(30, 29, now(101), ["canary"].into_iter()).is_ok());
+        assert!(guard.snapshot(30, 29, now(101), |_| false).is_ok());
+        guard.told(rules(0, &["other"], None), now(102));
+        guard.told(rules(0, &[], None), now(103));
+        assert_eq!(guard.rules().canaries, ["other"]);
     }
 }

@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 use super::*;
 
 mod backup;
+mod guard;
 mod lifecycle;
 mod relay;
 mod watching;

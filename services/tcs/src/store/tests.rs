@@ -400,7 +400,7 @@ async fn old_events_are_forgotten_a_few_at_a_time() {
 async fn the_guard_keeps_canaries_and_most_of_a_large_map_but_not_single_tenants() {
     let Fixture { store, guards, .. } = fixture().await;
     store.import(import((0..30).map(|n| tenant(&format!("t{n}"), &[])))).await.unwrap();
-    let rules = Guard { largest_shrink_percent: 10, canaries: vec!["t0".to_owned()], r#override: None };
+    let rules = Guard { largest_shrink_percent: 10, canaries: vec!["t0".to_owned()], ..Guard::default() };
     guards.set(rules.clone()).await.unwrap();
     assert!(matches!(store.delete("t0".to_owned()).await, Err(StoreError::Shrink(Shrink::Canary(_)))));
     for n in 1..=3 {

@@ -31,7 +31,7 @@ pub struct ShowGuard {
 /// Change the guard. What is not named stays as it is.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon tcs guard set --largest-shrink 10 --canary acme --canary globex\n  tenon tcs guard set --no-canaries\n  tenon tcs guard set --end-override"
+    after_help = "Examples:\n  tenon tcs guard set --largest-shrink 10 --canary acme --canary globex\n  tenon tcs guard set --no-canaries      (while `allow-shrink` is in force)\n  tenon tcs guard set --end-override"
 )]
 pub struct SetGuard {
     /// Share of the tenants, in percent, that may go within a minute; 0 stands for the default, 50.
@@ -40,7 +40,7 @@ pub struct SetGuard {
     /// A tenant that must always exist; once for each. They replace those that were named before.
     #[arg(long, value_name = "ID", conflicts_with = "no_canaries")]
     pub canary: Vec<String>,
-    /// No tenant must always exist.
+    /// No tenant must always exist. Refused unless `allow-shrink` is in force: no replica believes an emptied list by itself.
     #[arg(long)]
     pub no_canaries: bool,
     /// End what `allow-shrink` allows, now.

@@ -119,7 +119,7 @@ impl<V: Value> Machine<V> {
             kind,
             writer: Writer::new(capacity),
             coverage: Coverage::new(parents),
-            guard: Guarding::new(Guard::of(kind)),
+            guard: Guarding::of_part(Guard::of(kind)),
             view: String::new(),
             streams: (0..parents).map(|_| Stream::default()).collect(),
             recent: VecDeque::new(),

@@ -6,7 +6,7 @@ use std::{
 use bytes::Bytes;
 use tenon_proto::replication::v1::{
     Change, Delta, FetchRequest, FetchResponse, FollowRequest, FollowResponse, GuardRules, Heartbeat, Record,
-    SnapshotEnd, SnapshotStart, Start, follow_request::Request, follow_response::Response,
+    SnapshotEnd, SnapshotStart, Start, follow_request::Request, follow_response::Response, guard_rules::Override,
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Status;
@@ -423,6 +423,24 @@ async fn an_emptied_table_upstream_empties_no_cache() {
     assert_eq!(said(&run.cache.get("tenant-3")), "", "served on");
     assert_eq!(said(&run.resolve(key("unheld")).await), "(not held)", "an empty table proves no absence");
     assert_eq!((run.cache.status().records, run.cache.status().outdated), (100, 100));
+    run.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_an_operator_allows_that_canaries_go_answers_without_them_are_believed() {
+    let mesh = Mesh::new(1);
+    mesh.write(&[("tenant-1", Some("")), ("tenant-7", Some(""))]);
+    let canaries = vec!["tenant-7".to_owned()];
+    let allowed = Override { smallest_records: 900_000, until_unix_seconds: i64::MAX };
+    mesh.truth().rules = Some(GuardRules { canaries, r#override: Some(allowed), ..GuardRules::default() });
+    let run = mesh.start(LARGE, None);
+    let head = Position::new(1, 12);
+    run.reaches(head).await;
+    assert_eq!(said(&run.resolve(key("tenant-7")).await), "");
+    mesh.write(&[("tenant-7", None)]);
+    run.reaches(Position::new(1, 13)).await;
+    assert_eq!(said(&run.resolve(key("tenant-1")).await), "");
+    assert_eq!((run.cache.status().records, run.cache.status().guard_refusals), (1, 0));
     run.stop().await;
 }
 

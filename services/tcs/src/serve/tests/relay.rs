@@ -161,7 +161,7 @@ async fn a_relay_shows_the_guard_of_its_parent() {
     let mut mesh = Mesh::start().await;
     mesh.import(vec![acme()]).await.unwrap();
     let mut leader = OperationsClient::new(mesh.channel(&mesh.ca.operator_identity("ada")));
-    let guard = Guard { largest_shrink_percent: 10, canaries: vec!["acme".to_owned()], r#override: None };
+    let guard = Guard { largest_shrink_percent: 10, canaries: vec!["acme".to_owned()], ..Guard::default() };
     leader.set_guard(guard.clone()).await.unwrap();
     mesh.relay().await;
     let mut relay = OperationsClient::new(mesh.channel(&mesh.ca.operator_identity("ada")));

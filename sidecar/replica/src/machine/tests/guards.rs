@@ -16,7 +16,7 @@ fn rules(canaries: &[&str], allowed: Option<u64>) -> Response {
     let canaries = canaries.iter().map(|canary| (*canary).to_owned()).collect();
     let r#override =
         allowed.map(|smallest_records| Override { smallest_records, until_unix_seconds: 1_000_000 + 3600 });
-    Response::GuardRules(GuardRules { largest_shrink_percent: 0, canaries, r#override })
+    Response::GuardRules(GuardRules { canaries, r#override, ..GuardRules::default() })
 }
 
 #[test]
