@@ -10,7 +10,7 @@ use integration::{
 };
 use serde_json::{Value, json};
 use tenon_proto::tcs::v1::{
-    BatchGetTenantContextsRequest, GetTenantContextRequest, Revision, TenantKey,
+    BatchGetTenantContextsRequest, GetTenantContextRequest, Revision, TenantContext, TenantKey,
     tenant_contexts_client::TenantContextsClient, tenant_key::By,
 };
 use tonic::Code;
@@ -41,6 +41,10 @@ fn get(key: TenantKey) -> GetTenantContextRequest {
     GetTenantContextRequest { key: Some(key), at_least: None }
 }
 
+fn products(tenant: &TenantContext) -> Vec<&str> {
+    tenant.products.keys().map(String::as_str).collect()
+}
+
 fn revision(mesh: &Mesh, args: &[&str]) -> Revision {
     let written: Value = serde_json::from_str(&mesh.tenon_ok(args).expect("written")).expect("JSON");
     let number = |field: &str| {
@@ -63,14 +67,19 @@ async fn an_app_looks_tenants_up_at_its_own_sidecar() {
         let acme = answer.tenant.expect("a tenant");
         assert_eq!((acme.tenant_id.as_str(), acme.status, acme.revision), ("acme", 2, written.revision), "{region}");
         assert!(answer.replica.is_some_and(|replica| replica.revision >= written.revision));
+        assert_eq!(products(&acme), ["wiki"], "{region}: what other products know of a tenant is not for wiki");
 
         revision(&mesh, &["tenants", "unsuspend", "acme", "-o", "json"]);
         let by_host = tenants.get(get(host("ACME.example"))).await.expect("found").into_inner();
-        assert_eq!(by_host.tenant.expect("a tenant").tenant_id, "acme");
+        let by_host = by_host.tenant.expect("a tenant");
+        assert_eq!((by_host.tenant_id.as_str(), products(&by_host)), ("acme", vec!["wiki"]), "{region}");
 
         let keys = vec![id("globex"), id("nobody"), host("acme.example"), host("nobody.example")];
         let batch = BatchGetTenantContextsRequest { keys, at_least: None };
         let results = tenants.batch_get(batch).await.expect("answered").into_inner().results;
+        for tenant in results.iter().filter_map(|result| result.tenant.as_ref()) {
+            assert_eq!(products(tenant), ["wiki"], "{region}: {}", tenant.tenant_id);
+        }
         let found: Vec<_> = results.into_iter().map(|result| result.tenant.map(|tenant| tenant.tenant_id)).collect();
         assert_eq!(found, [Some("globex".into()), None, Some("acme".into()), None], "{region}");
 

@@ -9,6 +9,7 @@ use integration::{
     calls::channel,
     changes::{self, LOOKUP, held},
     mesh::{Mesh, Plan, SOON, eventually, signal},
+    traffic::Traffic,
     under_traffic::{OUTAGE, World, first, nothing_went_wrong, outbounds},
 };
 use rustix::process::Signal;
@@ -41,8 +42,13 @@ fn complaints(mesh: &Mesh) -> Vec<String> {
 /// The known accident: a table upstream was empty, and everything below it took it for the truth.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_table_upstream_poisons_no_cache() {
-    let World { mesh, pairs, calls, look_ups, changes } =
-        World::start(Plan::demo().expect("a plan").tcs(2), &[0]).await;
+    // One more, which holds what it was asked for: some of the tenants, and more than so few that no guard holds them.
+    let plan = Plan::demo().expect("a plan").tcs(2).caller_on_demand("wiki", "eu-west");
+    let World { mesh, pairs, calls, look_ups, changes } = World::start(plan, &[0]).await;
+    let on_demand = mesh.outbound("wiki", "eu-west");
+    let asked_for = &pairs[..15];
+    held(on_demand, asked_for, (0, 0), SOON).await.expect("it asks for them");
+    let more_calls = Traffic::start(on_demand, &pairs[1][0], 20).await.expect("calls");
     // Nobody fills the empty table meanwhile.
     changes.stop().await;
     let (tcs, operator) = (mesh.tcs().expect("addresses"), mesh.operator().expect("credentials"));
@@ -67,6 +73,9 @@ async fn an_empty_table_upstream_poisons_no_cache() {
     }
     let (calls, looked) = (calls.stop().await, look_ups.stop().await);
     nothing_went_wrong(&calls, &looked);
+    held(on_demand, asked_for, (0, 0), Duration::ZERO).await.expect("what is held on demand is served");
+    let more_calls = more_calls.stop().await;
+    assert!(more_calls.calls > 20 && more_calls.failed.is_empty(), "{more_calls:?}");
     // Neither is it believed by one that starts now.
     let (pid, _) = mesh.processes("tenon-sidecar --service issues").pop().expect("it runs");
     let issues = mesh.outbound("issues", "us-east");
@@ -78,7 +87,7 @@ async fn an_empty_table_upstream_poisons_no_cache() {
     held(issues, &pairs, (0, 0), SOON).await.expect("it starts with what it had");
     // The map comes back: everybody takes it.
     let written = changes::write(&mut client, first(&pairs)).await.expect("written");
-    for outbound in outbounds(&mesh) {
+    for outbound in outbounds(&mesh).into_iter().chain([on_demand]) {
         held(outbound, &pairs, written, SOON).await.expect("the new map is taken");
     }
 }
