@@ -7,7 +7,7 @@ use super::{
     checkpoint::{self, CheckpointError},
     log::{self, Log, LogError, Sent},
     replicator::now_unix_ms,
-    wire::{Commit, Manifest, Replaced},
+    wire::{Checkpoint, Commit, Manifest, Replaced},
 };
 use crate::{Cause, Journal, Position};
 
@@ -62,7 +62,7 @@ async fn replace(log: &Log, from: &dyn Journal) -> Result<Position, Cause> {
     let cursor = Cursor { log: identity, epoch, sequence: 0, id: rand::random(), head };
     let stored = checkpoint::store(log, cursor, now_unix_ms(), 0, history.parts).await;
     let checkpoint = stored.map_err(|error: CheckpointError| Cause::from(error))?;
-    let manifest = named(log, Manifest { checkpoints: vec![checkpoint] }).await?;
+    let manifest = named(log, checkpoint).await?;
     for _ in 0..TRIES {
         let after = log.last().await?;
         let commit = Commit {
@@ -86,14 +86,25 @@ async fn replace(log: &Log, from: &dyn Journal) -> Result<Position, Cause> {
     Err("others write to it all the time".into())
 }
 
-async fn named(log: &Log, manifest: Manifest) -> Result<u64, Cause> {
+/// Names `checkpoint` as the last one of a manifest. The log that is there keeps those that it begins with: this may end
+/// before the commit.
+async fn named(log: &Log, checkpoint: Checkpoint) -> Result<u64, Cause> {
     for _ in 0..TRIES {
-        let (last, _) = log.manifest().await?;
+        let (last, present) = match log.manifest().await {
+            Err(LogError::Damaged { sequence, .. }) => (sequence, Manifest::default()),
+            present => present?,
+        };
+        let manifest = behind(present, checkpoint.clone());
         if let Sent::At(sequence) = log.store_manifest(last, &manifest).await? {
             return Ok(sequence);
         }
     }
     Err("others store checkpoints all the time".into())
+}
+
+fn behind(mut present: Manifest, checkpoint: Checkpoint) -> Manifest {
+    present.checkpoints.push(checkpoint);
+    present
 }
 
 /// The last message of the log, and a position that is not before any that counts.
@@ -125,4 +136,18 @@ async fn refuse_another_mesh(log: &Log, first: u64, last: u64) -> Result<(), Log
 
 fn failed(log: &Log, source: Cause) -> ReplaceError {
     ReplaceError { stream: log.stream().to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restore_that_never_commits_takes_no_checkpoint_from_the_log_that_is_there() {
+        let of = |log, sequence| Checkpoint { log, sequence, ..Checkpoint::default() };
+        let present = Manifest { checkpoints: vec![of(1, 10), of(1, 20)] };
+        let named = behind(present.clone(), of(2, 0));
+        assert_eq!(named.checkpoints[..2], present.checkpoints);
+        assert_eq!(named.checkpoints.last(), Some(&of(2, 0)), "it is the one that the commit means");
+    }
 }
