@@ -19,4 +19,5 @@ mod views;
 mod watch;
 mod writing;
 
+pub use backup::part_of;
 pub use serve::{AUTHORIZATION, Config, PAST, Role, ServeError, serve};

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use super::{FormatError, Item, Reader, Section};
 use crate::{
-    Change, Embedded, LoadError, OpenError, Part, Position,
+    Change, Embedded, Entry, LoadError, OpenError, Part, Position,
     embedded::{Loading, now_unix_ms},
 };
 
@@ -70,6 +70,9 @@ pub struct Replaced {
     pub epoch: u64,
     /// The last revision of each kind.
     pub heads: HashMap<String, u64>,
+    /// No later revision of that epoch was ever answered. Where that cannot be told, or the backup is of another epoch, the
+    /// restored store goes on behind all that may have been.
+    pub whole: bool,
 }
 
 impl Replaced {
@@ -78,9 +81,12 @@ impl Replaced {
     /// # Errors
     /// When it cannot be read.
     pub fn of(store: &Embedded) -> Result<Self, OpenError> {
-        Ok(Self { epoch: store.epoch(), heads: store.heads()? })
+        Ok(Self { epoch: store.epoch(), heads: store.heads()?, whole: true })
     }
 }
+
+/// How many revisions a store that is lost may have come further than its backup, at least.
+pub(super) const LOST: u64 = 1 << 32;
 
 /// A store in the making; dropped before [`Restore::finish`] it leaves nothing. All calls block.
 pub struct Restore {
@@ -88,6 +94,7 @@ pub struct Restore {
     loading: Loading,
     kind: String,
     to: Moment,
+    part_of: fn(&Entry) -> u64,
     replaced: Replaced,
     /// When the backup was begun.
     made_unix_ms: u64,
@@ -101,6 +108,7 @@ pub struct Restore {
 struct Kind {
     section: Section,
     to: Moment,
+    part_of: fn(&Entry) -> u64,
     records: u64,
     undone: u64,
     /// The newest change that is kept.
@@ -117,8 +125,26 @@ impl Restore {
     /// [`LoadError`] when it cannot be made there.
     pub fn begin(path: &Path, kind: &str, to: Moment, replaced: Replaced) -> Result<Self, LoadError> {
         let (loading, epoch) = (Loading::create(path)?, replaced.epoch);
-        let (kind, reader) = (kind.to_owned(), Reader::default());
-        Ok(Self { reader, loading, kind, to, replaced, made_unix_ms: 0, epoch, present: None, done: Vec::new() })
+        let (kind, reader, part_of) = (kind.to_owned(), Reader::default(), itself as fn(&Entry) -> u64);
+        Ok(Self {
+            reader,
+            loading,
+            kind,
+            to,
+            part_of,
+            replaced,
+            made_unix_ms: 0,
+            epoch,
+            present: None,
+            done: Vec::new(),
+        })
+    }
+
+    /// Keeps together what was written together: `part_of` tells the revision that was answered for a change, which is the
+    /// change's own or an earlier one. A moment that is a revision is after all that is part of it.
+    #[must_use]
+    pub fn keeping_together(self, part_of: fn(&Entry) -> u64) -> Self {
+        Self { part_of, ..self }
     }
 
     /// Takes the next bytes of the backup. Returns how many records and changes were among them.
@@ -185,7 +211,8 @@ impl Restore {
             return Err(RestoreError::Revision { asked, oldest, newest });
         }
         self.loading.begin(&section.kind);
-        self.present = Some(Kind { section, to, records: 0, undone: 0, newest: None, oldest: None });
+        self.present =
+            Some(Kind { section, to, part_of: self.part_of, records: 0, undone: 0, newest: None, oldest: None });
         Ok(())
     }
 
@@ -216,8 +243,9 @@ impl Restore {
             return Err(RestoreError::TooEarly { oldest_unix_ms: kind.oldest.map(|(_, at)| at) });
         }
         let Kind { section: Section { kind: name, position: backup, floor, .. }, records, undone, newest, .. } = kind;
-        let replaced = self.replaced.heads.get(&name).copied().unwrap_or_default();
-        let head = backup.revision.max(replaced);
+        let head = self.replaced.heads.get(&name).copied().unwrap_or_default().max(backup.revision);
+        let known = self.replaced.whole && self.replaced.epoch == backup.epoch;
+        let head = if known { head } else { behind_what_is_lost(head) };
         self.loading.end(head, floor)?;
         let (revision, at_unix_ms) = match newest {
             Some((revision, at)) => (revision, Some(at)),
@@ -237,7 +265,9 @@ impl Kind {
         let kept = self.newest.is_some()
             || match self.to {
                 Moment::Newest => true,
-                Moment::Revision(revision) | Moment::Position(Position { revision, .. }) => entry.revision <= revision,
+                Moment::Revision(revision) | Moment::Position(Position { revision, .. }) => {
+                    (self.part_of)(entry) <= revision
+                }
                 Moment::Time(at) => entry.at_unix_ms <= at,
                 Moment::Oldest => false,
             };
@@ -246,4 +276,14 @@ impl Kind {
         }
         kept
     }
+}
+
+/// A revision that no store came to that went on after `head`, even where one was made from the same backup before and is
+/// lost as well: they do not make a write each microsecond.
+fn behind_what_is_lost(head: u64) -> u64 {
+    head.saturating_add(LOST).max(now_unix_ms().saturating_mul(1000))
+}
+
+const fn itself(entry: &Entry) -> u64 {
+    entry.revision
 }

@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::*;
+use super::{restore::LOST, *};
 use crate::{Change, Embedded, Entry, Journal, Part, Parts, Position, Record, Write};
 
 type State = BTreeMap<String, (u64, Bytes)>;
@@ -58,8 +58,17 @@ async fn bytes(mut backup: Backup) -> Vec<u8> {
     all
 }
 
+/// Of a store that is still there.
 fn restore(backup: &[u8], path: &Path, to: Moment) -> Result<Restored, RestoreError> {
-    restore_over(backup, path, to, Replaced::default())
+    let mut reader = Reader::default();
+    reader.push(backup);
+    let mut replaced = Replaced { whole: true, ..Replaced::default() };
+    while let Ok(Some(item)) = reader.item() {
+        if let Item::Section(section) = item {
+            replaced.epoch = section.position.epoch;
+        }
+    }
+    restore_over(backup, path, to, replaced)
 }
 
 fn restore_over(backup: &[u8], path: &Path, to: Moment, replaced: Replaced) -> Result<Restored, RestoreError> {
@@ -241,8 +250,50 @@ async fn a_restored_store_comes_after_the_one_that_it_replaces() {
     drop(later);
     replaced.epoch += 1_000_000_000;
     let restored = restore_over(&backup, &path, Moment::Newest, replaced.clone()).unwrap();
-    assert_eq!(restored.position, Position::new(replaced.epoch + 1, 9));
+    assert_eq!(restored.position.epoch, replaced.epoch + 1);
+    assert!(restored.position.revision > 9, "its head, and more: it is of another epoch than the backup");
     assert_eq!(state_of(&path).await, state(&*world.journal).await, "records keep their revisions");
+}
+
+#[tokio::test]
+async fn a_store_that_replaces_a_lost_one_uses_none_of_its_revisions() {
+    let world = World::with_tenants().await;
+    let backup = world.backup().await;
+    let lost = Replaced::default();
+    // Another store, which was made where the lost one was.
+    let another = Replaced { epoch: world.store.epoch() + 1, heads: [("tenant".to_owned(), 7)].into(), whole: true };
+    // The same, but its end may be missing.
+    let cut = Replaced { epoch: world.store.epoch(), whole: false, ..another.clone() };
+    for replaced in [lost, another, cut] {
+        let first = restore_over(&backup, &world.path(), Moment::Newest, replaced.clone()).unwrap();
+        assert!(first.position.revision >= 5 + LOST, "{replaced:?}: {}", first.position);
+        assert_eq!(state_of(&world.path()).await, state(&*world.journal).await, "records keep their revisions");
+        let journal = Embedded::open(&world.path()).unwrap().kind("tenant").unwrap();
+        let last = journal.append(vec![Write::put("new", "1")]).await.unwrap();
+        assert_eq!(last, Position::new(first.position.epoch, first.position.revision + 1));
+        drop(journal);
+        // It is lost as well.
+        let second = restore_over(&backup, &world.path(), Moment::Newest, replaced).unwrap();
+        assert!(second.position.revision > last.revision, "{last} {}", second.position);
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_together_is_not_split_by_a_moment_within() {
+    let world = World::new();
+    for (tenant, memory) in [("a", "event/1"), ("b", "event/2")] {
+        world.journal.append(vec![Write::put(tenant, "x"), Write::put(memory, "x")]).await.unwrap();
+    }
+    let backup = world.backup().await;
+    let part_of = |entry: &Entry| entry.revision - u64::from(entry.key.starts_with("event/"));
+    for (to, expected) in [(0, 0), (1, 2), (2, 2), (3, 4), (4, 4)] {
+        let restore = Restore::begin(&world.path(), "tenant", Moment::Revision(to), Replaced::default()).unwrap();
+        let mut restore = restore.keeping_together(part_of);
+        restore.push(&backup).unwrap();
+        let restored = restore.finish().unwrap().into_iter().find(|restored| restored.kind == "tenant").unwrap();
+        assert_eq!((restored.revision, restored.undone, restored.records), (expected, 4 - expected, expected));
+        assert_eq!(state_of(&world.path()).await.len() as u64, expected, "to {to}");
+    }
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ pub(super) async fn restore(
     };
     let nats = Nats::connect(servers, trust_domain, &scratch.path().join("held"), Options::DEFAULT).await;
     let nats = nats.map_err(|error| unusable(&error))?;
-    let mut replaced = Replaced { epoch: 0, heads: HashMap::new() };
+    // A log may have been cut short, which is why it is replaced.
+    let mut replaced = Replaced { epoch: 0, heads: HashMap::new(), whole: false };
     let mut present = None;
     for kind in KINDS {
         if let Some(written) = nats.written(kind).await.map_err(|error| unusable(&error))? {

@@ -49,7 +49,7 @@ fn embedded(file: &Path, key: &Key, path: &Path, to: Moment, replace: bool) -> R
 pub(super) fn into(file: &Path, key: &Key, path: &Path, to: Moment, replaced: Replaced) -> Result<Restored, Failure> {
     let refused = |error: journal::backup::RestoreError| restore_failure(file, &error);
     let restore = journal::backup::Restore::begin(path, kind::TENANT, to, replaced);
-    let mut restore = restore.map_err(|error| refused(error.into()))?;
+    let mut restore = restore.map_err(|error| refused(error.into()))?.keeping_together(::tcs::part_of);
     for piece in open(file, key)? {
         restore.push(&piece.map_err(|error| seal_failure(file, &error))?).map_err(refused)?;
     }

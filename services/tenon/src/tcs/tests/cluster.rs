@@ -219,7 +219,7 @@ async fn check(cluster: &nats::Cluster, name: &str, (batches, percent): (Vec<Bat
     assert!(ended.is_err(), "who followed the old history takes a snapshot");
     let fresh = mesh.peer("fresh").await;
     let restored = fresh.tenants.head().await.unwrap();
-    assert!(restored.epoch > last.epoch, "{restored} {last}");
+    assert!(restored.epoch > last.epoch && restored.revision > last.revision, "{restored} {last}");
     for peer in [&writer, &other, &fresh] {
         reach(&*peer.tenants, restored).await;
         assert_eq!(&state(&*peer.tenants).await, expected, "at {to} of {backup}");
@@ -230,7 +230,7 @@ async fn check(cluster: &nats::Cluster, name: &str, (batches, percent): (Vec<Bat
     // Everybody goes on writing, and no revision comes again.
     for (number, peer) in [&other, &fresh, &writer].into_iter().enumerate() {
         let after = write(&*peer.tenants, &[Write::put(format!("new{number}"), "x").expecting(Expected::Absent)]).await;
-        assert_eq!(after, Position::new(restored.epoch, last.revision + number as u64 + 1));
+        assert_eq!(after, Position::new(restored.epoch, restored.revision + number as u64 + 1));
         for peer in [&writer, &other, &fresh] {
             reach(&*peer.tenants, after).await;
         }
