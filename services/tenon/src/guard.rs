@@ -8,7 +8,7 @@ use tonic::{Status, transport::Channel};
 use crate::{
     cli::{self, AllowShrink, OutputArgs, SetGuard},
     failure::{Answer, Failure},
-    operator::Mesh,
+    operator::{Mesh, Role},
     output::{Output, rfc3339},
 };
 
@@ -52,7 +52,8 @@ async fn get(mesh: &Mesh) -> Result<Guard, Failure> {
 }
 
 async fn set(mesh: &Mesh, guard: Guard) -> Result<Guard, Failure> {
-    let failed = |status: Status| mesh.tcs_failure("the guard is as it was", &status);
+    let find_out = "it may have been set: `tenon tcs guard show` tells";
+    let failed = |status: Status| mesh.write_failure(Role::Tcs, "the guard is as it was", find_out, &status);
     Ok(client(mesh).set_guard(guard).await.map_err(failed)?.into_inner())
 }
 
