@@ -79,9 +79,21 @@ fn number(tenant: &TenantContext) -> anyhow::Result<u64> {
 /// # Errors
 /// What the TCS says; or nothing, in time.
 pub async fn write(client: &mut TenantsClient<Channel>, tenants: Vec<TenantContext>) -> Result<(u64, u64), Status> {
+    write_within(client, tenants, WRITE).await
+}
+
+/// As [`write`], with another deadline.
+///
+/// # Errors
+/// As [`write`].
+pub async fn write_within(
+    client: &mut TenantsClient<Channel>,
+    tenants: Vec<TenantContext>,
+    deadline: Duration,
+) -> Result<(u64, u64), Status> {
     let request = tokio_stream::once(ImportRequest { tenants });
     let mut request = Request::new(request);
-    request.set_timeout(WRITE);
+    request.set_timeout(deadline);
     let answer = client.import(request).await?.into_inner();
     Ok((answer.epoch, answer.revision))
 }
@@ -389,6 +401,16 @@ impl App {
 
 fn position(answer: &BatchGetTenantContextsResponse) -> (u64, u64) {
     answer.replica.as_ref().map_or((0, 0), |replica| (replica.epoch, replica.revision))
+}
+
+/// How many of these tenants a sidecar knows of.
+///
+/// # Errors
+/// It does not answer.
+pub async fn known(outbound: SocketAddr, ids: &[String], reached: (u64, u64)) -> anyhow::Result<usize> {
+    let mut client = TenantContextsClient::new(channel(outbound, LOOKUP).await?);
+    let answer = look_up(&mut client, ids, reached).await?;
+    Ok(answer.results.iter().filter(|result| result.tenant.is_some()).count())
 }
 
 async fn look_up(
