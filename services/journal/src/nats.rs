@@ -32,7 +32,7 @@ use log::Log;
 use mesh_config::names::TrustDomain;
 use names::Mesh;
 pub use replace::ReplaceError;
-use replicator::{Alarm, Parts, Replicator};
+use replicator::{Alarm, Parts, Replicator, mind};
 use write::{DEADLINE, Request, Stage};
 
 use crate::{
@@ -118,6 +118,8 @@ impl Nats {
         let mut alarm = journal.alarm.clone();
         let unreachable = |why: &str| OpenError::Unreachable { store: self.servers.to_string(), why: why.to_owned() };
         tokio::select! {
+            // What is held is served, whatever is wrong with the log.
+            biased;
             held = local.wait_for(Option::is_some) => {
                 held.map_err(|_| unreachable("it was closed meanwhile"))?;
             }
@@ -151,8 +153,9 @@ impl Nats {
         let (requests, waiting) = mpsc::channel(WAITING);
         let client = self.client.clone();
         let checkpoint_bytes = self.checkpoint_bytes;
+        let (stream, alarms) = (log.stream().to_owned(), alarm.clone());
         let parts = Parts { kind, client, log, path, options, checkpoint_bytes, held, local, alarm, requests: waiting };
-        tokio::spawn(Replicator::new(parts).run());
+        tokio::spawn(mind(tokio::spawn(Replicator::new(parts).run()), stream, alarms));
         let journal = Arc::new(NatsJournal { local: watched, alarm: alarmed, requests });
         kinds.insert(kind, Arc::clone(&journal));
         Ok(journal)
@@ -183,7 +186,10 @@ impl NatsJournal {
         let deadline = Instant::now() + DEADLINE;
         let request = Request { at, writes, deadline, stage: Arc::clone(&stage), reply };
         let asked = async {
-            let busy = || AppendError::Failed("this process is about to end".into());
+            let busy = || {
+                let why = self.alarm().unwrap_or_else(|| "this process is about to end".to_owned());
+                AppendError::Failed(why.into())
+            };
             self.requests.send(request).await.map_err(|_| busy())?;
             let dropped = || AppendError::Failed("what is held locally cannot be read".into());
             answer.await.unwrap_or_else(|_| Err(dropped()))

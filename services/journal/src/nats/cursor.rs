@@ -28,6 +28,9 @@ pub(super) enum Verdict {
     Void,
     /// Something between the cursor and it is missing.
     Gap,
+    /// It follows on another message of that sequence than the one at the cursor: either what is held or what its writer held
+    /// is not this log, which the log alone can tell. It is void where what is held is.
+    Stray,
 }
 
 impl Cursor {
@@ -49,6 +52,11 @@ impl Cursor {
         if commit.log != 0 && commit.replaced.is_some() && commit.epoch > self.epoch {
             return Verdict::Replaces;
         }
+        if let Some(id) = commit.after_id
+            && id != self.id
+        {
+            return Verdict::Stray;
+        }
         if self.log == 0 && commit.log != 0 && commit.after == 0 && commit.replaced.is_none() {
             return Verdict::Counts;
         }
@@ -61,7 +69,7 @@ impl Cursor {
         let cursor = Self { sequence, id: commit.id, ..self };
         match verdict {
             Verdict::Counts => Self { log: commit.log, epoch: commit.epoch, head: commit.last_revision(), ..cursor },
-            Verdict::Replaces | Verdict::Void | Verdict::Gap => cursor,
+            Verdict::Replaces | Verdict::Void | Verdict::Gap | Verdict::Stray => cursor,
         }
     }
 }
@@ -87,6 +95,14 @@ mod tests {
             (commit(21, 12, 1), Verdict::Gap),
             (commit(20, 13, 1), Verdict::Void),
             (Commit { log: 8, ..commit(20, 12, 1) }, Verdict::Void),
+            (Commit { after_id: Some(5), ..commit(20, 12, 2) }, Verdict::Counts),
+            (Commit { after_id: Some(6), ..commit(20, 12, 2) }, Verdict::Stray),
+            (Commit { after_id: Some(6), ..commit(20, 9, 2) }, Verdict::Stray),
+            (Commit { after_id: Some(6), ..commit(19, 12, 2) }, Verdict::Void),
+            (
+                Commit { epoch: 4, after_id: Some(6), replaced: Some(Replaced { manifest: 1 }), ..commit(20, 12, 0) },
+                Verdict::Replaces,
+            ),
             (Commit { epoch: 4, ..commit(20, 12, 1) }, Verdict::Void),
             (Commit { epoch: 4, replaced: Some(Replaced { manifest: 1 }), ..commit(20, 12, 0) }, Verdict::Replaces),
             (Commit { replaced: Some(Replaced { manifest: 1 }), ..commit(20, 13, 0) }, Verdict::Void),

@@ -245,26 +245,22 @@ impl Log {
         gather(&self.log, parts).await
     }
 
-    /// The commits in a range of sequences, in order, each with its own. What is missing is passed over: the next commit
-    /// tells whether it was one.
+    /// The commits in a range of sequences, in order, each with its own. What is missing is an error: it may have been one,
+    /// and whether what follows counts would be judged wrongly. A leader that is behind misses what others have.
     pub(super) fn read(
         &self,
         from: u64,
         to: u64,
     ) -> impl futures_util::Stream<Item = Result<(u64, Commit), LogError>> + Send + Unpin + '_ {
         let messages = stream::iter((from..=to).map(move |sequence| async move {
-            match fetch(&self.log, sequence).await {
-                Ok((subject, payload)) if *subject == self.names.commits => decode(sequence, &payload).map(Some),
-                Ok(_) | Err(LogError::Missing(_)) => Ok(None),
-                Err(error) => Err(error),
-            }
+            commit_in(&self.names.commits, sequence, fetch(&self.log, sequence).await)
         }));
         Box::pin(messages.buffered(AT_ONCE).try_filter_map(async |commit| Ok(commit)))
     }
 
     /// One commit, as the leader has it.
     pub(super) async fn commit_at(&self, sequence: u64) -> Result<Commit, LogError> {
-        let (_, payload) = fetch(&self.log, sequence).await?;
+        let (_, payload) = fetch_from_leader(&self.log, sequence).await?;
         decode(sequence, &payload).map(|(_, commit)| commit)
     }
 
@@ -341,6 +337,10 @@ async fn fetch(stream: &Stream<()>, sequence: u64) -> Result<(async_nats::Subjec
     if let Ok(Ok(message)) = tokio::time::timeout(PATIENCE / 4, stream.direct_get(sequence)).await {
         return Ok((message.subject, message.payload));
     }
+    fetch_from_leader(stream, sequence).await
+}
+
+async fn fetch_from_leader(stream: &Stream<()>, sequence: u64) -> Result<(async_nats::Subject, Bytes), LogError> {
     match stream.get_raw_message(sequence).await {
         Ok(message) => Ok((message.subject, message.payload)),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Err(LogError::Missing(sequence)),
@@ -370,6 +370,16 @@ async fn purge(stream: &Stream<()>, sequence: u64) -> Result<(), LogError> {
     stream.purge().sequence(sequence).await.map(drop).map_err(|error| LogError::Unavailable(error.into()))
 }
 
+/// The commit in what was fetched, if it is one.
+fn commit_in(
+    commits: &str,
+    sequence: u64,
+    fetched: Result<(async_nats::Subject, Bytes), LogError>,
+) -> Result<Option<(u64, Commit)>, LogError> {
+    let (subject, payload) = fetched?;
+    if *subject == *commits { decode(sequence, &payload).map(Some) } else { Ok(None) }
+}
+
 fn decode(sequence: u64, payload: &Bytes) -> Result<(u64, Commit), LogError> {
     let commit = Commit::decode(payload.clone());
     commit.map(|commit| (sequence, commit)).map_err(|error| LogError::Damaged { sequence, source: error.into() })
@@ -393,4 +403,19 @@ pub(super) fn heard(message: &async_nats::Message) -> Option<(u64, u64, Commit)>
 /// The way to the JetStream of a cluster, with the patience of this journal.
 pub(super) fn context(client: Client) -> Context {
     async_nats::jetstream::context::ContextBuilder::new().timeout(PATIENCE).ack_timeout(PATIENCE).build(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_passed_over_and_what_is_missing_is_not() {
+        let commit = Commit { id: 5, ..Commit::default() };
+        let fetched = |subject: &'static str| Ok((subject.into(), commit.encode()));
+        assert_eq!(commit_in("log", 50, fetched("log")).unwrap(), Some((50, commit.clone())));
+        assert_eq!(commit_in("log", 50, fetched("part")).unwrap(), None);
+        let missing = commit_in("log", 50, Err(LogError::Missing(50)));
+        assert!(matches!(missing, Err(LogError::Missing(50))), "{missing:?}");
+    }
 }

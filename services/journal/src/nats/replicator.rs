@@ -5,12 +5,17 @@
 
 mod reading;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use async_nats::Client;
+use async_nats::{Client, jetstream::stream::Info};
 use tokio::{
     sync::{mpsc, watch},
-    time::MissedTickBehavior,
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior},
 };
 
 use super::{
@@ -21,7 +26,7 @@ use super::{
 };
 use crate::{
     Cause, Journal as _, OpenError, Options,
-    embedded::{Replicated, blocking},
+    embedded::{ApplyError, Replicated, blocking},
 };
 
 pub(super) use reading::Batch;
@@ -29,8 +34,10 @@ use reading::next;
 
 /// How often what may have been missed is asked for.
 const POLL: Duration = Duration::from_secs(1);
-/// Looks at a log that is shorter than what is held, before that is believed: a server that has just come back may say so.
-const LOOKS: u32 = 3;
+/// For how long a log may be shorter than what is held before that is believed: a server that has just come back may say so.
+const SHORTER: Duration = Duration::from_secs(2);
+/// For how long a message may be missing before that is believed: a new leader may be behind for a moment.
+const MISSING: Duration = Duration::from_secs(10);
 
 /// Why nothing is read any more, until somebody sees to it. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +63,21 @@ pub(super) enum Alarm {
     AnotherMesh { stream: String, found: String, own: String },
     #[error("stream {stream} is damaged: {why}; restore a backup into the cluster")]
     Damaged { stream: String, why: String },
+    #[error(
+        "nothing of stream {stream} is read or written any more: {why}; what is held is served; restart this process, and \
+         report this error"
+    )]
+    Ended { stream: String, why: String },
+}
+
+/// Raises an alarm where a task that reads a log ends with a panic: nobody would hear of it otherwise.
+pub(super) async fn mind(task: JoinHandle<()>, stream: String, alarm: watch::Sender<Option<Alarm>>) {
+    let Err(error) = task.await else { return };
+    if error.is_panic() {
+        let alarmed = Alarm::Ended { stream, why: error.to_string() };
+        tracing::error!(alarm = %alarmed, "the journal stands still");
+        alarm.send_replace(Some(alarmed));
+    }
 }
 
 /// Why the log could not be read on.
@@ -71,6 +93,17 @@ pub(super) enum Failure {
     Alarm(#[from] Alarm),
     #[error("the checkpoint cannot be read")]
     Checkpoint(#[source] Cause),
+    #[error("the local store was opened again after an error, and has lost what came last: the log is read again")]
+    Elsewhere,
+}
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Elsewhere => Self::Elsewhere,
+            ApplyError::Store(error) => Self::Local(error),
+        }
+    }
 }
 
 impl From<LogError> for Failure {
@@ -117,20 +150,28 @@ pub(super) struct Replicator {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) held: Option<Arc<Replicated>>,
     pub(super) cursor: Cursor,
+    /// The local store may be elsewhere than at `cursor`, after an error: nothing is applied until it was asked.
+    pub(super) lost: bool,
     /// Up to where the stream was read: everything of the log up to here is in `cursor`.
     pub(super) seen: u64,
-    /// Id of the last commit that counted.
+    /// Id of our own commit of which it is not known yet what became of it.
+    pub(super) awaited: Option<u64>,
+    /// Where that one is in what is held; absent unless it counted.
     pub(super) landed: Option<u64>,
     /// When the stream was made that `cursor` was found in; absent before the first look, and after each reason to doubt.
-    verified: Option<String>,
-    /// Looks in a row at which the log was shorter than what is held.
-    shorter: u32,
+    pub(super) verified: Option<String>,
+    /// How often there was a connection by then. A cluster that was out of reach may have lost what it had, and grown again.
+    connects: u64,
+    /// Since when the log is shorter than what is held, at each look.
+    shorter: Option<Instant>,
+    /// Since when messages of the log are missing, at each look.
+    missing: Option<Instant>,
     /// Bytes of the log since the last checkpoint.
     log_bytes: u64,
     /// Something was applied that a crash would undo.
     dirty: bool,
     /// A checkpoint that is being stored.
-    checkpointing: Option<tokio::task::JoinHandle<()>>,
+    checkpointing: Option<JoinHandle<()>>,
 }
 
 impl Replicator {
@@ -151,10 +192,14 @@ impl Replicator {
             requests,
             held,
             cursor,
+            lost: false,
             seen: cursor.sequence,
+            awaited: None,
             landed: None,
             verified: None,
-            shorter: 0,
+            connects: 0,
+            shorter: None,
+            missing: None,
             log_bytes: 0,
             dirty: false,
             checkpointing: None,
@@ -195,13 +240,27 @@ impl Replicator {
     pub(super) async fn look(&mut self) {
         let looked = self.examine().await;
         match looked {
-            Ok(()) => self.all_well(),
+            Ok(()) => {
+                self.missing = None;
+                self.all_well();
+            }
             Err(Failure::Alarm(alarm)) => self.raise(alarm),
-            Err(failure) => self.trouble(&failure).await,
+            Err(Failure::Log(LogError::Missing(sequence))) if self.long_missing() => {
+                let alarm = self.damage(sequence, &"it is missing");
+                self.raise(alarm);
+            }
+            Err(failure) => self.trouble(&failure),
         }
     }
 
+    /// Whether what could not be read has been missing for long enough to believe it.
+    fn long_missing(&mut self) -> bool {
+        self.missing.get_or_insert_with(Instant::now).elapsed() >= MISSING
+    }
+
     async fn examine(&mut self) -> Result<(), Failure> {
+        let connects = self.connected();
+        self.find().await?;
         let info = match self.log.info().await {
             Err(LogError::NoStream) if self.cursor.log == 0 => {
                 self.log.create().await?;
@@ -214,27 +273,29 @@ impl Replicator {
             other => other?,
         };
         let (first, end) = (info.state.first_sequence, info.state.last_sequence);
+        if end < self.cursor.sequence {
+            self.verified = None;
+        }
         let begins_anew = self.refused() || end < self.cursor.sequence || first > self.seen + 1;
         if begins_anew && self.take_restored(first).await? {
             self.verified = None;
         }
         if end < self.cursor.sequence {
-            self.shorter += 1;
+            let since = *self.shorter.get_or_insert_with(Instant::now);
             let stream = self.log.stream().to_owned();
             let alarm = Alarm::Shorter { stream, end, held: self.cursor.sequence };
-            return if self.shorter >= LOOKS || self.refused() { Err(alarm.into()) } else { Ok(()) };
+            return if since.elapsed() >= SHORTER || self.refused() { Err(alarm.into()) } else { Ok(()) };
         }
-        self.shorter = 0;
-        let made = info.created.to_string();
-        if self.verified.as_ref() != Some(&made) {
-            self.verify(first).await?;
-            self.verified = Some(made);
+        self.shorter = None;
+        let mut found = true;
+        if !self.sure() || self.verified.as_ref() != Some(&info.created.to_string()) {
+            found = self.verify(&info, connects).await?;
         }
         if end == 0 {
             self.begin().await?;
             return self.catch_up(self.log.last().await?).await;
         }
-        if first > self.seen + 1 && self.log_goes_on_after(first).await? {
+        if first > self.seen + 1 || !found {
             self.install_oldest(first).await?;
         }
         self.catch_up(end).await
@@ -255,33 +316,37 @@ impl Replicator {
         Ok(true)
     }
 
-    /// Finds what is held in the log, or that it has gone with the retention.
-    async fn verify(&mut self, first: u64) -> Result<(), Failure> {
-        if self.cursor.log == 0 {
+    /// Asks the log whether what is held is what it has.
+    pub(super) async fn recognise(&mut self) -> Result<(), Failure> {
+        self.verified = None;
+        let connects = self.connected();
+        let info = self.log.info().await?;
+        if self.verify(&info, connects).await? {
             return Ok(());
         }
+        Err(LogError::Missing(self.cursor.sequence).into())
+    }
+
+    /// False where the log begins after what is held: nothing tells whether that was in it, and the next look begins anew.
+    async fn verify(&mut self, info: &Info, connects: u64) -> Result<bool, Failure> {
+        self.verified = None;
+        let found = self.cursor.log == 0 || self.find_in_log(info.state.first_sequence).await?;
+        self.verified = found.then(|| info.created.to_string());
+        self.connects = connects;
+        Ok(found)
+    }
+
+    /// Finds what is held in the log; false where it has gone with the retention.
+    async fn find_in_log(&self, first: u64) -> Result<bool, Failure> {
         let another = || Failure::from(Alarm::Another(self.log.stream().to_owned()));
         match self.log.commit_at(self.cursor.sequence).await {
-            Ok(commit) if commit.id == self.cursor.id => Ok(()),
+            Ok(commit) if commit.id == self.cursor.id => Ok(true),
             Ok(_) | Err(LogError::Damaged { .. }) => Err(another()),
             Err(LogError::Missing(_)) if first > self.cursor.sequence => {
                 let (_, manifest) = self.log.manifest().await?;
                 let ours = manifest.checkpoints.iter().any(|kept| kept.log == self.cursor.log);
-                if ours { Ok(()) } else { Err(another()) }
+                if ours { Ok(false) } else { Err(another()) }
             }
-            Err(LogError::Missing(_)) => Err(another()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether commits may have been trimmed that were not read: not where the log begins with what follows.
-    async fn log_goes_on_after(&self, first: u64) -> Result<bool, Failure> {
-        if self.cursor.log == 0 {
-            return Ok(first > 1);
-        }
-        match self.log.commit_at(first).await {
-            Ok(commit) => Ok(commit.after > self.cursor.sequence),
-            Err(LogError::Damaged { .. }) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
@@ -306,12 +371,13 @@ impl Replicator {
         let Some(held) = self.held.clone() else { return };
         if std::mem::take(&mut self.dirty) {
             let (cursor, written) = (self.cursor, Arc::clone(&held));
-            if let Err(error) = blocking(move || written.apply(&[], cursor, true)).await {
-                self.trouble(&error.into()).await;
+            if let Err(error) = blocking(move || written.apply(&[], cursor, cursor, true)).await {
+                self.lost = true;
+                self.trouble(&error.into());
                 return;
             }
         }
-        let idle = self.checkpointing.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
+        let idle = self.checkpointing.as_ref().is_none_or(JoinHandle::is_finished);
         if !idle || self.verified.is_none() || !checkpoint::due(self.log_bytes, self.checkpoint_bytes, None) {
             return;
         }
@@ -345,10 +411,22 @@ impl Replicator {
         if let Some(alarm) = &*self.alarm.borrow() {
             return Err(alarm.clone().into());
         }
-        if self.verified.is_some() && self.held.is_some() {
+        if self.lost {
+            return Err(Cause::from("what is held locally cannot be read"));
+        }
+        if self.sure() && self.held.is_some() {
             return Ok(());
         }
         Err(Cause::from("the NATS cluster has not answered yet: a majority of its nodes must be up, and reachable"))
+    }
+
+    /// What is held was found in the log, and there was no reason to doubt it since.
+    pub(super) fn sure(&self) -> bool {
+        self.verified.is_some() && self.connects == self.connected()
+    }
+
+    fn connected(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     /// Something must be seen to before anything is written.
@@ -357,7 +435,11 @@ impl Replicator {
     }
 
     fn damaged(&self, sequence: u64, why: &dyn std::fmt::Display) -> Failure {
-        Alarm::Damaged { stream: self.log.stream().to_owned(), why: format!("message {sequence}: {why}") }.into()
+        self.damage(sequence, why).into()
+    }
+
+    fn damage(&self, sequence: u64, why: &dyn std::fmt::Display) -> Alarm {
+        Alarm::Damaged { stream: self.log.stream().to_owned(), why: format!("message {sequence}: {why}") }
     }
 
     pub(super) fn raise(&mut self, alarm: Alarm) {
@@ -382,13 +464,21 @@ impl Replicator {
         });
     }
 
-    async fn trouble(&mut self, failure: &Failure) {
+    /// Asks the local store where it is, after an error: it was opened again, and may have forgotten what no durable
+    /// write followed.
+    pub(super) async fn find(&mut self) -> Result<(), Failure> {
+        let Some(held) = self.held.clone().filter(|_| self.lost) else { return Ok(()) };
+        self.cursor = blocking(move || held.cursor()).await?;
+        self.seen = self.cursor.sequence;
+        self.landed = self.landed.filter(|landed| *landed <= self.seen);
+        (self.lost, self.dirty) = (false, true);
+        Ok(())
+    }
+
+    fn trouble(&mut self, failure: &Failure) {
         tracing::debug!(stream = self.log.stream(), error = %failure, "the log of the journal cannot be read on");
-        if let (Failure::Local(_), Some(held)) = (failure, self.held.clone())
-            && let Ok(cursor) = blocking(move || held.cursor()).await
-        {
-            self.cursor = cursor;
-            self.seen = cursor.sequence;
+        if matches!(failure, Failure::Log(LogError::Unavailable(_) | LogError::Silent(_))) {
+            self.verified = None;
         }
     }
 }
@@ -396,3 +486,6 @@ impl Replicator {
 pub(super) fn now_unix_ms() -> u64 {
     u64::try_from(mesh_identity::clock::since_epoch().as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,10 @@ pub(super) struct Commit {
     /// Trust domain of the mesh whose log this is: in the first message, and in those that replace everything.
     #[prost(string, tag = "10")]
     pub(super) mesh: String,
+    /// Id of the message that this one follows on; absent where it does not matter, and in commits from before there was
+    /// this field.
+    #[prost(fixed64, optional, tag = "11")]
+    pub(super) after_id: Option<u64>,
 }
 
 /// One write of a commit.

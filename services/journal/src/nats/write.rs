@@ -19,7 +19,10 @@ use super::{
     replicator::{Batch, Failure, Replicator, now_unix_ms},
     wire::{Change, Changes, Commit},
 };
-use crate::{AppendError, Cause, Expected, Position, Write, embedded::blocking};
+use crate::{
+    AppendError, Cause, Expected, Position, Write,
+    embedded::{ApplyError, blocking},
+};
 
 /// How long a write may take, waiting included. The election of a new leader takes a NATS 2.9 cluster up to nine seconds.
 pub(super) const DEADLINE: Duration = Duration::from_millis(9500);
@@ -105,7 +108,10 @@ impl Replicator {
             let Plan { accepted, refused, deferred } = match self.plan(group).await {
                 Ok(plan) => plan,
                 // Answered by being dropped: who waits says that the store could not be read.
-                Err(_) => return,
+                Err(_) => {
+                    self.lost = true;
+                    return;
+                }
             };
             group = deferred;
             if !refused.is_empty() && head_known != Some(self.cursor.sequence) {
@@ -201,25 +207,26 @@ impl Replicator {
         }
     }
 
-    async fn plan(&self, group: VecDeque<Request>) -> Result<Plan, redb::Error> {
+    async fn plan(&self, group: VecDeque<Request>) -> Result<Plan, ApplyError> {
         let Some(held) = self.held.clone() else { return Ok(Plan { deferred: group, ..Plan::default() }) };
         let cursor = self.cursor;
         blocking(move || {
             let conditional = group.iter().flat_map(|request| &request.writes);
             let conditional = conditional.filter(|write| write.expected != Expected::Any);
-            let revisions = held.revisions(conditional.map(|write| write.key.as_str()))?;
+            let revisions = held.revisions(cursor, conditional.map(|write| write.key.as_str()))?;
             Ok(plan(group, cursor.position(), &revisions))
         })
         .await
     }
 
-    /// Sends a commit until it is known what became of it.
+    /// Makes a commit, and remembers it until it is known what became of it.
     async fn commit(&mut self, writes: Vec<Change>, deadline: Instant) -> Outcome {
         let after = self.cursor.sequence;
         let mut commit = Commit {
             log: self.cursor.log,
             epoch: self.cursor.epoch,
             after,
+            after_id: Some(self.cursor.id),
             id: rand::random(),
             first_revision: self.cursor.head + 1,
             at_unix_ms: now_unix_ms(),
@@ -236,27 +243,19 @@ impl Replicator {
             }
             encoded = commit.encode();
         }
+        (self.awaited, self.landed) = (Some(commit.id), None);
+        let outcome = self.send(&commit, &encoded, deadline).await;
+        (self.awaited, self.landed) = (None, None);
+        outcome
+    }
+
+    /// Sends a commit until it is known what became of it.
+    async fn send(&mut self, commit: &Commit, encoded: &Bytes, deadline: Instant) -> Outcome {
         let mut doubtful = false;
         loop {
-            let failure = match self.log.commit(after, encoded.clone()).await {
-                Ok(Sent::At(sequence)) => {
-                    doubtful = true; // Until it is read whether it counts.
-                    self.read_up_to(sequence, &commit).await.err()
-                }
-                Ok(Sent::Late) => match self.log.last().await {
-                    Ok(end) => self.catch_up(end).await.err(),
-                    Err(error) => Some(error.into()),
-                },
-                Err(error) => {
-                    doubtful |= matches!(error, LogError::Silent(_));
-                    Some(error.into())
-                }
-            };
-            if self.landed == Some(commit.id) {
-                return Outcome::Landed;
-            }
-            if self.cursor.sequence > after {
-                return Outcome::Superseded;
+            let failure = self.send_once(commit, encoded, &mut doubtful).await.err();
+            if let Some(outcome) = self.settled(commit.after) {
+                return outcome;
             }
             if let Some(Failure::Alarm(alarm)) = &failure {
                 self.raise(alarm.clone());
@@ -270,9 +269,45 @@ impl Replicator {
         }
     }
 
+    /// Sends a commit and reads what became of it. `doubtful` becomes true where it may have been stored without that being
+    /// read.
+    async fn send_once(&mut self, commit: &Commit, encoded: &Bytes, doubtful: &mut bool) -> Result<(), Failure> {
+        if !self.sure() {
+            // Who did not answer may have lost what the commit follows on, and others have written since.
+            self.recognise().await?;
+        }
+        match self.log.commit(commit.after, encoded.clone()).await {
+            Ok(Sent::At(sequence)) => {
+                *doubtful = true;
+                self.read_up_to(sequence, commit).await
+            }
+            Ok(Sent::Late) => {
+                let end = self.log.last().await?;
+                self.catch_up(end).await
+            }
+            Err(error) => {
+                *doubtful |= matches!(error, LogError::Silent(_));
+                self.verified = None;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What became of the commit that is awaited, which follows on `after`; nothing as long as what follows on that was not
+    /// read. It counts if it comes first there, whatever comes after it.
+    fn settled(&self, after: u64) -> Option<Outcome> {
+        if self.lost {
+            return None;
+        }
+        if self.landed.is_some() {
+            return Some(Outcome::Landed);
+        }
+        (self.cursor.sequence > after).then_some(Outcome::Superseded)
+    }
+
     /// Reads the log up to a commit of our own.
     async fn read_up_to(&mut self, sequence: u64, commit: &Commit) -> Result<(), Failure> {
-        if sequence == self.seen + 1 && commit.parts.is_none() {
+        if !self.lost && sequence == self.seen + 1 && commit.parts.is_none() {
             let mut batch = Batch::default();
             self.take(sequence, commit.clone(), &mut batch).await?;
             return self.apply(batch).await;

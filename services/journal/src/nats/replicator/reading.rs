@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::Subscriber;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use prost::Message as _;
 
 use super::{Alarm, Failure, Replicator};
@@ -31,7 +31,7 @@ pub(in crate::nats) struct Batch {
     /// After the last of them.
     pub(in crate::nats) cursor: Option<Cursor>,
     bytes: u64,
-    /// Id of the last one that counts.
+    /// Sequence of the commit that is awaited, where it is one of them and counts.
     landed: Option<u64>,
 }
 
@@ -48,11 +48,21 @@ impl Batch {
 impl Replicator {
     /// Reads the log up to `end`.
     pub(in crate::nats) async fn catch_up(&mut self, end: u64) -> Result<(), Failure> {
+        self.find().await?;
         if end <= self.seen {
             return Ok(());
         }
         let log = self.log.clone();
-        let mut commits = log.read(self.seen + 1, end);
+        self.follow(log.read(self.seen + 1, end)).await?;
+        self.seen = end.max(self.seen);
+        Ok(())
+    }
+
+    /// Makes what was read from where the log was read up to.
+    pub(super) async fn follow(
+        &mut self,
+        mut commits: impl Stream<Item = Result<(u64, Commit), LogError>> + Unpin,
+    ) -> Result<(), Failure> {
         let mut batch = Batch::default();
         while let Some(commit) = commits.next().await {
             let (sequence, commit) = match commit {
@@ -64,9 +74,7 @@ impl Replicator {
                 self.apply(std::mem::take(&mut batch)).await?;
             }
         }
-        self.apply(batch).await?;
-        self.seen = end.max(self.seen);
-        Ok(())
+        self.apply(batch).await
     }
 
     /// Takes the next commit of the log into a batch, or what it stands for.
@@ -77,10 +85,22 @@ impl Replicator {
         batch: &mut Batch,
     ) -> Result<(), Failure> {
         let cursor = batch.cursor.unwrap_or(self.cursor);
-        let verdict = cursor.judge(&commit);
+        let mut verdict = cursor.judge(&commit);
         if verdict == Verdict::Gap {
             self.apply(std::mem::take(batch)).await?;
+            // Whatever was passed over is looked for again: it may only have been out of sight.
+            self.seen = self.cursor.sequence;
             return Err(Alarm::Hole { stream: self.log.stream().to_owned(), held: cursor.sequence }.into());
+        }
+        if verdict == Verdict::Stray {
+            self.apply(std::mem::take(batch)).await?;
+            self.recognise().await?;
+            tracing::warn!(
+                stream = self.log.stream(),
+                sequence,
+                "a commit is void: its writer held what is not in the log"
+            );
+            verdict = Verdict::Void;
         }
         if let (Verdict::Replaces, Some(Replaced { manifest })) = (verdict, &commit.replaced) {
             self.apply(std::mem::take(batch)).await?;
@@ -92,7 +112,9 @@ impl Replicator {
         let next = cursor.after(sequence, &commit, verdict);
         if verdict == Verdict::Counts {
             batch.add(&commit);
-            batch.landed = Some(commit.id);
+            if self.awaited == Some(commit.id) {
+                batch.landed = Some(sequence);
+            }
             if cursor.log == 0 {
                 self.log.ours(&commit.mesh)?;
                 self.apply(std::mem::take(batch)).await?;
@@ -121,21 +143,21 @@ impl Replicator {
     pub(in crate::nats) async fn apply(&mut self, batch: Batch) -> Result<(), Failure> {
         let Some(cursor) = batch.cursor else { return Ok(()) };
         let Some(held) = self.held.clone() else { return Ok(()) };
-        let (bytes, landed) = (batch.bytes, batch.landed);
-        let (cursor_before, held_too) = (self.cursor, Arc::clone(&held));
-        match blocking(move || held.apply(&batch.entries, cursor, false)).await {
+        let (bytes, landed, from) = (batch.bytes, batch.landed, self.cursor);
+        match blocking(move || held.apply(&batch.entries, from, cursor, false)).await {
             Ok(()) => {
                 self.cursor = cursor;
-                self.landed = landed.or(self.landed);
+                self.landed = self.landed.or(landed);
                 self.seen = self.seen.max(cursor.sequence);
                 self.log_bytes += bytes;
                 self.dirty = true;
                 Ok(())
             }
             Err(error) => {
-                // The store was opened again, and may have forgotten what no durable write followed.
-                self.cursor = blocking(move || held_too.cursor()).await.unwrap_or(cursor_before);
-                self.seen = self.cursor.sequence;
+                self.lost = true;
+                self.landed = self.landed.or(landed);
+                // Where it cannot be read either, it is asked again before anything else is applied.
+                drop(self.find().await);
                 Err(error.into())
             }
         }
@@ -151,7 +173,7 @@ impl Replicator {
             let Some(this) = message.take() else { break };
             if let Some((sequence, before, commit)) = log::heard(&this) {
                 let at = batch.cursor.unwrap_or(self.cursor).sequence;
-                if self.verified.is_some() && before == at && at > 0 {
+                if self.sure() && !self.lost && before == at && at > 0 {
                     taken = self.take(sequence, commit, &mut batch).await;
                 } else if sequence > at {
                     missed = Some(sequence);
@@ -163,7 +185,7 @@ impl Replicator {
             message = next(heard).now_or_never().flatten();
         }
         let result = match (taken, self.apply(batch).await) {
-            (Ok(()), Ok(())) => match missed.filter(|_| self.verified.is_some()) {
+            (Ok(()), Ok(())) => match missed.filter(|_| self.sure()) {
                 Some(sequence) => self.catch_up(sequence).await,
                 None => Ok(()),
             },
@@ -172,7 +194,7 @@ impl Replicator {
         match result {
             Ok(()) => {}
             Err(Failure::Alarm(alarm)) => self.raise(alarm),
-            Err(failure) => self.trouble(&failure).await,
+            Err(failure) => self.trouble(&failure),
         }
     }
 
@@ -222,6 +244,7 @@ impl Replicator {
         let to = Arc::new(to);
         self.held = Some(Arc::clone(&to));
         self.cursor = cursor;
+        self.lost = false;
         self.seen = cursor.sequence;
         self.log_bytes = 0;
         self.local.send_replace(Some(to));
