@@ -27,7 +27,9 @@ use tokio::sync::watch;
 use crate::{AppendError, Entry, History, Journal, Position, ReadError, Record, Snapshot, Tail, TailError, Write};
 pub use load::LoadError;
 pub(crate) use load::Loading;
-pub(crate) use replicated::Replicated;
+#[cfg(test)]
+pub(crate) use replicated::tests::begin_on_a_disk;
+pub(crate) use replicated::{ApplyError, Replicated};
 use store::Store;
 use tables::{EPOCH, META, Names, present};
 
@@ -196,13 +198,9 @@ impl EmbeddedJournal {
         let (store, names, head, epoch, options) =
             (Arc::clone(&self.store), Arc::clone(&self.names), self.head.clone(), self.epoch, self.options);
         blocking(move || {
-            let revision = store.append(&names, epoch, at, &writes, &options)?;
             // Here and not after the await: the write stands even when nobody waits for it any more.
-            head.send_if_modified(|head| {
-                let newer = revision > *head;
-                *head = revision.max(*head);
-                newer
-            });
+            let announce = |revision| announce(&head, revision);
+            let revision = store.append(&names, epoch, at, &writes, &options, announce)?;
             Ok(Position::new(epoch, revision))
         })
         .await
@@ -296,7 +294,8 @@ impl Tailing {
 }
 
 impl Store {
-    /// Returns the last revision. On an error nothing has changed.
+    /// Returns the last revision. On an error nothing has changed, but for [`AppendError::Unconfirmed`]. Announces each
+    /// head that it reads: what an earlier write could not confirm must not stay unheard of.
     fn append(
         &self,
         names: &Names,
@@ -304,9 +303,11 @@ impl Store {
         at: Option<Position>,
         writes: &[Write],
         options: &Options,
+        announce: impl Fn(u64),
     ) -> Result<u64, AppendError> {
         let _alone = self.alone();
         let before = self.read(|database| names.head(database)).map_err(failed)?;
+        announce(before);
         let actual = Position::new(epoch, before);
         if at.is_some_and(|at| at != actual) {
             return Err(AppendError::Moved { actual });
@@ -316,14 +317,33 @@ impl Store {
         }
         let now = now_unix_ms();
         match self.write(|transaction| write::append(transaction, names, writes, options, now)) {
-            Ok(result) => result,
-            // A commit that failed may have been made: then the head tells.
+            Ok(result) => {
+                let after = result?;
+                announce(after);
+                Ok(after)
+            }
+            // A commit that failed may have been made: the head tells.
             Err(error) => match self.read(|database| names.head(database)) {
-                Ok(after) if after > before => Ok(after),
-                Ok(_) | Err(_) => Err(failed(error)),
+                // There to be read, but the disk did not say that it has it.
+                Ok(after) if after > before => {
+                    announce(after);
+                    Err(AppendError::Unconfirmed(error.into()))
+                }
+                Ok(_) => Err(failed(error)),
+                Err(_) if store::may_have_been_made(&error) => Err(AppendError::Unconfirmed(error.into())),
+                Err(_) => Err(failed(error)),
             },
         }
     }
+}
+
+/// Tells tails of a head, unless they know of a later one.
+fn announce(to: &watch::Sender<u64>, revision: u64) {
+    to.send_if_modified(|head| {
+        let newer = revision > *head;
+        *head = revision.max(*head);
+        newer
+    });
 }
 
 fn epoch(database: &redb::Database) -> Result<Option<u64>, redb::Error> {

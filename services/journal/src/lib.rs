@@ -177,7 +177,7 @@ pub enum AppendError {
     Full(#[source] Cause),
     #[error("the store cannot be written; nothing has changed")]
     Failed(#[source] Cause),
-    /// The store was asked to write and did not answer. Never of an [`Embedded`] store.
+    /// The store was asked to write and did not answer, or its disk did not confirm what it has taken.
     #[error("the store did not confirm the write, which may have been made: read before you write again")]
     Unconfirmed(#[source] Cause),
 }

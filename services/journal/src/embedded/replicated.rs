@@ -7,12 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use redb::Durability;
+use redb::{Durability, ReadableTable};
 
 use super::{
-    EPOCH, Embedded, EmbeddedJournal, META, Names, OpenError, Options, now_unix_ms,
+    EPOCH, Embedded, EmbeddedJournal, META, Names, OpenError, Options, announce, now_unix_ms,
     store::Store,
-    tables::{Records, counter},
+    tables::{Records, counter, number, present},
     write::Writing,
 };
 use crate::{Entry, Position, Record, nats::Cursor};
@@ -22,6 +22,15 @@ use crate::{Entry, Position, Record, nats::Cursor};
 pub(crate) struct Replicated {
     journal: Arc<EmbeddedJournal>,
     marks: Arc<Marks>,
+}
+
+/// Why nothing was made here.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("the local store was opened again after an error, and has lost what came last")]
+    Elsewhere,
+    #[error("the local store cannot be written")]
+    Store(#[from] redb::Error),
 }
 
 /// Names of the counters that are the cursor.
@@ -54,8 +63,17 @@ impl Replicated {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(path, error.into())),
             Ok(()) | Err(_) => {}
         }
+        Self::begin(Store::open(path)?, path, kind, options, cursor)
+    }
+
+    fn begin(
+        store: Store,
+        path: &Path,
+        kind: &'static str,
+        options: Options,
+        cursor: Cursor,
+    ) -> Result<Self, OpenError> {
         let (names, marks) = (Names::of(kind), Marks::of(kind));
-        let store = Store::open(path)?;
         let begun = store.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             meta.insert(EPOCH, cursor.epoch)?;
@@ -77,7 +95,7 @@ impl Replicated {
     /// Puts records of a checkpoint in, which make no changes that anybody could follow.
     ///
     /// Blocks while it writes.
-    pub(crate) fn load(&self, records: &[Record]) -> Result<(), redb::Error> {
+    pub(crate) fn load(&self, records: &[Record]) -> Result<(), ApplyError> {
         let name = &self.journal.names.records;
         let loaded = self.journal.store.write_with(Durability::None, |transaction| {
             let mut table = transaction.open_table(Records::new(name))?;
@@ -86,18 +104,31 @@ impl Replicated {
             }
             Ok(Ok::<_, std::convert::Infallible>(()))
         });
-        loaded.map(|Ok(())| ())
+        Ok(loaded.map(|Ok(())| ())?)
     }
 
-    /// Makes changes that lead up to `cursor`, all or none. Those that were made before `durably` was last set survive a
-    /// crash, the others may.
+    /// Ends a checkpoint of so many records, durably. An error where not all of them are there.
     ///
     /// Blocks while it writes.
-    pub(crate) fn apply(&self, entries: &[Entry], cursor: Cursor, durably: bool) -> Result<(), redb::Error> {
+    pub(crate) fn loaded(&self, records: u64, cursor: Cursor) -> Result<(), ApplyError> {
+        self.apply(&[], cursor, cursor, true)?;
+        let EmbeddedJournal { store, names, .. } = &*self.journal;
+        let there = store.read(|database| names.count(database))?;
+        if there == records { Ok(()) } else { Err(ApplyError::Elsewhere) }
+    }
+
+    /// Makes changes that lead from `from` to `to`, all or none, and none where the store is elsewhere. Those that were
+    /// made before `durably` was last set survive a crash or an error of the disk, the others may.
+    ///
+    /// Blocks while it writes.
+    pub(crate) fn apply(&self, entries: &[Entry], from: Cursor, to: Cursor, durably: bool) -> Result<(), ApplyError> {
         let EmbeddedJournal { store, names, options, head, .. } = &*self.journal;
         let durability = if durably { Durability::Immediate } else { Durability::None };
         let _alone = store.alone();
         let applied = store.write_with(durability, |transaction| {
+            if !self.marks.are(&transaction.open_table(META)?, from)? {
+                return Ok(Err(ApplyError::Elsewhere));
+            }
             if !entries.is_empty() {
                 let mut writing = Writing::open(transaction, names)?;
                 for Entry { key, revision, value, at_unix_ms } in entries {
@@ -105,15 +136,11 @@ impl Replicated {
                 }
                 writing.finish(options, now_unix_ms())?;
             }
-            self.marks.set(&mut transaction.open_table(META)?, cursor)?;
-            Ok(Ok::<_, std::convert::Infallible>(()))
+            self.marks.set(&mut transaction.open_table(META)?, to)?;
+            Ok(Ok(()))
         });
-        applied.map(|Ok(())| ())?;
-        head.send_if_modified(|head| {
-            let newer = cursor.head > *head;
-            *head = cursor.head.max(*head);
-            newer
-        });
+        applied??;
+        announce(head, to.head);
         Ok(())
     }
 
@@ -135,28 +162,32 @@ impl Replicated {
         })
     }
 
-    /// The revisions of the records of `keys`, those that are there.
+    /// The revisions of the records of `keys`, those that are there, at `at`. An error where the store is elsewhere.
     ///
     /// Blocks while it reads.
     pub(crate) fn revisions<'k>(
         &self,
+        at: Cursor,
         keys: impl IntoIterator<Item = &'k str> + Clone,
-    ) -> Result<HashMap<String, u64>, redb::Error> {
+    ) -> Result<HashMap<String, u64>, ApplyError> {
         use redb::ReadableDatabase as _;
         let name = &self.journal.names.records;
-        self.journal.store.read(|database| {
+        let found = self.journal.store.read(|database| {
             let transaction = database.begin_read()?;
-            let Some(table) = super::tables::present(transaction.open_table(Records::new(name)))? else {
-                return Ok(HashMap::new());
-            };
+            let meta = present(transaction.open_table(META))?;
+            if !meta.map_or(Ok(false), |meta| self.marks.are(&meta, at))? {
+                return Ok(None);
+            }
             let mut revisions = HashMap::new();
+            let Some(table) = present(transaction.open_table(Records::new(name)))? else { return Ok(Some(revisions)) };
             for key in keys.clone() {
                 if let Some(found) = table.get(key)? {
                     revisions.insert(key.to_owned(), found.value().0);
                 }
             }
-            Ok(revisions)
-        })
+            Ok(Some(revisions))
+        });
+        found?.ok_or(ApplyError::Elsewhere)
     }
 
     pub(crate) fn position(&self) -> Position {
@@ -170,6 +201,12 @@ impl Marks {
         Self { log: name("identity"), sequence: name("sequence"), id: name("id") }
     }
 
+    fn are(&self, meta: &impl ReadableTable<&'static str, u64>, cursor: Cursor) -> Result<bool, redb::Error> {
+        let Self { log, sequence, id } = self;
+        let there = (number(meta, log)?, number(meta, sequence)?, number(meta, id)?);
+        Ok(there == (cursor.log, cursor.sequence, cursor.id))
+    }
+
     fn set(&self, meta: &mut redb::Table<'_, &'static str, u64>, cursor: Cursor) -> Result<(), redb::Error> {
         for (name, value) in [(&self.log, cursor.log), (&self.sequence, cursor.sequence), (&self.id, cursor.id)] {
             meta.insert(name.as_str(), value)?;
@@ -181,3 +218,6 @@ impl Marks {
 fn failed(path: &Path, source: redb::Error) -> OpenError {
     OpenError::Failed { path: PathBuf::from(path), source }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

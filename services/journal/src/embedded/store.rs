@@ -4,6 +4,7 @@ use std::{
     fmt,
     fs::OpenOptions,
     io,
+    ops::Bound,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -13,7 +14,8 @@ use std::{
 };
 
 use redb::{
-    Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageError, WriteTransaction,
+    BackendError, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase as _, StorageBackend,
+    StorageError, WriteTransaction, backends::FileBackend,
 };
 
 use super::OpenError;
@@ -103,7 +105,8 @@ impl Store {
         self.write_with(Durability::Immediate, work)
     }
 
-    /// As [`Store::write`]; without durability, a crash may undo what was written since the last durable write.
+    /// As [`Store::write`]; without durability, a crash may undo what was written since the last durable write, and so may
+    /// an error of the disk: `work` may find a store that is behind what was written before, and must look.
     pub(super) fn write_with<T, E>(
         &self,
         durability: Durability,
@@ -113,16 +116,15 @@ impl Store {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(durability).map_err(|error| redb::Error::Io(io::Error::other(error)))?;
             match work(&transaction)? {
-                Ok(written) => {
-                    transaction.commit()?;
-                    Ok(Ok(written))
-                }
+                // A commit that failed may have been made: it is not tried again, as what `read` fails at may be.
+                Ok(written) => Ok(transaction.commit().map(|()| Ok(written)).map_err(redb::Error::from)),
                 Err(refused) => {
                     transaction.abort()?;
-                    Ok(Err(refused))
+                    Ok(Ok(Err(refused)))
                 }
             }
         });
+        let result = result.and_then(|committed| committed);
         if result.is_err()
             && let Err(error) = self.reopen()
         {
@@ -180,11 +182,77 @@ pub(super) struct Begun {
 pub(super) fn create(path: &Path) -> Result<Database, DatabaseError> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
     // An empty file is a new database to redb, so one that was left so by a crash is too.
-    drop(file.map_err(StorageError::Io)?);
-    Database::create(path)
+    let file = file.map_err(StorageError::Io)?;
+    Database::builder().create_with_backend(Confirmed(FileBackend::new(file)?))
 }
 
 /// Whether redb refuses because of an earlier error.
 fn unusable(error: &redb::Error) -> bool {
     matches!(error, redb::Error::PreviousIo | redb::Error::DatabaseClosed)
+}
+
+/// Whether a commit that failed so may have been made nevertheless. One whose pages were not all written was not: its
+/// checksums tell when the file is opened.
+pub(super) fn may_have_been_made(error: &redb::Error) -> bool {
+    let redb::Error::Io(error) = error else { return unusable(error) };
+    error.get_ref().is_some_and(|cause| cause.is::<Unsynced>())
+}
+
+/// The disk has taken a commit, and may not keep it.
+#[derive(Debug, thiserror::Error)]
+#[error("the disk did not confirm what was written")]
+struct Unsynced(#[source] io::Error);
+
+/// A file whose errors tell whether it was written or only not confirmed.
+#[derive(Debug)]
+pub(super) struct Confirmed<B>(pub(super) B);
+
+impl<B: StorageBackend> StorageBackend for Confirmed<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data().map_err(|error| io::Error::new(error.kind(), Unsynced(error)))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.query_lock_range(start, end)
+    }
 }

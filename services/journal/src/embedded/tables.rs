@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, ReadableTableMetadata as _, TableDefinition,
     TableError,
 };
 
@@ -156,6 +156,11 @@ pub(super) fn size(raw: &RawChange<'_>) -> u64 {
 
 pub(super) fn counter(transaction: &ReadTransaction, name: &str) -> Result<u64, redb::Error> {
     let Some(meta) = present(transaction.open_table(META))? else { return Ok(0) };
+    number(&meta, name)
+}
+
+/// What the table of counters says under that name.
+pub(super) fn number(meta: &impl ReadableTable<&'static str, u64>, name: &str) -> Result<u64, redb::Error> {
     Ok(meta.get(name)?.map_or(0, |value| value.value()))
 }
 

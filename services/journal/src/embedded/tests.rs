@@ -2,7 +2,7 @@ use std::{
     fs::{File, OpenOptions, Permissions},
     ops::Bound,
     os::unix::fs::PermissionsExt as _,
-    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
 };
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use redb::{BackendError, StorageBackend, backends::FileBackend};
 use tempfile::TempDir;
 
-use super::*;
+use super::{store::Confirmed, *};
 use crate::Expected;
 
 fn store() -> (TempDir, PathBuf) {
@@ -194,18 +194,29 @@ async fn a_renewed_epoch_is_another_history_of_the_same_records() {
     assert_eq!(Embedded::open(&path).unwrap().epoch(), epoch);
 }
 
-/// A disk that can be full.
+/// A disk that can be full, or broken.
 #[derive(Debug)]
 pub(super) struct Disk {
     file: FileBackend,
     full: Arc<AtomicBool>,
+    faults: Arc<Faults>,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// So many times more, it does not confirm what it has taken.
+    unconfirmed: AtomicU32,
+    /// As if it were full.
+    as_full: AtomicBool,
+    pub(crate) unreadable: AtomicBool,
 }
 
 impl Disk {
     /// And what says that it is full.
     pub(super) fn new(file: FileBackend) -> (Self, Arc<AtomicBool>) {
         let full = Arc::default();
-        (Self { file, full: Arc::clone(&full) }, full)
+        (Self { file, full: Arc::clone(&full), faults: Arc::default() }, full)
     }
 
     fn room(&self) -> io::Result<()> {
@@ -219,6 +230,9 @@ impl StorageBackend for Disk {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if self.faults.unreadable.load(SeqCst) {
+            return Err(ErrorKind::Other.into());
+        }
         self.file.read(offset, out)
     }
 
@@ -229,6 +243,10 @@ impl StorageBackend for Disk {
 
     fn sync_data(&self) -> io::Result<()> {
         self.room()?;
+        let Faults { unconfirmed, as_full, .. } = &*self.faults;
+        if unconfirmed.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(if as_full.load(SeqCst) { ErrorKind::StorageFull } else { ErrorKind::Other }.into());
+        }
         self.file.sync_data()
     }
 
@@ -251,8 +269,14 @@ impl StorageBackend for Disk {
 }
 
 fn on_a_disk(path: &Path) -> (Embedded, Arc<AtomicBool>) {
-    let full = Arc::new(AtomicBool::new(false));
-    let (of, file) = (Arc::clone(&full), path.to_owned());
+    let (store, full, _) = store_on_a_disk(path);
+    (Embedded::on(store, Options::default(), path).unwrap(), full)
+}
+
+/// And what says that its disk is full, or what else is wrong with it. Nothing is cached, so that reads need it.
+pub(super) fn store_on_a_disk(path: &Path) -> (Store, Arc<AtomicBool>, Arc<Faults>) {
+    let (full, faults) = (Arc::new(AtomicBool::new(false)), Arc::<Faults>::default());
+    let (of, broken, file) = (Arc::clone(&full), Arc::clone(&faults), path.to_owned());
     let open = move || {
         let file: File = OpenOptions::new()
             .read(true)
@@ -261,11 +285,36 @@ fn on_a_disk(path: &Path) -> (Embedded, Arc<AtomicBool>) {
             .truncate(false)
             .open(&file)
             .map_err(redb::StorageError::Io)?;
-        let backend = Disk { file: FileBackend::new(file)?, full: Arc::clone(&of) };
-        redb::Database::builder().create_with_backend(backend)
+        let disk = Disk { file: FileBackend::new(file)?, full: Arc::clone(&of), faults: Arc::clone(&broken) };
+        redb::Database::builder().set_cache_size(0).create_with_backend(Confirmed(disk))
     };
-    let store = Store::open_by(path, Box::new(open)).unwrap();
-    (Embedded::on(store, Options::default(), path).unwrap(), full)
+    (Store::open_by(path, Box::new(open)).unwrap(), full, faults)
+}
+
+#[tokio::test]
+async fn a_write_that_the_disk_does_not_confirm_is_not_said_to_have_changed_nothing_and_others_go_on_after_it() {
+    for (times, as_full) in [(1, false), (u32::MAX, false), (u32::MAX, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let (store, _, faults) = store_on_a_disk(&path);
+        let journal = Embedded::on(store, Options::default(), &path).unwrap().kind("tenant").unwrap();
+        let first = journal.append(vec![put("a", "1")]).await.unwrap();
+        let mut tail = journal.tail(first);
+
+        faults.as_full.store(as_full, SeqCst);
+        faults.unconfirmed.store(times, SeqCst);
+        let error = journal.append_at(first, vec![put("a", "2")]).await.unwrap_err();
+        assert!(matches!(error, AppendError::Unconfirmed(_)), "{error:?}");
+        faults.unconfirmed.store(0, SeqCst);
+
+        let made = Position::new(first.epoch, first.revision + 1);
+        let error = journal.append_at(first, vec![put("a", "3")]).await.unwrap_err();
+        assert!(matches!(error, AppendError::Moved { actual } if actual == made), "{error:?}");
+        let heard = tokio::time::timeout(Duration::from_secs(5), tail.next()).await;
+        assert_eq!(heard.expect("who follows hears of it").unwrap().unwrap()[0].revision, made.revision);
+        assert_eq!(journal.head().await.unwrap(), made);
+        journal.append_at(made, vec![put("a", "3")]).await.unwrap();
+    }
 }
 
 #[tokio::test]

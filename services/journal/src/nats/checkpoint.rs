@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Cause, OpenError, Options, Part, Parts, Record,
-    embedded::{Replicated, blocking},
+    embedded::{ApplyError, Replicated, blocking},
 };
 
 /// Bytes of records in one chunk, unless a single record is larger.
@@ -32,7 +32,7 @@ pub(super) enum CheckpointError {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error("the records cannot be written")]
-    Write(#[from] redb::Error),
+    Write(#[from] ApplyError),
     #[error("the checkpoint at revision {revision} does not add up: {found} records of {expected}, or other ones")]
     Differs { revision: u64, found: u64, expected: u64 },
 }
@@ -161,7 +161,8 @@ pub(super) async fn load(
         return Err(CheckpointError::Differs { revision: checkpoint.revision, found, expected });
     }
     let loaded = replicated.clone();
-    blocking(move || loaded.apply(&[], cursor, true)).await?;
+    let records = checkpoint.records;
+    blocking(move || loaded.loaded(records, cursor)).await?;
     Ok(replicated)
 }
 
