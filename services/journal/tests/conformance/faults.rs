@@ -252,6 +252,50 @@ async fn the_log_is_trimmed_to_its_retention_and_replicas_begin_with_a_checkpoin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_that_ends_before_its_commit_leaves_the_log_its_checkpoints() {
+    let single = single().await;
+    let store: Store = single.store().parse().unwrap();
+    let Store::Nats(servers) = &store else { panic!("{store}") };
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { retained_bytes: 64 << 10, ..Options::default() };
+    let connect = async |name: &str| {
+        let nats = Nats::connect(servers, &mesh(MESH), &dir.path().join(name), options).await.unwrap();
+        nats.with_checkpoints_every(32 << 10)
+    };
+    let writing = connect("writing").await.kind("tenant").await.unwrap();
+    let context = jetstream::new(single.client().await.unwrap());
+    let stream = async || context.get_stream("TENON_demo=example_TENANT").await.unwrap().cached_info().clone();
+    until("the log is trimmed", SOON, async || {
+        for number in 0..10 {
+            insist(&*writing, vec![Write::put(format!("k{number}"), vec![1; 1000])]).await.unwrap();
+        }
+        stream().await.state.first_sequence > 20
+    })
+    .await;
+    let held = writing.snapshot().await.unwrap();
+    drop(writing);
+
+    // The log takes nothing more, so that there is no commit behind the manifest.
+    let info = stream().await;
+    let (config, messages) = (info.config, i64::try_from(info.state.messages).unwrap());
+    let full = jetstream::stream::Config {
+        max_messages: messages,
+        discard: jetstream::stream::DiscardPolicy::New,
+        ..config.clone()
+    };
+    context.update_stream(full).await.unwrap();
+    let restored = journal::Embedded::open(&dir.path().join("restored.redb")).unwrap().kind("tenant").unwrap();
+    restored.append(vec![put("k", "restored")]).await.unwrap();
+    connect("restoring").await.replace("tenant", &*restored).await.unwrap_err();
+    context.update_stream(config).await.unwrap();
+
+    let fresh = connect("fresh").await.kind("tenant").await.unwrap();
+    until("it has what is there", SOON, async || fresh.head().await.unwrap() == held.position).await;
+    assert_eq!(fresh.snapshot().await.unwrap(), held);
+    assert_eq!(fresh.alarm(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_are_replaced_begin_another_epoch_for_all_even_for_those_who_refused_the_log() {
     let single = single().await;
     let backend = InCluster::new(&single.store(), "tenant");
