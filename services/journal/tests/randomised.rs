@@ -131,7 +131,7 @@ fn observer(told: Told) -> impl FnMut(Event<'_, Raw>) + Send + 'static {
     move |event| {
         let mut told = told.lock().unwrap();
         match event {
-            Event::Replaced(all) => {
+            Event::Replaced(all, _) => {
                 *told = all.iter().map(|record| (record.key().to_owned(), raw(&record))).collect();
             }
             Event::Changed { key, old, new, .. } => {

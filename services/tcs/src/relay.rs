@@ -83,8 +83,8 @@ pub(crate) struct Changes {
 
 #[derive(Default)]
 struct Kept {
-    /// Changes up to this revision are not kept; absent: the map was replaced, and its revision is not known yet.
-    floor: Option<u64>,
+    /// Changes up to this revision are not kept.
+    floor: u64,
     /// Counts the times that the map was replaced.
     replaced: u64,
     changes: VecDeque<(u64, Box<str>, Option<Followed>)>,
@@ -93,19 +93,29 @@ struct Kept {
 impl Changes {
     /// To be told everything that is observed of what is followed.
     pub(crate) fn observe(&self, event: &Event<'_, Followed>) {
-        let mut kept = self.lock();
         match event {
-            Event::Replaced(_) => *kept = Kept { replaced: kept.replaced + 1, ..Kept::default() },
+            Event::Replaced(_, position) => self.begin(*position),
             Event::Changed { key, revision, new, .. } => {
+                let mut kept = self.lock();
+                // The repair of a record from before what is kept.
+                if *revision <= kept.floor {
+                    return;
+                }
                 // Within one delta they come in any order; a repair has an old revision, which nobody is told of again.
                 let place = kept.changes.partition_point(|(known, ..)| known <= revision);
                 kept.changes.insert(place, (*revision, (*key).into(), new.cloned()));
                 if kept.changes.len() > KEPT {
                     let gone = kept.changes.pop_front();
-                    kept.floor = gone.map(|(revision, ..)| revision).max(kept.floor);
+                    kept.floor = gone.map_or(kept.floor, |(revision, ..)| revision);
                 }
             }
         }
+    }
+
+    /// What comes after `position` is kept from now on.
+    fn begin(&self, position: Position) {
+        let mut kept = self.lock();
+        *kept = Kept { floor: position.revision, replaced: kept.replaced + 1, ..Kept::default() };
     }
 
     /// As [`journal::Journal::tail`], of what `replica` follows; it goes as far back as changes are kept.
@@ -147,12 +157,9 @@ impl Tailing {
     }
 
     fn upto(&mut self, now: Position) -> Result<Vec<Entry>, TailError> {
-        let mut kept = self.changes.lock();
+        let kept = self.changes.lock();
         let replaced = *self.replaced.get_or_insert(kept.replaced);
-        // What is kept begins where the map was when the first watch looked, or where the oldest change went.
-        let oldest = kept.changes.front().map_or(now.revision, |(revision, ..)| revision.saturating_sub(1));
-        let floor = *kept.floor.get_or_insert(oldest.min(now.revision));
-        if now.epoch != self.at.epoch || kept.replaced != replaced || self.at.revision < floor {
+        if now.epoch != self.at.epoch || kept.replaced != replaced || self.at.revision < kept.floor {
             return Err(TailError::Compacted);
         }
         let begin = kept.changes.partition_point(|(revision, ..)| *revision <= self.at.revision);
@@ -172,6 +179,23 @@ impl Tailing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_repair_of_an_old_record_does_not_make_a_watch_reach_further_back() {
+        let changes = Changes::default();
+        changes.begin(Position::new(1, 1000));
+        let record = Followed::decode("acme", 50, Bytes::new()).unwrap();
+        changes.observe(&Event::Changed { key: "acme", revision: 50, old: None, new: Some(&record) });
+        changes.observe(&Event::Changed { key: "globex", revision: 1001, old: None, new: None });
+        let tailing = |from| {
+            let (_, positions) = watch::channel(None);
+            Tailing { changes: changes.clone(), positions, at: Position::new(1, from), replaced: None }
+        };
+        let now = Position::new(1, 1001);
+        assert!(matches!(tailing(60).upto(now), Err(TailError::Compacted)), "61 to 1000 are not known here");
+        let told = tailing(1000).upto(now).unwrap();
+        assert_eq!(told.iter().map(|it| (it.key.as_str(), it.revision)).collect::<Vec<_>>(), [("globex", 1001)]);
+    }
 
     #[test]
     fn a_followed_tenant_is_found_by_each_of_its_hosts() {

@@ -26,6 +26,7 @@ use tonic::service::Routes;
 use crate::guard::Guards;
 use crate::lifecycle::{self, LIFECYCLE_AUTHORIZATION, LifecycleService};
 use crate::operations::{OPERATIONS_AUTHORIZATION, OperationsService};
+use crate::published::Published;
 use crate::reading::Reading;
 use crate::relay::{Changes, Followed};
 use crate::routes::ServiceRoute;
@@ -175,12 +176,13 @@ async fn lead(
     let journals = journal::open(store, trust_domain, &state_dir.join(JOURNAL), past).await?;
     let journal = journals.kind(kind::TENANT).await?;
     let guard = journals.kind(kind::TENANT_GUARD).await?;
-    let guards = Guards::open(guard, shutdown.clone()).await.map_err(|error| unusable(error.into()))?;
+    let guards = Guards::open(Arc::clone(&guard), shutdown.clone()).await.map_err(|error| unusable(error.into()))?;
     let store = Store::open(Arc::clone(&journal), guards.clone(), shutdown.clone())
         .await
         .map_err(|error| unusable(error.into()))?;
     tokio::spawn(lifecycle::forget_old_events(store.clone(), shutdown.clone()));
-    let publisher = Publisher::start_guarded(kind::TENANT, journal, views, guards.rules(), shutdown.clone());
+    let published = Published { tenants: journal, guard };
+    let publisher = Publisher::start_guarded(kind::TENANT, published, views, guards.rules(), shutdown.clone());
     Ok(Tenants {
         reading: Reading::Store(store.clone()),
         writing: Writing::Leader(store, guards),
@@ -236,7 +238,7 @@ fn follow_routes(
     let observer = move |event: Event<'_, Decoded<ServiceRoute>>| {
         let product = |route: &Decoded<ServiceRoute>| route.product.clone();
         let matters = match event {
-            Event::Replaced(_) => true,
+            Event::Replaced(..) => true,
             // None for no route, Some(None) for a platform service.
             Event::Changed { old, new, .. } => old.map(product) != new.map(product),
         };

@@ -68,8 +68,8 @@ pub trait Value: Clone + Send + Sync + 'static {
 /// It is called on the task that follows: it must not block, nor take long over a large table.
 #[derive(Debug)]
 pub enum Event<'a, V> {
-    /// The whole map was replaced, by the state file at the start or by a snapshot: this is the new one.
-    Replaced(&'a Table<V>),
+    /// The whole map was replaced, by the state file at the start or by a snapshot: this is the new one, at this position.
+    Replaced(&'a Table<V>, Position),
     /// One record was added (`old` is absent), replaced, or deleted (`new` is absent), at this revision.
     Changed { key: &'a str, revision: u64, old: Option<&'a V>, new: Option<&'a V> },
 }

@@ -151,7 +151,7 @@ fn take_bundles(
     move |event| {
         let own = identity.id().trust_domain().as_str();
         let record = match event {
-            Event::Replaced(records) => records.get(own),
+            Event::Replaced(records, _) => records.get(own),
             // A bundle that is deleted is an accident: without roots nobody could be told to trust others.
             Event::Changed { key, new, .. } => new.filter(|_| key == own).cloned(),
         };
@@ -179,7 +179,7 @@ fn take_revocations(identity: Arc<Identity>) -> impl FnMut(Event<'_, Decoded<Rev
     let mut held: HashMap<Box<str>, What> = HashMap::new();
     move |event| {
         match event {
-            Event::Replaced(records) => {
+            Event::Replaced(records, _) => {
                 held = records.iter().map(|record| (record.key().into(), record.what.clone())).collect();
             }
             Event::Changed { key, new: Some(record), .. } => {

@@ -132,7 +132,7 @@ impl<V: Value> Pending<V> {
                 Some(_) => drop(self.changes.insert((*key).to_owned(), (*revision, new.cloned()))),
                 None => {}
             },
-            Event::Replaced(_) => self.handed = None,
+            Event::Replaced(..) => self.handed = None,
         }
         if self.handed.is_none() {
             self.changes = HashMap::new();

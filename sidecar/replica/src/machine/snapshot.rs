@@ -181,7 +181,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         ledger.replace(position, view, digest, refused);
         self.replaced(&ledger, position);
         drop(ledger);
-        (self.observer)(Event::Replaced(&table));
+        (self.observer)(Event::Replaced(&table, position));
         self.shared.announce(position);
     }
 

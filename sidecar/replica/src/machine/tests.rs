@@ -345,8 +345,9 @@ fn a_position_is_announced_after_the_observer_knows() {
     let replica = Replica::of(Arc::clone(&shared));
     let seen = Replica::clone(&replica);
     let observer: Observer = Box::new(move |event| match event {
-        Event::Replaced(all) => {
+        Event::Replaced(all, position) => {
             assert_eq!((seen.position(), all.len(), seen.get("a").is_some()), (None, 3, true));
+            assert_eq!(position, at(3));
         }
         Event::Changed { key, revision, old, new } => {
             assert_eq!((seen.position(), key, revision), (Some(at(3)), "a", 4));

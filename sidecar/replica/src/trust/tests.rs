@@ -1,7 +1,7 @@
 use mesh_identity::{Rotation, testing::Ca};
 
 use super::*;
-use crate::Table;
+use crate::{Position, Table};
 
 fn bundle(ca: &Ca, sequence: u64) -> Decoded<BundleRecord> {
     let bundle = ca.bundle().with_rotation(Rotation { sequence, ..Rotation::default() });
@@ -31,13 +31,13 @@ fn a_stored_bundle_is_taken_unless_it_is_older_than_the_one_joined_with() {
     let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::clone(&stored));
     let sequence = || identity.bundle().rotation().sequence;
 
-    take(Event::Replaced(&table([bundle(&ca, 4)])));
+    take(Event::Replaced(&table([bundle(&ca, 4)]), Position::ZERO));
     assert_eq!(sequence(), 5, "an older one is left alone");
-    take(Event::Replaced(&table([bundle(&ca, 6)])));
+    take(Event::Replaced(&table([bundle(&ca, 6)]), Position::ZERO));
     assert_eq!(sequence(), 6);
 
     stored.store(false, Relaxed);
-    take(Event::Replaced(&table([bundle(&ca, 3)])));
+    take(Event::Replaced(&table([bundle(&ca, 3)]), Position::ZERO));
     assert_eq!(sequence(), 3, "what the identity service says now counts, whatever number it has");
 }
 
@@ -50,7 +50,7 @@ fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
     let other = bundle(&ca, 9);
     take(Event::Changed { key: "demo.example", revision: 2, old: None, new: None });
     take(Event::Changed { key: "other.example", revision: 2, old: None, new: Some(&other) });
-    take(Event::Replaced(&table([])));
+    take(Event::Replaced(&table([]), Position::ZERO));
     assert_eq!(identity.bundle(), before);
     let raw = Bytes::from(ca.bundle().to_proto().encode_to_vec());
     assert!(BundleRecord::decode("other.example", 1, raw).is_err());
@@ -64,7 +64,7 @@ fn where_roots_come_from_elsewhere_only_rotations_are_taken() {
     let mut take = take_bundles(Arc::clone(&identity), Roots::Elsewhere, Arc::default());
     let rotation = Rotation { sequence: 7, issuing_authority: Some([7; 32]), rekey_created_before: 1_800_000_000 };
     let raw = Bytes::from(mesh.bundle().with_rotation(rotation).to_proto().encode_to_vec());
-    take(Event::Replaced(&table([Decoded::new("demo.example", 1, raw).unwrap()])));
+    take(Event::Replaced(&table([Decoded::new("demo.example", 1, raw).unwrap()]), Position::ZERO));
     let bundle = identity.bundle();
     assert_eq!(bundle.roots(), agent.bundle().roots());
     assert_eq!(bundle.rotation().rekey_created_before, 1_800_000_000);
@@ -77,7 +77,7 @@ fn revocations_come_one_by_one_and_are_lifted_again() {
     let identity = Ca::new("demo.example").identity("media");
     let mut changes = identity.changes();
     let mut take = take_revocations(Arc::clone(&identity));
-    take(Event::Replaced(&table([revocation("service/wiki", Service("wiki".into()))])));
+    take(Event::Replaced(&table([revocation("service/wiki", Service("wiki".into()))]), Position::ZERO));
     assert!(identity.revoked().services.contains("wiki"));
     assert!(changes.has_changed().unwrap());
 
@@ -100,7 +100,7 @@ fn revocations_come_one_by_one_and_are_lifted_again() {
     changes.mark_unchanged();
     take(Event::Changed { key: "service/nobody", revision: 2, old: None, new: None });
     assert!(!changes.has_changed().unwrap(), "what changes nothing wakes nobody");
-    take(Event::Replaced(&table([])));
+    take(Event::Replaced(&table([]), Position::ZERO));
     assert_eq!(*identity.revoked(), Revoked::default());
 }
 
