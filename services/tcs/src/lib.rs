@@ -8,6 +8,7 @@ mod events;
 mod guard;
 mod lifecycle;
 mod operations;
+mod published;
 mod reading;
 mod relay;
 mod routes;
