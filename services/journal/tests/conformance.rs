@@ -7,6 +7,8 @@
 mod backend;
 #[path = "conformance/faults.rs"]
 mod faults;
+#[path = "conformance/lost_end.rs"]
+mod lost_end;
 #[path = "conformance/meshes.rs"]
 mod meshes;
 #[path = "conformance/model.rs"]
