@@ -66,6 +66,8 @@ struct Shared {
     journal: Arc<dyn Journal>,
     guard: watch::Sender<Guard>,
     rules: watch::Sender<GuardRules>,
+    /// Held from reading or writing the guard until it is in force, so that the last one that is written is.
+    taking: tokio::sync::Mutex<()>,
     sizes: Mutex<Sizes>,
 }
 
@@ -82,7 +84,8 @@ impl Guards {
     /// Reads the guard from its journal, and follows it until `shutdown`. Must be called within a tokio runtime.
     pub(crate) async fn open(journal: Arc<dyn Journal>, shutdown: CancellationToken) -> Result<Self, ReadError> {
         let (guard, rules) = (watch::Sender::new(Guard::default()), watch::Sender::new(GuardRules::default()));
-        let shared = Arc::new(Shared { journal, guard, rules, sizes: Mutex::default() });
+        let shared =
+            Arc::new(Shared { journal, guard, rules, taking: tokio::sync::Mutex::default(), sizes: Mutex::default() });
         shared.read().await?;
         tokio::spawn(shutdown.run_until_cancelled_owned(follow(Arc::clone(&shared))));
         Ok(Self { shared })
@@ -99,10 +102,16 @@ impl Guards {
 
     /// Replaces the guard. That its canaries exist is the caller's to know.
     pub(crate) async fn set(&self, guard: Guard) -> Result<Guard, SetError> {
-        let guard = settled(&self.shared.guard.borrow(), guard, unix_seconds())?;
-        self.shared.journal.append(vec![Write::put(KEY, guard.encode_to_vec())]).await?;
-        self.shared.take(guard.clone());
-        Ok(guard)
+        let shared = Arc::clone(&self.shared);
+        // To its end, also when the caller goes away.
+        let set = tokio::spawn(async move {
+            let _alone = shared.taking.lock().await;
+            let guard = settled(&shared.guard.borrow(), guard, unix_seconds())?;
+            shared.journal.append(vec![Write::put(KEY, guard.encode_to_vec())]).await?;
+            shared.take(guard.clone());
+            Ok(guard)
+        });
+        set.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Notes how many tenants there are.
@@ -119,6 +128,7 @@ impl Guards {
 
 impl Shared {
     async fn read(&self) -> Result<(), ReadError> {
+        let _alone = self.taking.lock().await;
         let guard = match self.journal.get(KEY).await? {
             Some(record) => Guard::decode(record.value).map_err(|error| ReadError(error.into()))?,
             None => Guard::default(),

@@ -149,7 +149,8 @@ pub(crate) fn details(error: &StoreError) -> Option<(&'static str, Vec<(&'static
         | StoreError::Read(_)
         | StoreError::Write(_)
         | StoreError::Contended
-        | StoreError::Behind => return None,
+        | StoreError::Behind
+        | StoreError::Busy => return None,
     })
 }
 

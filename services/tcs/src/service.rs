@@ -188,7 +188,7 @@ fn plain(error: &StoreError) -> Status {
         | StoreError::HostTaken { .. }
         | StoreError::Shrink(_) => Status::failed_precondition(error.to_string()),
         StoreError::OtherRevision { .. } | StoreError::Contended => Status::aborted(error.to_string()),
-        StoreError::Nothing | StoreError::Behind => Status::unavailable(error.to_string()),
+        StoreError::Nothing | StoreError::Behind | StoreError::Busy => Status::unavailable(error.to_string()),
         // Not UNAVAILABLE: trying again helps only when somebody has made room.
         StoreError::Write(full @ AppendError::Full(_)) => {
             tracing::error!(%error, source = %full, "the store has no room");

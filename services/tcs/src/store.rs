@@ -18,7 +18,7 @@ use pbjson_types::Timestamp;
 use prost::Message as _;
 use tenon_proto::tcs::v1::tenant_context::Status;
 use tenon_proto::tcs::v1::{AppliedEvent, LifecycleEvent, LifecycleResponse, TenantContext};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events;
@@ -32,6 +32,8 @@ use plan::{Decision, Plan};
 const ATTEMPTS: usize = 16;
 /// How long a write waits for what others wrote before it.
 const CATCHING_UP: Duration = Duration::from_secs(5);
+/// How long a write waits for those before it: the largest import takes about as long.
+const QUEUED: Duration = Duration::from_secs(30);
 /// Events that are forgotten in one write.
 const FORGOTTEN_AT_ONCE: usize = 256;
 
@@ -64,6 +66,8 @@ pub(crate) enum StoreError {
     Contended,
     #[error("what other writers wrote does not arrive here: try again; nothing has changed")]
     Behind,
+    #[error("other writes take long: try again; nothing has changed")]
+    Busy,
 }
 
 fn at(revision: Option<u64>) -> String {
@@ -80,7 +84,7 @@ struct Shared {
     journal: Arc<dyn Journal>,
     guards: Guards,
     /// Held from decision to index.
-    writing: Mutex<()>,
+    writing: Arc<Mutex<()>>,
     index: RwLock<Index>,
     /// Where the index is.
     position: watch::Sender<Position>,
@@ -97,7 +101,7 @@ impl Store {
         let index = blocking(move || Index::new(snapshot)).await;
         let position = watch::Sender::new(index.position());
         let index = RwLock::new(index);
-        let shared = Arc::new(Shared { journal, guards, writing: Mutex::default(), index, position });
+        let shared = Arc::new(Shared { journal, guards, writing: Arc::default(), index, position });
         tokio::spawn(shutdown.run_until_cancelled_owned(follow(Arc::clone(&shared))));
         Ok(Self { shared })
     }
@@ -198,7 +202,10 @@ impl Store {
         F: Fn(Arc<Shared>, Position) -> BoxFuture<'static, Result<Decision<T>, StoreError>> + Send + Sync + 'static,
     {
         let shared = Arc::clone(&self.shared);
-        match tokio::spawn(async move { shared.write(decide).await }).await {
+        // Whoever goes away while it waits writes nothing.
+        let alone = tokio::time::timeout(QUEUED, Arc::clone(&shared.writing).lock_owned());
+        let alone = alone.await.map_err(|_| StoreError::Busy)?;
+        match tokio::spawn(async move { shared.write(decide, alone).await }).await {
             Ok(outcome) => outcome,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
@@ -207,11 +214,10 @@ impl Store {
 
 impl Shared {
     /// Decides, writes what was decided, and decides anew when somebody else has written meanwhile.
-    async fn write<T, F>(self: Arc<Self>, decide: F) -> Result<T, StoreError>
+    async fn write<T, F>(self: Arc<Self>, decide: F, _alone: OwnedMutexGuard<()>) -> Result<T, StoreError>
     where
         F: Fn(Arc<Self>, Position) -> BoxFuture<'static, Result<Decision<T>, StoreError>>,
     {
-        let _alone = self.writing.lock().await;
         for _ in 0..ATTEMPTS {
             let head = self.read().position();
             let (plan, outcome) = match decide(Arc::clone(&self), head).await? {

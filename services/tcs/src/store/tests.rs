@@ -435,3 +435,16 @@ async fn a_hundred_thousand_tenants_are_one_import() {
     assert_eq!(journal.count().await.unwrap(), 100_000);
     assert_eq!(store.import(import(tenants())).await.unwrap(), position);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_waits_for_others_ends_in_time_and_writes_nothing_once_nobody_waits_for_it() {
+    let Fixture { store, journal, _dir, .. } = fixture().await;
+    let alone = store.shared.writing.lock().await;
+    let outcome = store.import(import([tenant("a", &[])])).await;
+    assert!(matches!(outcome, Err(StoreError::Busy)), "{outcome:?}");
+    let left = tokio::time::timeout(Duration::from_secs(1), store.import(import([tenant("a", &[])])));
+    assert!(left.await.is_err(), "its caller went away");
+    drop(alone);
+    store.import(import([tenant("b", &[])])).await.unwrap();
+    assert!(journal.get("a").await.unwrap().is_none());
+}
