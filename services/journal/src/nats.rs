@@ -191,7 +191,12 @@ impl NatsJournal {
                 AppendError::Failed(why.into())
             };
             self.requests.send(request).await.map_err(|_| busy())?;
-            let dropped = || AppendError::Failed("what is held locally cannot be read".into());
+            let dropped = || {
+                if stage.sent() {
+                    return AppendError::Unconfirmed("the task that writes to the log has ended meanwhile".into());
+                }
+                AppendError::Failed("what is held locally cannot be read".into())
+            };
             answer.await.unwrap_or_else(|_| Err(dropped()))
         };
         // A little later than the task's own deadline, which knows more.

@@ -50,11 +50,26 @@ pub(super) struct Stage(AtomicU8);
 const WAITING: u8 = 0;
 const TAKEN: u8 = 1;
 const WITHDRAWN: u8 = 2;
+const SENT: u8 = 3;
 
 impl Stage {
     /// Nobody will send it any more; false when that is too late.
     pub(super) fn withdraw(&self) -> bool {
         self.0.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// It may be in the log by now, as far as anybody knows who gets no answer.
+    pub(super) fn sent(&self) -> bool {
+        self.0.load(Ordering::Acquire) == SENT
+    }
+
+    fn send(&self) {
+        self.0.store(SENT, Ordering::Release);
+    }
+
+    /// It is known not to be in the log.
+    fn take_back(&self) {
+        self.0.store(TAKEN, Ordering::Release);
     }
 
     fn take(&self) -> bool {
@@ -162,9 +177,14 @@ impl Replicator {
         let changes = changes.map(|Write { key, value, .. }| Change { key: key.clone(), value: value.clone() });
         let changes: Vec<_> = changes.collect();
         let epoch = self.cursor.epoch;
+        accepted.iter().for_each(|(request, _)| request.stage.send());
         let outcome = self.commit(changes, deadline).await;
         if matches!(outcome, Outcome::Superseded) {
-            return accepted.into_iter().map(|(request, _)| request).collect();
+            return accepted
+                .into_iter()
+                .map(|(request, _)| request)
+                .inspect(|request| request.stage.take_back())
+                .collect();
         }
         for (request, revision) in accepted {
             request.answer(match &outcome {

@@ -73,3 +73,13 @@ async fn a_request_that_was_taken_cannot_be_withdrawn_and_the_other_way_round() 
     assert!(first.take() && !first.withdraw());
     assert!(second.withdraw() && !second.take());
 }
+
+#[tokio::test]
+async fn what_was_sent_and_gets_no_answer_may_have_been_made_until_it_is_known_to_be_void() {
+    let stage = Stage::default();
+    assert!(stage.take() && !stage.sent());
+    stage.send();
+    assert!(stage.sent() && !stage.withdraw());
+    stage.take_back();
+    assert!(!stage.sent() && !stage.withdraw());
+}
