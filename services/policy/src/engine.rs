@@ -61,8 +61,8 @@ pub(crate) enum ApplyError {
     /// They are wrong; nothing has changed.
     #[error("{0}")]
     Problems(Problems),
-    /// The store failed; nothing has changed.
-    #[error("the store of the policy service failed; nothing has changed")]
+    /// The store failed; the files are not in force, but may be in the store all the same.
+    #[error("the store of the policy service failed, which may have taken the files: apply them again")]
     Store(#[source] StoreError),
     /// The files are in force, but not every record could be written; the service goes on trying.
     #[error("the policy is taken, but not all of it could be written yet: it is tried again until it is")]
