@@ -2,7 +2,7 @@
 
 mod relay;
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::HashSet, pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _};
 
@@ -44,6 +44,8 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Of several changes of one key only the last may be among them: what they say is true at `revision`, not before.
     pub coalesced: bool,
+    /// Of these keys it is known that their entry stands for several changes.
+    pub several: HashSet<String>,
     /// With them everything up to this revision is known. It may be later than that of the last entry.
     pub revision: u64,
 }
@@ -62,7 +64,7 @@ impl<J: Journal + ?Sized> Source for Arc<J> {
         Box::pin(Journal::tail(&**self, from).map(|entries| {
             let entries = entries?;
             let revision = entries.last().map_or(0, |last| last.revision);
-            Ok(Batch { entries, coalesced: false, revision })
+            Ok(Batch { entries, revision, ..Batch::default() })
         }))
     }
 

@@ -134,6 +134,7 @@ fn observer(told: Told) -> impl FnMut(Event<'_, Raw>) + Send + 'static {
             Event::Replaced(all, _) => {
                 *told = all.iter().map(|record| (record.key().to_owned(), raw(&record))).collect();
             }
+            Event::Compared => {}
             Event::Changed { key, old, new, .. } => {
                 let before = match new {
                     Some(new) => told.insert(key.to_owned(), raw(new)),
@@ -363,10 +364,15 @@ impl World {
     /// Waits until everyone is at the head, and compares.
     async fn settle(&mut self) {
         let journal = Arc::clone(self.journal.as_ref().unwrap());
-        // One more change, so that being at the head proves something.
-        let writes = vec![Write::put("key-0", "the end")];
-        let head = journal.append(writes.clone()).await.unwrap();
-        self.model.written(&writes, head);
+        // More changes, so that being at the head proves something; of every key, since the relay's guard takes no map from
+        // another epoch that has shrunk too far.
+        let all: Vec<_> = (0..KEYS).map(|key| Write::put(format!("key-{key}"), "the end")).collect();
+        let third: Vec<_> = (0..KEYS).step_by(3).map(|key| Write::delete(format!("key-{key}"))).collect();
+        let mut head = Position::ZERO;
+        for writes in [all, third] {
+            head = journal.append(writes.clone()).await.unwrap();
+            self.model.written(&writes, head);
+        }
         self.model.reopened(&journal.snapshot().await.unwrap());
         for link in self.subjects.iter().flat_map(|subject| &subject.links).chain([&self.relay.link]) {
             link.faults.lock().unwrap().heal();

@@ -95,6 +95,8 @@ impl Changes {
     pub(crate) fn observe(&self, event: &Event<'_, Followed>) {
         match event {
             Event::Replaced(_, position) => self.begin(*position),
+            // Nobody was told of it.
+            Event::Changed { old: None, new: None, .. } | Event::Compared => {}
             Event::Changed { key, revision, new, .. } => {
                 let mut kept = self.lock();
                 // The repair of a record from before what is kept.
@@ -185,8 +187,14 @@ mod tests {
         let changes = Changes::default();
         changes.begin(Position::new(1, 1000));
         let record = Followed::decode("acme", 50, Bytes::new()).unwrap();
-        changes.observe(&Event::Changed { key: "acme", revision: 50, old: None, new: Some(&record) });
-        changes.observe(&Event::Changed { key: "globex", revision: 1001, old: None, new: None });
+        changes.observe(&Event::Changed { key: "acme", revision: 50, old: None, new: Some(&record), several: false });
+        changes.observe(&Event::Changed {
+            key: "globex",
+            revision: 1001,
+            old: Some(&record),
+            new: None,
+            several: false,
+        });
         let tailing = |from| {
             let (_, positions) = watch::channel(None);
             Tailing { changes: changes.clone(), positions, at: Position::new(1, from), replaced: None }

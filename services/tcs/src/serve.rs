@@ -241,6 +241,7 @@ fn follow_routes(
             Event::Replaced(..) => true,
             // None for no route, Some(None) for a platform service.
             Event::Changed { old, new, .. } => old.map(product) != new.map(product),
+            Event::Compared => false,
         };
         if matters {
             changed.notify_one();

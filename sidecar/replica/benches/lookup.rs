@@ -98,7 +98,7 @@ impl Teller {
             while revision - from.revision < started.elapsed().as_millis() as u64 {
                 let number = (revision as usize).wrapping_mul(7_919) % TENANTS;
                 let value = Some(context(number, revision as u32));
-                let change = Change { key: id(number), revision: revision + 1, value };
+                let change = Change { key: id(number), revision: revision + 1, value, several: false };
                 let (epoch, previous_revision) = (from.epoch, revision);
                 revision += 1;
                 self.tell(Response::Delta(Delta { epoch, previous_revision, revision, changes: vec![change] }));

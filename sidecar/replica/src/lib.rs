@@ -70,6 +70,9 @@ pub trait Value: Clone + Send + Sync + 'static {
 pub enum Event<'a, V> {
     /// The whole map was replaced, by the state file at the start or by a snapshot: this is the new one, at this position.
     Replaced(&'a Table<V>, Position),
-    /// One record was added (`old` is absent), replaced, or deleted (`new` is absent), at this revision.
-    Changed { key: &'a str, revision: u64, old: Option<&'a V>, new: Option<&'a V> },
+    /// One record was added (`old` is absent), replaced, or deleted (`new` is absent), at this revision. It may be the last of
+    /// `several` changes; then both are absent of a record that came and went.
+    Changed { key: &'a str, revision: u64, old: Option<&'a V>, new: Option<&'a V>, several: bool },
+    /// The next changes are what differs from a later map, and lack what came and went in between.
+    Compared,
 }

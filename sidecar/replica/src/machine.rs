@@ -258,10 +258,12 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
                 tail.push(&change, position);
             }
             ledger.note(&change.key);
-            let (key, revision) = (change.key.clone(), change.revision);
-            if let Some(applied) = apply(table, &mut ledger.digest, &mut ledger.refused, change) {
-                let (old, new) = (applied.old.as_ref(), applied.new.as_ref());
-                (self.observer)(Event::Changed { key: &key, revision, old, new });
+            let (key, revision, several, gone) =
+                (change.key.clone(), change.revision, change.several, change.value.is_none());
+            let applied = apply(table, &mut ledger.digest, &mut ledger.refused, change);
+            if applied.is_some() || (gone && several) {
+                let (old, new) = applied.as_ref().map_or((None, None), |it| (it.old.as_ref(), it.new.as_ref()));
+                (self.observer)(Event::Changed { key: &key, revision, old, new, several });
             }
         }
         ledger.position = Some(position);

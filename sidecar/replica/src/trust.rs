@@ -154,6 +154,7 @@ fn take_bundles(
             Event::Replaced(records, _) => records.get(own),
             // A bundle that is deleted is an accident: without roots nobody could be told to trust others.
             Event::Changed { key, new, .. } => new.filter(|_| key == own).cloned(),
+            Event::Compared => None,
         };
         let Some(record) = record else { return };
         let in_force = identity.bundle();
@@ -188,6 +189,7 @@ fn take_revocations(identity: Arc<Identity>) -> impl FnMut(Event<'_, Decoded<Rev
             Event::Changed { key, new: None, .. } => {
                 held.remove(key);
             }
+            Event::Compared => return,
         }
         let revoked = revoked(held.values());
         if revoked != *identity.revoked() {

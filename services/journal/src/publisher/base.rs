@@ -32,6 +32,8 @@ pub(super) struct Change {
     pub(super) before: Before,
     /// Absent: the record went.
     pub(super) new: Option<Bytes>,
+    /// It is the last of several that are told as one.
+    pub(super) several: bool,
 }
 
 /// What a record was before its change.
@@ -39,7 +41,7 @@ pub(super) struct Change {
 pub(super) enum Before {
     Absent,
     Held(Held),
-    /// The change is older than this process, or one of several that were told as one.
+    /// The change is older than this process.
     Unknown,
 }
 
@@ -117,9 +119,9 @@ impl Base {
         FrozenBase { position: self.position, buckets: self.buckets.as_slice().into() }
     }
 
-    /// Makes one change. None when it changes nothing: a record that was not there has gone. Of `coalesced` changes such a
-    /// deletion is passed on: another parent may have shown the record that came and went in between.
-    pub(super) fn apply(&mut self, entry: Entry, coalesced: bool, views: &dyn Views) -> Option<Arc<Change>> {
+    /// Makes one change. None when it changes nothing: a record that was not there has gone. Of the last of `several` changes
+    /// that is passed on: another parent may have shown the record that came and went in between.
+    pub(super) fn apply(&mut self, entry: Entry, several: bool, views: &dyn Views) -> Option<Arc<Change>> {
         let Entry { key, revision, value, .. } = entry;
         let bucket = Arc::make_mut(&mut self.buckets[Digest::bucket_of(&key)]);
         let (key, old): (Arc<str>, _) = match bucket.remove_entry(key.as_str()) {
@@ -132,15 +134,11 @@ impl Base {
         match (old.is_some(), value.is_some()) {
             (false, true) => self.records += 1,
             (true, false) => self.records -= 1,
-            (false, false) if !coalesced => return None,
+            (false, false) if !several => return None,
             (false, false) | (true, true) => {}
         }
-        let before = match old {
-            Some(old) => Before::Held(old),
-            None if value.is_none() => Before::Unknown,
-            None => Before::Absent,
-        };
-        let change = Arc::new(Change { key, revision, before, new: value });
+        let before = old.map_or(Before::Absent, Before::Held);
+        let change = Arc::new(Change { key, revision, before, new: value, several });
         match &mut self.aliases {
             Index::Unwanted => {}
             Index::Building(missed) => missed.push(Arc::clone(&change)),

@@ -127,7 +127,7 @@ impl Feeder {
                         return Stop::Refused(refused);
                     }
                     self.all_well();
-                    self.inner.take(batch).await;
+                    self.inner.take(batch, false).await;
                 }
                 Err(error) => return error.into(),
             }
@@ -164,10 +164,7 @@ impl Feeder {
                 match changes {
                     Some(entries) => {
                         let revision = fresh.position().revision;
-                        if let Some(base) = self.inner.base().as_ref() {
-                            base.ring().lock().unwrap_or_else(PoisonError::into_inner).compared(revision);
-                        }
-                        self.inner.take(Batch { entries, coalesced: true, revision }).await;
+                        self.inner.take(Batch { entries, coalesced: true, revision, ..Batch::default() }, true).await;
                     }
                     None => self.inner.replace(fresh).await,
                 }
@@ -202,8 +199,9 @@ impl Feeder {
                     if !self.inner.views.hides(&entry.key) {
                         let (revision, until) =
                             (entry.revision, if batch.coalesced { batch.revision } else { entry.revision });
-                        let change =
-                            Change { key: entry.key.into(), revision, before: Before::Unknown, new: entry.value };
+                        let several = batch.several.contains(&entry.key);
+                        let (key, new) = (entry.key.into(), entry.value);
+                        let change = Change { key, revision, before: Before::Unknown, new, several };
                         ring.push(Arc::new(change), until);
                     }
                 }
@@ -296,32 +294,39 @@ impl Feeder {
 }
 
 impl Inner {
-    /// Makes the changes of a batch, in the base first and then in each view.
-    async fn take(&self, batch: Batch) {
+    /// Makes the changes of a batch, in the base first and then in each view. Of what was `compared` it is not known what came
+    /// and went: followers say what they hold and are sent what differs.
+    async fn take(&self, batch: Batch, compared: bool) {
         let _alone = self.feeding.lock().await;
         let Some(Position { epoch, revision: held }) = *self.head.borrow() else { return };
         let mut changes = Vec::with_capacity(batch.entries.len());
-        let coalesced = batch.coalesced;
+        let (coalesced, several) = (batch.coalesced, batch.several);
         let mut entries =
             batch.entries.into_iter().filter(|entry| entry.revision > held && !self.views.hides(&entry.key)).peekable();
         while entries.peek().is_some() {
             if let Some(base) = self.base().as_mut() {
-                changes.extend(
-                    entries.by_ref().take(SLICE).filter_map(|entry| base.apply(entry, coalesced, &*self.views)),
-                );
+                let applied = entries.by_ref().take(SLICE).filter_map(|entry| {
+                    let several = several.contains(&entry.key);
+                    base.apply(entry, several, &*self.views)
+                });
+                changes.extend(applied);
             }
             tokio::task::yield_now().await;
         }
         if let Some(base) = self.base().as_mut() {
             let mut ring = base.ring().lock().unwrap_or_else(PoisonError::into_inner);
-            for change in &changes {
-                ring.push(Arc::clone(change), if coalesced { batch.revision } else { change.revision });
+            if compared {
+                *ring = Ring::new(batch.revision);
+            } else {
+                for change in &changes {
+                    ring.push(Arc::clone(change), if coalesced { batch.revision } else { change.revision });
+                }
+                ring.trim(self.settings);
             }
-            ring.trim(self.settings);
             drop(ring);
             base.reached(batch.revision);
         }
-        let made = view::Batch { changes: changes.into(), revision: batch.revision };
+        let made = view::Batch { changes: changes.into(), revision: batch.revision, compared };
         let views: Vec<_> = self.active().values().map(|active| Arc::clone(&active.view)).collect();
         for view in views {
             view.apply(&made, &*self.views);

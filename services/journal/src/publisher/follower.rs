@@ -44,8 +44,7 @@ pub(super) fn serve(
     let resume = start.resume.map(Position::from).filter(|resume| *resume != Position::ZERO);
     // Deltas of another view lead nowhere from what it holds, and its digests are of other records.
     let same = start.view == **view.name();
-    let tells = |at: u64| if mode == Mode::OnDemand { view.tells_all_after(at) } else { view.reaches_back_to(at) };
-    let resume = resume.filter(|at| same && at.epoch == view.epoch() && tells(at.revision));
+    let resume = resume.filter(|at| same && at.epoch == view.epoch() && view.reaches_back_to(at.revision));
     let held = if same { start.bucket_digests } else { Bytes::new() };
     let phase = match resume {
         Some(resume) => {
@@ -242,9 +241,6 @@ impl Follower {
             Phase::Waiting { .. } | Phase::Sending(_) => (None, phase),
             Phase::Opening { held } => self.open(held),
             Phase::Closing { end, cursor } => (Some(end), Phase::Live { cursor, greeted: false }),
-            Phase::Live { cursor, .. } if self.mode == Mode::OnDemand && !self.view.tells_all_after(cursor) => {
-                (None, Phase::Opening { held: Bytes::new() })
-            }
             Phase::Live { cursor, greeted } => match self.view.next(cursor, &*self.publisher.views) {
                 Next::Delta(delta) => (Some(delta.message), Phase::Live { cursor: delta.revision, greeted }),
                 Next::Nothing if greeted => (None, Phase::Live { cursor, greeted }),

@@ -38,6 +38,7 @@ mod field {
     pub(super) const KEY: u32 = 1;
     pub(super) const REVISION: u32 = 2;
     pub(super) const VALUE: u32 = 3;
+    pub(super) const CHANGE_SEVERAL: u32 = 4;
 }
 
 /// The changes of a delta.
@@ -48,8 +49,8 @@ pub(super) struct DeltaMessage {
 }
 
 impl DeltaMessage {
-    pub(super) fn push(&mut self, key: &str, revision: u64, value: Option<&[u8]>) {
-        put_keyed(field::DELTA_CHANGES, key, revision, value, &mut self.changes);
+    pub(super) fn push(&mut self, key: &str, revision: u64, value: Option<&[u8]>, several: bool) {
+        put_keyed(field::DELTA_CHANGES, key, revision, value, several, &mut self.changes);
         self.count += 1;
     }
 
@@ -82,7 +83,7 @@ impl Chunks {
         if self.records.len() + key.len() + value.len() > CHUNK_BYTES {
             self.cut();
         }
-        put_keyed(field::CHUNK_RECORDS, key, revision, Some(value), &mut self.records);
+        put_keyed(field::CHUNK_RECORDS, key, revision, Some(value), false, &mut self.records);
     }
 
     pub(super) fn finish(mut self) -> Vec<Bytes> {
@@ -153,13 +154,14 @@ fn put_frame(length: usize, out: &mut BytesMut) {
 }
 
 /// A `Record`, or a `Change`, as an element of a repeated field.
-fn put_keyed(tag: u32, key: &str, revision: u64, value: Option<&[u8]>, out: &mut BytesMut) {
+fn put_keyed(tag: u32, key: &str, revision: u64, value: Option<&[u8]>, several: bool, out: &mut BytesMut) {
     let text = |length: usize| encoded_len_varint(length as u64) + length;
     let length = key_len(field::KEY)
         + text(key.len())
         + key_len(field::REVISION)
         + encoded_len_varint(revision)
-        + value.map_or(0, |value| key_len(field::VALUE) + text(value.len()));
+        + value.map_or(0, |value| key_len(field::VALUE) + text(value.len()))
+        + if several { key_len(field::CHANGE_SEVERAL) + 1 } else { 0 };
     encode_key(tag, WireType::LengthDelimited, out);
     encode_varint(length as u64, out);
     put_bytes(field::KEY, key.as_bytes(), out);
@@ -167,6 +169,10 @@ fn put_keyed(tag: u32, key: &str, revision: u64, value: Option<&[u8]>, out: &mut
     encode_varint(revision, out);
     if let Some(value) = value {
         put_bytes(field::VALUE, value, out);
+    }
+    if several {
+        encode_key(field::CHANGE_SEVERAL, WireType::Varint, out);
+        encode_varint(1, out);
     }
 }
 

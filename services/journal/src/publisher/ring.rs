@@ -20,8 +20,6 @@ pub(super) struct Ring {
     bytes: usize,
     /// Who holds less than this revision cannot be served from here.
     floor: u64,
-    /// What led to here was found by comparing: it lacks what came and went in between.
-    compared: u64,
 }
 
 #[derive(Debug)]
@@ -42,21 +40,11 @@ pub(super) struct Stretch {
 
 impl Ring {
     pub(super) const fn new(floor: u64) -> Self {
-        Self { slots: VecDeque::new(), bytes: 0, floor, compared: 0 }
+        Self { slots: VecDeque::new(), bytes: 0, floor }
     }
 
     pub(super) const fn floor(&self) -> u64 {
         self.floor
-    }
-
-    /// The next changes, to `revision`, are what differs between two tables.
-    pub(super) const fn compared(&mut self, revision: u64) {
-        self.compared = revision;
-    }
-
-    /// Whether every change after `cursor` is told, also of records that came and went.
-    pub(super) const fn tells_all_after(&self, cursor: u64) -> bool {
-        cursor >= self.compared && cursor >= self.floor
     }
 
     pub(super) fn push(&mut self, change: Arc<Change>, until: u64) {

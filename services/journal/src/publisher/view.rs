@@ -52,6 +52,8 @@ enum State {
 pub(super) struct Batch {
     pub(super) changes: Arc<[Arc<Change>]>,
     pub(super) revision: u64,
+    /// They are what differs between two tables, and lack what came and went in between: no delta leads there.
+    pub(super) compared: bool,
 }
 
 struct Live {
@@ -138,7 +140,7 @@ impl View {
             drop(state);
             for batch in missed {
                 let projected = self.project(&batch.changes, views);
-                live.apply(self.epoch, projected, batch.revision);
+                live.apply(self.epoch, projected, &batch);
             }
         }
     }
@@ -179,7 +181,7 @@ impl View {
         // Not under the lock: followers ask for the delta before meanwhile.
         let projected = self.project(&batch.changes, views);
         self.with(|live| {
-            live.apply(self.epoch, projected, batch.revision);
+            live.apply(self.epoch, projected, batch);
             self.head.store(live.revision, Ordering::Release);
         });
     }
@@ -227,9 +229,9 @@ impl View {
                 Before::Unknown => true,
             };
             // Another parent may have shown what came and went in between.
-            let between = !Arc::ptr_eq(&first, &last);
-            if new.is_some() || between || was_shown() {
-                message.push(&last.key, last.revision, new.as_deref());
+            let several = !Arc::ptr_eq(&first, &last) || last.several;
+            if new.is_some() || several || was_shown() {
+                message.push(&last.key, last.revision, new.as_deref(), several);
             }
         }
         let message = message.finish(self.epoch, cursor, stretch.revision);
@@ -239,12 +241,6 @@ impl View {
     /// Whether the ring leads from `revision` to the head, or will once the head is there.
     pub(super) fn reaches_back_to(&self, revision: u64) -> bool {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner).floor() <= revision
-    }
-
-    /// Whether it can tell a follower that holds a part of the records all that was changed after `revision`. Such a
-    /// follower has no digest that would find a record which went unnoticed.
-    pub(super) fn tells_all_after(&self, revision: u64) -> bool {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner).tells_all_after(revision)
     }
 
     /// Head, digest and number of records, encoded.
@@ -303,7 +299,7 @@ impl Live {
         Self { revision, digest, last_delta: None, catching_up, heartbeat: None, frozen: Weak::new() }
     }
 
-    fn apply(&mut self, epoch: u64, projected: Vec<Projected>, revision: u64) {
+    fn apply(&mut self, epoch: u64, projected: Vec<Projected>, batch: &Batch) {
         let mut message = DeltaMessage::default();
         // The last of each key would do: then the ring makes it, if anyone wants it.
         let (mut keys, mut twice) = (HashSet::new(), false);
@@ -314,15 +310,16 @@ impl Live {
             if let Some(value) = &new {
                 self.digest.add(&change.key, change.revision, value);
             }
-            if old.is_some() || new.is_some() || matches!(change.before, Before::Unknown) {
-                message.push(&change.key, change.revision, new.as_deref());
+            if old.is_some() || new.is_some() || change.several {
+                message.push(&change.key, change.revision, new.as_deref(), change.several);
             }
             twice |= !keys.insert(Arc::clone(&change.key));
         }
+        let revision = batch.revision;
         let previous = std::mem::replace(&mut self.revision, revision);
         self.heartbeat = None;
         self.last_delta = None;
-        if message.fits() && !twice && previous != revision {
+        if message.fits() && !twice && previous != revision && !batch.compared {
             self.last_delta = Some(Delta { previous, revision, message: message.finish(epoch, previous, revision) });
         }
     }

@@ -1,7 +1,7 @@
 //! A relay's source: what it follows.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -48,6 +48,8 @@ struct Pending<V> {
     handed: Option<Position>,
     /// The last change of each key: no more than there are keys, however slow the publisher is.
     changes: HashMap<String, (u64, Option<V>)>,
+    /// Of these keys it stands for several.
+    several: HashSet<String>,
 }
 
 impl<V: Value> RelaySource<V> {
@@ -58,7 +60,7 @@ impl<V: Value> RelaySource<V> {
         mut observer: impl FnMut(Event<'_, V>) + Send + 'static,
         shutdown: CancellationToken,
     ) -> (Self, JoinHandle<()>) {
-        let pending = Arc::new(Mutex::new(Pending { handed: None, changes: HashMap::new() }));
+        let pending = Arc::new(Mutex::new(Pending { handed: None, changes: HashMap::new(), several: HashSet::new() }));
         let observed = Arc::clone(&pending);
         let (replica, task) = follow.start(
             move |event: Event<'_, V>| {
@@ -84,6 +86,7 @@ impl<V: Value> RelaySource<V> {
             // From here on everything that changes is noted, whatever the table shows of it.
             let mut pending = lock(&self.pending);
             pending.changes.clear();
+            pending.several.clear();
             pending.handed = *announced.borrow_and_update();
             pending.handed
         };
@@ -126,16 +129,21 @@ impl<V: Value> RelaySource<V> {
 impl<V: Value> Pending<V> {
     fn observe(&mut self, event: &Event<'_, V>) {
         match event {
-            Event::Changed { key, revision, new, .. } => match self.handed {
+            Event::Changed { key, revision, new, several, .. } => match self.handed {
                 // A repair of what was handed on long ago leads on by no delta.
                 Some(handed) if *revision <= handed.revision => self.handed = None,
-                Some(_) => drop(self.changes.insert((*key).to_owned(), (*revision, new.cloned()))),
+                Some(_) => {
+                    let before = self.changes.insert((*key).to_owned(), (*revision, new.cloned()));
+                    if *several || before.is_some() {
+                        self.several.insert((*key).to_owned());
+                    }
+                }
                 None => {}
             },
-            Event::Replaced(..) => self.handed = None,
+            Event::Replaced(..) | Event::Compared => self.handed = None,
         }
         if self.handed.is_none() {
-            self.changes = HashMap::new();
+            (self.changes, self.several) = Default::default();
         }
     }
 
@@ -152,7 +160,8 @@ impl<V: Value> Pending<V> {
         }
         let mut entries: Vec<_> = self.take(position).into_iter().map(entry).collect();
         entries.sort_unstable_by_key(|entry| entry.revision);
-        Ok(Batch { entries, coalesced: true, revision: position.revision })
+        let several = entries.iter().filter_map(|entry| self.several.take(&entry.key)).collect();
+        Ok(Batch { entries, coalesced: true, several, revision: position.revision })
     }
 }
 

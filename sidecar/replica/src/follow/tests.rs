@@ -241,7 +241,7 @@ async fn changes_are_appended_to_the_state_and_are_there_after_a_restart() {
     let path = state::path(dir.path(), "tenant");
     let delta = |revision: u64, value: Option<&'static str>| {
         let value = value.map(|value| Bytes::from_static(value.as_bytes()));
-        let changes = vec![Change { key: "key-1".to_owned(), revision, value }];
+        let changes = vec![Change { key: "key-1".to_owned(), revision, value, several: false }];
         Response::Delta(Delta { epoch: 1, previous_revision: revision - 1, revision, changes })
     };
     let mut first = run(Some(dir.path().to_owned()));

@@ -92,7 +92,7 @@ pub(super) fn apply<V: Value>(
     table: &Table<V>,
     digest: &mut Digest,
     refused: &mut Refusals,
-    Change { key, revision, value }: Change,
+    Change { key, revision, value, .. }: Change,
 ) -> Option<Applied<V>> {
     let old = table.get(&key);
     if let Some(refused) = refused.remove(key.as_str()) {

@@ -69,8 +69,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             return Err(Break::Refused { position, error });
         }
         if let (true, Some(buckets), Some(asked)) = (incoming.elsewhere, &incoming.partial, asked) {
-            let changed = |bucket: usize| asked.believed.buckets()[bucket] != ledger.digest.buckets()[bucket];
-            if (0..BUCKETS).any(|bucket| changed(bucket) && !buckets.holds(bucket)) {
+            if led_away(&ledger, asked, buckets) {
                 stream.whole = true; // Deltas of the old history led away from what was asked with.
                 return Err(Break::Outrun);
             }
@@ -117,6 +116,14 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         }
         let checked = self.guard_snapshot(&complete, end.records, now);
         self.guarded(parent, offered, checked)?;
+        if let (Some(buckets), Some(asked)) = (&complete.partial, &asked) {
+            let ledger = self.shared.ledger();
+            // Another parent's deltas touched what this one left out since it is the same at both ends, and did not reach
+            // the end.
+            if ledger.position < Some(offered) && led_away(&ledger, asked, buckets) {
+                return Err(Break::Outrun);
+            }
+        }
         self.catch_up(&mut complete)?;
 
         let position = complete.position;
@@ -192,6 +199,9 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         let mut ledger = shared.ledger();
         let Some(table) = shared.table.load_full() else { return };
         let Complete { position, view, table: fresh, digest, refused, .. } = complete;
+        if ledger.position != Some(position) || ledger.view != view {
+            (self.observer)(Event::Compared);
+        }
         for new in fresh.iter() {
             let old = table.get(new.key());
             if old.as_ref().is_some_and(|old| old.revision() == new.revision() && old.raw() == new.raw()) {
@@ -200,7 +210,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             ledger.note(new.key());
             table.insert(new.clone());
             let (key, revision) = (new.key(), new.revision());
-            (self.observer)(Event::Changed { key, revision, old: old.as_ref(), new: Some(&new) });
+            (self.observer)(Event::Changed { key, revision, old: old.as_ref(), new: Some(&new), several: false });
         }
         for bucket in buckets.listed() {
             ledger.digest.replace(bucket, &digest);
@@ -208,7 +218,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
                 ledger.note(old.key());
                 table.remove(old.key());
                 let (key, revision) = (old.key(), position.revision);
-                (self.observer)(Event::Changed { key, revision, old: Some(&old), new: None });
+                (self.observer)(Event::Changed { key, revision, old: Some(&old), new: None, several: false });
             }
         }
         for bucket in std::mem::take(&mut ledger.damaged) {
@@ -235,6 +245,12 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         self.history.push(position, &ledger.digest);
         self.tail = self.tail.is_some().then(|| Tail::after(position));
     }
+}
+
+/// Whether what is held has changed in buckets that are not among `buckets` since a snapshot was asked for.
+fn led_away(ledger: &Ledger, asked: &Asked, buckets: &Buckets) -> bool {
+    let changed = |bucket: usize| asked.believed.buckets()[bucket] != ledger.digest.buckets()[bucket];
+    (0..BUCKETS).any(|bucket| changed(bucket) && !buckets.holds(bucket))
 }
 
 impl Stream {

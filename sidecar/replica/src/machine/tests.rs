@@ -70,6 +70,7 @@ impl Fixture {
                 key: (*key).to_owned(),
                 revision: *revision,
                 value: value.map(|value| Bytes::copy_from_slice(value.as_bytes())),
+                several: false,
             })
             .collect();
         self.receive(Response::Delta(Delta { epoch, previous_revision: from, revision: to, changes }))
@@ -349,7 +350,8 @@ fn a_position_is_announced_after_the_observer_knows() {
             assert_eq!((seen.position(), all.len(), seen.get("a").is_some()), (None, 3, true));
             assert_eq!(position, at(3));
         }
-        Event::Changed { key, revision, old, new } => {
+        Event::Compared => panic!("a delta"),
+        Event::Changed { key, revision, old, new, .. } => {
             assert_eq!((seen.position(), key, revision), (Some(at(3)), "a", 4));
             assert_eq!((old.unwrap().revision(), new.unwrap().revision()), (1, 4));
             assert_eq!(seen.get("a").unwrap().revision(), 4, "the change can be read already");

@@ -316,7 +316,7 @@ impl<V: Value> Machine<V> {
 
     /// Takes one change in. What is held already is newer, or the same.
     fn apply(&mut self, epoch: u64, change: Change) -> Result<(), String> {
-        let Change { key, revision, value } = change;
+        let Change { key, revision, value, .. } = change;
         let at = Position::new(epoch, revision);
         let held = self.writer.held(&key);
         let older = held

@@ -175,7 +175,7 @@ impl Mesh {
                 None => truth.records.remove(*key),
             };
             let value = names.map(|names| Bytes::copy_from_slice(names.as_bytes()));
-            told.push(Change { key: (*key).to_owned(), revision, value });
+            told.push(Change { key: (*key).to_owned(), revision, value, several: false });
         }
         let delta = Delta { epoch: truth.epoch, previous_revision, revision: truth.revision, changes: told };
         for (_, stream) in &truth.streams {

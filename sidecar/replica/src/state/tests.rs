@@ -22,7 +22,8 @@ fn saved(records: &Records) -> Saved<Raw> {
 }
 
 fn delta(revision: u64) -> Response {
-    let change = Change { key: format!("k{revision}"), revision, value: Some(Bytes::from_static(b"value")) };
+    let change =
+        Change { key: format!("k{revision}"), revision, value: Some(Bytes::from_static(b"value")), several: false };
     Response::Delta(Delta { epoch: 3, previous_revision: revision - 1, revision, changes: vec![change] })
 }
 

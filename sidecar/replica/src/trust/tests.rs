@@ -48,8 +48,8 @@ fn a_bundle_that_is_gone_or_of_another_trust_domain_changes_nothing() {
     let before = identity.bundle();
     let mut take = take_bundles(Arc::clone(&identity), Roots::Replicated, Arc::default());
     let other = bundle(&ca, 9);
-    take(Event::Changed { key: "demo.example", revision: 2, old: None, new: None });
-    take(Event::Changed { key: "other.example", revision: 2, old: None, new: Some(&other) });
+    take(Event::Changed { key: "demo.example", revision: 2, old: None, new: None, several: false });
+    take(Event::Changed { key: "other.example", revision: 2, old: None, new: Some(&other), several: false });
     take(Event::Replaced(&table([]), Position::ZERO));
     assert_eq!(identity.bundle(), before);
     let raw = Bytes::from(ca.bundle().to_proto().encode_to_vec());
@@ -83,22 +83,22 @@ fn revocations_come_one_by_one_and_are_lifted_again() {
 
     let (kid, serial) =
         (revocation("kid/wiki/1", Kid("wiki/1".into())), revocation("serial/ab12", Serial("ab12".into())));
-    take(Event::Changed { key: "kid/wiki/1", revision: 2, old: None, new: Some(&kid) });
-    take(Event::Changed { key: "serial/ab12", revision: 2, old: None, new: Some(&serial) });
+    take(Event::Changed { key: "kid/wiki/1", revision: 2, old: None, new: Some(&kid), several: false });
+    take(Event::Changed { key: "serial/ab12", revision: 2, old: None, new: Some(&serial), several: false });
     let revoked = identity.revoked();
     assert!(revoked.operators.is_empty());
     assert!(revoked.kids.contains("wiki/1") && revoked.serials.contains("ab12") && revoked.services.contains("wiki"));
 
     let operator = revocation("operator/ada", Operator("ada".into()));
-    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: Some(&operator) });
+    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: Some(&operator), several: false });
     assert!(identity.revoked().operators.contains("ada") && !identity.revoked().services.contains("ada"));
-    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: None });
+    take(Event::Changed { key: "operator/ada", revision: 2, old: None, new: None, several: false });
     assert!(identity.revoked().operators.is_empty());
 
-    take(Event::Changed { key: "service/wiki", revision: 2, old: None, new: None });
+    take(Event::Changed { key: "service/wiki", revision: 2, old: None, new: None, several: false });
     assert!(identity.revoked().services.is_empty());
     changes.mark_unchanged();
-    take(Event::Changed { key: "service/nobody", revision: 2, old: None, new: None });
+    take(Event::Changed { key: "service/nobody", revision: 2, old: None, new: None, several: false });
     assert!(!changes.has_changed().unwrap(), "what changes nothing wakes nobody");
     take(Event::Replaced(&table([]), Position::ZERO));
     assert_eq!(*identity.revoked(), Revoked::default());

@@ -36,7 +36,7 @@ impl Fed {
         ring.trim(self.settings);
         drop(ring);
         self.base.reached(revision);
-        Batch { changes: changes.into(), revision }
+        Batch { changes: changes.into(), revision, compared: false }
     }
 
     fn apply(&mut self, entries: &[Entry]) {
@@ -94,7 +94,7 @@ fn what_does_not_concern_a_view_still_moves_it() {
     fed.apply(&[entry(4, "nobody", None), entry(5, "nobody", None)]);
     let message = fed.delta(3);
     assert_eq!((message.revision, message.changes.len()), (5, 0));
-    fed.view.apply(&Batch { changes: Arc::new([]), revision: 9 }, &Everything);
+    fed.view.apply(&Batch { changes: Arc::new([]), revision: 9, compared: false }, &Everything);
     assert_eq!((fed.delta(5).revision, fed.delta(4).changes.len()), (9, 0));
 }
 
@@ -129,6 +129,7 @@ fn what_was_coalesced_is_told_as_a_whole() {
             revision,
             before: Before::Absent,
             new: Some(Bytes::from_static(b"x")),
+            several: false,
         })
     };
     let mut ring = fed.base.ring().lock().unwrap();
@@ -145,7 +146,7 @@ fn what_was_coalesced_is_told_as_a_whole() {
 fn a_relay_passes_on_that_a_record_it_never_saw_has_gone() {
     let mut fed = fed(Settings::default());
     let gone = fed.base.apply(entry(6, "b", None), true, &Everything).unwrap();
-    let batch = Batch { changes: Arc::new([gone]), revision: 6 };
+    let batch = Batch { changes: Arc::new([gone]), revision: 6, compared: false };
     fed.base.reached(6);
     fed.view.apply(&batch, &Everything);
     let told: Vec<_> = fed.delta(3).changes.into_iter().map(|it| (it.key, it.revision, it.value)).collect();
@@ -154,13 +155,15 @@ fn a_relay_passes_on_that_a_record_it_never_saw_has_gone() {
 }
 
 #[test]
-fn what_was_found_by_comparing_tells_no_follower_of_a_part_all_that_went() {
+fn no_delta_leads_to_what_was_found_by_comparing() {
     let mut fed = fed(Settings::default());
-    fed.base.ring().lock().unwrap().compared(9);
-    fed.apply(&[entry(9, "a", Some(b"two".to_vec()))]);
+    let changed = fed.base.apply(entry(9, "a", Some(b"two".to_vec())), false, &Everything).unwrap();
+    *fed.base.ring().lock().unwrap() = Ring::new(9);
+    fed.base.reached(9);
+    fed.view.apply(&Batch { changes: Arc::new([changed]), revision: 9, compared: true }, &Everything);
+    assert!(matches!(fed.next(3), Next::Snapshot), "what came and went since is not known here");
     fed.apply(&[entry(10, "a", Some(b"three".to_vec()))]);
-    assert!(fed.view.reaches_back_to(5));
-    assert_eq!([5, 8, 9, 10].map(|revision| fed.view.tells_all_after(revision)), [false, false, true, true]);
+    assert_eq!(fed.delta(9).changes.len(), 1);
 }
 
 #[test]

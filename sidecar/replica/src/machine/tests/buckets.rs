@@ -158,3 +158,27 @@ fn a_record_that_does_not_decode_keeps_the_old_one_and_the_rest_is_taken() {
     assert_eq!((it.held()["tenant-7"].as_str(), it.held()["tenant-8"].as_str()), ("value 7", "good"));
     assert_eq!(it.heartbeat(Position::new(2, 1), &theirs), Ok(None), "the digest is of what the parent sent");
 }
+
+/// The same bucket at both ends, and another in between: a record that came after what was held and went before what was
+/// offered, of which the other parent has told the first half only.
+#[test]
+fn a_delta_that_comes_while_buckets_are_received_is_not_left_in_those_that_did_not_differ() {
+    let records = hundred();
+    let mut it = holding(&borrowed(&records));
+    it.by(1).begin();
+    it.heartbeat(at(100), &borrowed(&records)).unwrap();
+    let mut later = records.clone();
+    later[3].1 = 140;
+    let theirs = borrowed(&later);
+    let begun = it.by(0).begin().unwrap();
+    let mut messages = differing(at(150), &theirs, &begun);
+    let last = messages.pop().unwrap();
+    send(&mut it, messages).unwrap();
+    it.by(1).delta(1, 100, 120, &[("brief", 110, Some("it goes at 130"))]).unwrap();
+    assert_eq!(it.by(0).receive(last), Err(Break::Outrun));
+    assert_eq!(it.replica.position(), Some(at(120)), "nothing of it was taken");
+    let begun = it.by(0).begin().unwrap();
+    let messages = differing(at(150), &theirs, &begun);
+    assert_eq!(send(&mut it, messages), ack(at(150)));
+    assert!(it.replica.get("brief").is_none());
+}

@@ -46,6 +46,7 @@ fn stream(writes: &Writes, from: Option<usize>, stops: &[usize]) -> Vec<Response
             key: format!("key-{key}"),
             revision,
             value: value.map(|value| format!("value {value}").into()),
+            several: false,
         });
         messages.push(Response::Delta(Delta {
             epoch: 1,

@@ -143,7 +143,7 @@ fn what_flipped_is_found_when_it_is_about_to_be_saved() {
 fn a_flipped_record_that_is_replaced_shows_in_the_next_heartbeat() {
     let mut it = Memory::new();
     it.flip("b");
-    let change = Change { key: "b".to_owned(), revision: 4, value: Some("four".into()) };
+    let change = Change { key: "b".to_owned(), revision: 4, value: Some("four".into()), several: false };
     let delta = Delta { epoch: 1, previous_revision: 3, revision: 4, changes: vec![change] };
     it.receive(Response::Delta(delta)).unwrap();
     let now: Records<'_> = &[("a", 1, "one"), ("b", 4, "four"), ("c", 3, "three")];
@@ -156,7 +156,7 @@ fn a_flipped_record_that_is_replaced_shows_in_the_next_heartbeat() {
 fn a_bucket_that_changes_while_it_is_read_is_not_taken_for_damaged() {
     let mut it = Memory::new();
     let mut scrubbing = it.machine.scrub(Digest::bucket_of("b")).unwrap();
-    let change = Change { key: "b".to_owned(), revision: 4, value: Some("four".into()) };
+    let change = Change { key: "b".to_owned(), revision: 4, value: Some("four".into()), several: false };
     let delta = Delta { epoch: 1, previous_revision: 3, revision: 4, changes: vec![change] };
     it.receive(Response::Delta(delta)).unwrap();
     while scrubbing.advance(1) {}

@@ -14,7 +14,7 @@ fn at(revision: u64) -> Position {
 
 fn change(key: &str, revision: u64, value: Option<&str>) -> Change {
     let value = value.map(|names| Bytes::copy_from_slice(names.as_bytes()));
-    Change { key: key.to_owned(), revision, value }
+    Change { key: key.to_owned(), revision, value, several: false }
 }
 
 fn answer(position: Position, view: &str, records: &[(&str, u64, &str)]) -> FetchResponse {
