@@ -68,11 +68,11 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             let error = format!("the parent offers {position}, older than {held}, which is held");
             return Err(Break::Refused { position, error });
         }
-        if let (true, Some(buckets), Some(asked)) = (incoming.elsewhere, &incoming.partial, asked) {
-            if led_away(&ledger, asked, buckets) {
-                stream.whole = true; // Deltas of the old history led away from what was asked with.
-                return Err(Break::Outrun);
-            }
+        if let (true, Some(buckets), Some(asked)) = (incoming.elsewhere, &incoming.partial, asked)
+            && led_away(&ledger, asked, buckets)
+        {
+            stream.whole = true; // Deltas of the old history led away from what was asked with.
+            return Err(Break::Outrun);
         }
         Ok(())
     }
