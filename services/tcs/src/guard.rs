@@ -207,7 +207,8 @@ fn settled(held: &Guard, mut guard: Guard, now: i64) -> Result<Guard, SetError> 
     if guard.canaries.is_empty() && !held.canaries.is_empty() && !allowed {
         return Err(SetError::Emptied);
     }
-    guard.no_canaries = guard.canaries.is_empty() && (allowed || held.no_canaries);
+    let taken_off = allowed && !held.canaries.is_empty();
+    guard.no_canaries = guard.canaries.is_empty() && (taken_off || held.no_canaries);
     guard.missing_canaries.clear();
     Ok(guard)
 }

@@ -73,6 +73,7 @@ pub enum Event<'a, V> {
     /// One record was added (`old` is absent), replaced, or deleted (`new` is absent), at this revision. It may be the last of
     /// `several` changes; then both are absent of a record that came and went.
     Changed { key: &'a str, revision: u64, old: Option<&'a V>, new: Option<&'a V>, several: bool },
-    /// The next changes are what differs from a later map, and lack what came and went in between.
+    /// The last changes were what differs from a later map, and lack what came and went in between. Its position is announced
+    /// after this.
     Compared,
 }

@@ -63,6 +63,9 @@ pub(super) enum LogError {
     /// The message is not, or no longer, there.
     #[error("message {0} of the log is missing")]
     Missing(u64),
+    /// The same of the stream of the checkpoints.
+    #[error("message {0} of the checkpoints is missing")]
+    CheckpointMissing(u64),
     #[error("there is no such stream")]
     NoStream,
     #[error("the NATS cluster refuses: {0}")]
@@ -264,10 +267,21 @@ impl Log {
         decode(sequence, &payload).map(|(_, commit)| commit)
     }
 
+    /// The first commit in a range of sequences that is there. What is missing says nothing here.
+    pub(super) async fn first_in(&self, from: u64, to: u64) -> Result<Option<Commit>, LogError> {
+        let mut commits = self.read(from, to);
+        loop {
+            match commits.try_next().await {
+                Ok(found) => return Ok(found.map(|(_, commit)| commit)),
+                Err(LogError::Missing(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Whether no other commit lies between two.
     pub(super) async fn nothing_between(&self, after: u64, before: u64) -> Result<bool, LogError> {
-        let mut between = self.read(after + 1, before - 1);
-        Ok(between.try_next().await?.is_none())
+        Ok(self.first_in(after + 1, before - 1).await?.is_none())
     }
 
     /// The revision of the last write of a commit that was read by itself.
@@ -314,7 +328,7 @@ impl Log {
     }
 
     pub(super) async fn manifest_at(&self, sequence: u64) -> Result<Manifest, LogError> {
-        let (_, payload) = fetch(&self.checkpoints, sequence).await?;
+        let (_, payload) = fetch(&self.checkpoints, sequence).await.map_err(of_checkpoints)?;
         decode_manifest(sequence, &payload)
     }
 
@@ -322,7 +336,9 @@ impl Log {
         &self,
         chunks: Vec<Parts>,
     ) -> impl futures_util::Stream<Item = Result<Bytes, LogError>> + Send + Unpin + '_ {
-        let chunks = chunks.into_iter().map(move |parts| async move { gather(&self.checkpoints, &parts).await });
+        let chunks = chunks
+            .into_iter()
+            .map(move |parts| async move { gather(&self.checkpoints, &parts).await.map_err(of_checkpoints) });
         Box::pin(stream::iter(chunks).buffered(AT_ONCE / 4))
     }
 
@@ -346,6 +362,10 @@ async fn fetch_from_leader(stream: &Stream<()>, sequence: u64) -> Result<(async_
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Err(LogError::Missing(sequence)),
         Err(error) => Err(LogError::Unavailable(error.into())),
     }
+}
+
+fn of_checkpoints(error: LogError) -> LogError {
+    if let LogError::Missing(sequence) = error { LogError::CheckpointMissing(sequence) } else { error }
 }
 
 /// What was cut.

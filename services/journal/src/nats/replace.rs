@@ -1,7 +1,5 @@
 //! A restored store takes the place of what a cluster holds.
 
-use futures_util::TryStreamExt as _;
-
 use super::{
     Cursor, Nats,
     checkpoint::{self, CheckpointError},
@@ -124,7 +122,7 @@ async fn last(log: &Log) -> Result<(u64, Option<Position>), LogError> {
 
 /// What is of another mesh is not replaced either.
 async fn refuse_another_mesh(log: &Log, first: u64, last: u64) -> Result<(), LogError> {
-    if let Some((_, commit)) = log.read(first, last).try_next().await?
+    if let Some(commit) = log.first_in(first, last).await?
         && (commit.after == 0 || commit.replaced.is_some())
     {
         log.ours(&commit.mesh)?;

@@ -165,12 +165,25 @@ impl Replicator {
                 self.missing = None;
                 self.all_well();
             }
-            Err(Failure::Alarm(alarm)) => self.raise(alarm),
+            Err(Failure::Alarm(alarm)) => {
+                self.missing = None;
+                self.raise(alarm);
+            }
             Err(Failure::Log(LogError::Missing(sequence))) if self.long_missing() => {
                 let alarm = self.damage(sequence, &"it is missing");
                 self.raise(alarm);
             }
-            Err(failure) => self.trouble(&failure),
+            Err(Failure::Log(LogError::CheckpointMissing(sequence))) if self.long_missing() => {
+                let alarm = self.damage(sequence, &"it is missing from the checkpoints");
+                self.raise(alarm);
+            }
+            Err(failure) => {
+                // Nobody looked meanwhile: what is there may be another matter by now.
+                if !matches!(failure, Failure::Log(LogError::Missing(_) | LogError::CheckpointMissing(_))) {
+                    (self.missing, self.shorter) = (None, None);
+                }
+                self.trouble(&failure);
+            }
         }
     }
 

@@ -199,9 +199,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         let mut ledger = shared.ledger();
         let Some(table) = shared.table.load_full() else { return };
         let Complete { position, view, table: fresh, digest, refused, .. } = complete;
-        if ledger.position != Some(position) || ledger.view != view {
-            (self.observer)(Event::Compared);
-        }
+        let compared = ledger.position != Some(position) || ledger.view != view;
         for new in fresh.iter() {
             let old = table.get(new.key());
             if old.as_ref().is_some_and(|old| old.revision() == new.revision() && old.raw() == new.raw()) {
@@ -232,6 +230,9 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         ledger.position = Some(position);
         ledger.view = view;
         self.replaced(&ledger, position);
+        if compared {
+            (self.observer)(Event::Compared);
+        }
         drop(ledger);
         drop(fresh);
         self.shared.announce(position);

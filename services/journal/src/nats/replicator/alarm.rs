@@ -78,6 +78,7 @@ impl From<LogError> for Failure {
             other @ (LogError::Unavailable(_)
             | LogError::Silent(_)
             | LogError::Missing(_)
+            | LogError::CheckpointMissing(_)
             | LogError::NoStream
             | LogError::Refused(_)
             | LogError::Damaged { .. }) => Self::Log(other),
