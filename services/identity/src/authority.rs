@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use journal::{Journal, OpenError, Position, Publisher, ReadError};
+use journal::{AppendError, Journal, OpenError, Position, Publisher, ReadError};
 use mesh_config::names::ServiceName;
 use mesh_identity::{Identity, Peer, SpiffeId, TrustBundle};
 use tenon_proto::identity::v1::{AsapKey, Key};
@@ -193,7 +193,7 @@ impl Authority {
     ///
     /// The certificate is signed before the token is consumed, so a token is never spent on a request that cannot be
     /// granted; the token is consumed before the key is recorded, so that of two holders of one token only the first
-    /// gets a key into the repository; and nothing is answered before both are durable. When the key cannot be
+    /// gets a key into the repository; and nothing is answered before both are durable. When the key was not
     /// recorded, the token is given back. Whoever never got the answer may ask again for the same public key.
     pub(crate) async fn attest(&self, proof: Proof<'_>, asked: Asked, now: u64) -> Result<Admitted, AdmitError> {
         let join_token = match proof {
@@ -219,6 +219,8 @@ impl Authority {
         };
         match recorded.await {
             Ok(key) => Ok(self.attested(admitting, Admitted { issued, bundle, key }, now).await),
+            // The key may be in the repository: the token stays that of its holder, who may ask again.
+            Err(error @ AdmitError::Keys(KeyStoreError::Write(AppendError::Unconfirmed(_)))) => Err(error),
             Err(error) => {
                 self.give_back(consumed, &admitting.service).await;
                 Err(error)

@@ -20,6 +20,8 @@ mod serve;
 mod service;
 mod store;
 mod svid;
+#[cfg(test)]
+mod testing;
 mod tokens;
 mod transaction;
 

@@ -377,7 +377,9 @@ impl Registry {
         let _in_order = self.writing.lock().await;
         let writes: Vec<_> = {
             let mut known = self.known();
-            let gone = keys.into_iter().filter(|key| known.remove(key).is_some_and(|gone| gone.written.is_some()));
+            // What is still to be written may be there: a write that failed may have been made.
+            let there = |gone: Known| gone.written.is_some() || gone.dirty;
+            let gone = keys.into_iter().filter(|key| known.remove(key).is_some_and(there));
             gone.map(Write::delete).collect()
         };
         if writes.is_empty() {

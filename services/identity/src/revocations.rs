@@ -4,6 +4,7 @@ mod rpc;
 mod selector;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use journal::{AppendError, Journal, Position, ReadError, Write};
@@ -13,6 +14,8 @@ use mesh_identity::Revoked;
 use prost::Message as _;
 use tenon_proto::identity::v1::Revocation;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::service::with_source;
 
 pub(crate) use rpc::{lift, list, revoke};
 pub(crate) use selector::{Selector, SelectorError};
@@ -31,6 +34,13 @@ pub enum RevocationStoreError {
     Write(#[from] AppendError),
 }
 
+impl RevocationStoreError {
+    /// Whether the write may have been made all the same.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        matches!(self, Self::Write(AppendError::Unconfirmed(_)))
+    }
+}
+
 /// The revocations: durable in their journal, from which every follower has them, and in memory for this service's own
 /// decisions. The only writer of that journal.
 pub(crate) struct Revocations {
@@ -41,6 +51,8 @@ pub(crate) struct Revocations {
     /// Held for reading while a key is added, for writing while something is revoked: so no key gets in behind the back
     /// of a revocation that deletes it.
     gate: RwLock<()>,
+    /// A write was not confirmed and could not be read back yet: the journal may hold other records than the memory.
+    behind: AtomicBool,
 }
 
 impl Revocations {
@@ -52,16 +64,13 @@ impl Revocations {
         journal: Arc<dyn Journal>,
         apply: impl Fn(Revoked) + Send + Sync + 'static,
     ) -> Result<Self, RevocationStoreError> {
-        let mut records = BTreeMap::new();
-        for found in journal.snapshot().await?.records {
-            let record = Revocation::decode(found.value).ok();
-            let selector = record.as_ref().and_then(|record| Selector::of(record.what.clone()).ok());
-            let (Some(record), Some(selector)) = (record, selector) else {
-                return Err(RevocationStoreError::Damaged(found.key));
-            };
-            records.insert(selector, record);
-        }
-        let revocations = Self { journal, records: Mutex::new(records), apply: Box::new(apply), gate: RwLock::new(()) };
+        let revocations = Self {
+            records: Mutex::new(read(&*journal).await?),
+            journal,
+            apply: Box::new(apply),
+            gate: RwLock::new(()),
+            behind: AtomicBool::new(false),
+        };
         revocations.announce();
         Ok(revocations)
     }
@@ -96,7 +105,8 @@ impl Revocations {
     /// this returns its position.
     ///
     /// # Errors
-    /// It could not be written; then nothing has changed.
+    /// It could not be written; then nothing has changed. But for [`AppendError::Unconfirmed`]: then what the journal
+    /// holds is in force here too, and when that cannot be read, the revocation is until it can.
     pub(crate) async fn revoke(
         &self,
         selector: &Selector,
@@ -112,25 +122,75 @@ impl Revocations {
             by: by.to_owned(),
         };
         let write = Write::put(selector.to_string(), record.encode_to_vec());
-        let position = self.journal.append(vec![write]).await?;
-        self.records().insert(selector.clone(), record);
-        self.announce();
-        Ok(position)
+        let appended = self.journal.append(vec![write]).await;
+        let counts = match &appended {
+            Ok(_) => true,
+            // Where that is not known, what may be revoked is not trusted.
+            Err(AppendError::Unconfirmed(_)) => !self.read_back().await,
+            Err(_) => false,
+        };
+        if counts {
+            self.records().insert(selector.clone(), record);
+            self.announce();
+        }
+        Ok(appended?)
     }
 
     /// Takes a revocation back; none when there is none.
     ///
     /// # Errors
-    /// As [`Self::revoke`].
+    /// As [`Self::revoke`]; what may have been lifted stays revoked here until the journal says that it was.
     pub(crate) async fn lift(&self, selector: &Selector) -> Result<Option<Position>, RevocationStoreError> {
         let _alone = self.gate.write().await;
         if !self.names(selector) {
             return Ok(None);
         }
-        let position = self.journal.append(vec![Write::delete(selector.to_string())]).await?;
-        self.records().remove(selector);
+        let appended = self.journal.append(vec![Write::delete(selector.to_string())]).await;
+        match &appended {
+            Ok(_) => {
+                self.records().remove(selector);
+                self.announce();
+            }
+            Err(AppendError::Unconfirmed(_)) => drop(self.read_back().await),
+            Err(_) => {}
+        }
+        Ok(Some(appended?))
+    }
+
+    /// Has the memory say what the journal does, where a write that was not confirmed may have left the two apart. To be
+    /// called from time to time, and before something is said of what is not revoked.
+    ///
+    /// # Errors
+    /// The journal cannot be read; the next call tries again.
+    pub(crate) async fn catch_up(&self) -> Result<(), RevocationStoreError> {
+        if !self.behind.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _alone = self.gate.write().await;
+        self.read_again().await
+    }
+
+    /// After a write that was not confirmed, with the gate held: whether it is known what became of it.
+    async fn read_back(&self) -> bool {
+        self.behind.store(true, Ordering::Release);
+        let read = self.read_again().await.inspect_err(|error| {
+            tracing::error!(error = with_source(error), "whether something is revoked is not known: trying again");
+        });
+        read.is_ok()
+    }
+
+    async fn read_again(&self) -> Result<(), RevocationStoreError> {
+        // Writes nothing. But followers hear of a head that could not be read when it was written.
+        self.journal.append(Vec::new()).await?;
+        *self.records() = read(&*self.journal).await?;
         self.announce();
-        Ok(Some(position))
+        self.behind.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// The revision that wrote the record of `selector`, if there is one.
+    pub(crate) async fn revision(&self, selector: &Selector) -> Result<Option<u64>, ReadError> {
+        Ok(self.journal.get(&selector.to_string()).await?.map(|record| record.revision))
     }
 
     /// All of them: services, operators, kids, serials, each in their order.
@@ -154,6 +214,20 @@ impl Revocations {
     fn records(&self) -> MutexGuard<'_, BTreeMap<Selector, Revocation>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// All that the journal holds.
+async fn read(journal: &dyn Journal) -> Result<BTreeMap<Selector, Revocation>, RevocationStoreError> {
+    let mut records = BTreeMap::new();
+    for found in journal.snapshot().await?.records {
+        let record = Revocation::decode(found.value).ok();
+        let selector = record.as_ref().and_then(|record| Selector::of(record.what.clone()).ok());
+        let (Some(record), Some(selector)) = (record, selector) else {
+            return Err(RevocationStoreError::Damaged(found.key));
+        };
+        records.insert(selector, record);
+    }
+    Ok(records)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::registry::Instance;
 use crate::service::with_source;
 
 /// What is to be done from time to time: a new issuing CA at half of the life of the present one, this process's own
-/// certificate, and whatever a step that was cut short has left to do.
+/// certificate, whatever a step that was cut short has left to do, and what is read of writes that were not confirmed.
 pub(crate) async fn maintain(authority: &Authority, now: u64) {
     let ca = std::sync::Arc::clone(&authority.ca);
     match tokio::task::spawn_blocking(move || ca.reload()).await {
@@ -46,6 +46,9 @@ pub(crate) async fn maintain(authority: &Authority, now: u64) {
     }
     if let Err(error) = settle(authority, now).await {
         tracing::error!(error = with_source(&error), "not everything follows from the CA yet");
+    }
+    if let Err(error) = authority.revocations.catch_up().await {
+        tracing::error!(error = with_source(&error), "whether something is revoked is not known yet");
     }
     let ended = authority.registry.prune(now).await;
     if ended > 0 {

@@ -174,7 +174,7 @@ impl Identity for IdentityService {
         &self,
         _: Request<proto::ListRevocationsRequest>,
     ) -> Result<Response<proto::ListRevocationsResponse>, Status> {
-        Ok(Response::new(revocations::list(&self.authority)))
+        revocations::list(&self.authority).await.map(Response::new)
     }
 
     async fn rotate(&self, request: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
@@ -306,7 +306,8 @@ pub(crate) fn store_full(error: &(dyn std::error::Error + 'static)) -> Status {
     Status::resource_exhausted(text)
 }
 
-/// Nothing was done and it may work later: a file that cannot be read.
+/// It may work later. That nothing was done is so only where the text says it: a write that the disk did not confirm may
+/// have been made.
 pub(crate) fn store_failed(error: &(dyn std::error::Error + 'static)) -> Status {
     let text = with_source(error);
     tracing::error!(error = text, "the store failed");

@@ -3,10 +3,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use journal::{AppendError, Embedded, Journal, ReadError, Record, Snapshot, Tail, Write};
 use mesh_asap::SigningKey;
 use rcgen::{CertificateParams, KeyPair, SanType};
+use tenon_proto::identity::v1::{LiftRevocationRequest, RevokeRequest, lift_revocation_request, revoke_request};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::*;
-use crate::tokens;
+use crate::testing::Unsure;
+use crate::{revocations, tokens};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -14,6 +16,8 @@ struct Fixture {
     authority: Arc<Authority>,
     /// Fails appends of the store of tokens, of the store of keys.
     disks: [Arc<Disk>; 2],
+    /// The journals of keys and of revocations below them.
+    unsure: [Arc<Unsure>; 2],
     _dir: tempfile::TempDir,
 }
 
@@ -21,8 +25,9 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::create(&dir.path().join("ca"), &"demo.example".parse().unwrap(), None, NOW).unwrap();
     let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
-    let disks = [tokens::KIND, kind::KEY]
-        .map(|kind| Arc::new(Disk { journal: store.kind(kind).unwrap(), good: AtomicUsize::new(usize::MAX) }));
+    let unsure = [kind::KEY, kind::REVOCATION].map(|kind| Unsure::new(store.kind(kind).unwrap()));
+    let disks = [store.kind(tokens::KIND).unwrap(), Arc::clone(&unsure[0]) as Arc<dyn Journal>]
+        .map(|journal| Arc::new(Disk { journal, good: AtomicUsize::new(usize::MAX) }));
     let own = ca.issue_service(&"tenon-identity".parse().unwrap(), SVID_LIFETIME, NOW).unwrap();
     let identity = Identity::new(own, ca.bundle().clone());
     let audit = Audit::open(&dir.path().join("audit.jsonl")).unwrap();
@@ -30,12 +35,13 @@ async fn fixture() -> Fixture {
         Ok(match kind {
             tokens::KIND => Arc::clone(&disks[0]) as Arc<dyn Journal>,
             kind::KEY => Arc::clone(&disks[1]) as Arc<dyn Journal>,
+            kind::REVOCATION => Arc::clone(&unsure[1]) as Arc<dyn Journal>,
             other => store.kind(other)?,
         })
     })
     .await
     .unwrap();
-    Fixture { authority: Arc::new(authority), disks, _dir: dir }
+    Fixture { authority: Arc::new(authority), disks, unsure, _dir: dir }
 }
 
 /// A journal whose disk fills up after some writes.
@@ -262,6 +268,49 @@ async fn a_full_disk_spends_no_token_and_leaves_no_key() {
     of_keys.full_after(usize::MAX);
     fixture.authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap();
     assert_eq!(fixture.kids().await.len(), 1);
+}
+
+/// Named after a token that was given back though a key had come in with it: a second holder would have got another one.
+#[tokio::test]
+async fn a_key_that_may_be_recorded_keeps_its_token_for_the_same_holder() {
+    let Fixture { authority, unsure: [of_keys, _], .. } = &fixture().await;
+    let (token, _) = authority.create_join_token("ann", &"media".parse().unwrap(), 0, NOW).await.unwrap();
+    let (csr, asap) = (csr(None), key("media"));
+    of_keys.unconfirmed.store(true, Ordering::SeqCst);
+    let unsure = authority.attest(Proof::JoinToken(&token), asked(&csr, asap.clone()), NOW).await.unwrap_err();
+    assert!(matches!(unsure, AdmitError::Keys(KeyStoreError::Write(AppendError::Unconfirmed(_)))), "{unsure}");
+    of_keys.unconfirmed.store(false, Ordering::SeqCst);
+
+    let other = authority.attest(Proof::JoinToken(&token), asked(&self::csr(None), key("media")), NOW).await;
+    assert!(matches!(other, Err(AdmitError::Token(TokenError::Used))));
+    authority.attest(Proof::JoinToken(&token), asked(&csr, asap), NOW).await.unwrap();
+    assert_eq!(authority.list_keys().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_revocation_that_the_disk_did_not_confirm_takes_the_keys_and_is_listed_and_lifted() {
+    let fixture = fixture().await;
+    let Fixture { authority, unsure: [_, of_revocations], .. } = &fixture;
+    let token = fixture.token("media").await;
+    authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap();
+    let ann =
+        Peer { id: "spiffe://demo.example/operator/ann".parse().unwrap(), serial: "02".to_owned(), not_after: NOW };
+    let what = Some(revoke_request::What::Service("media".to_owned()));
+
+    of_revocations.unconfirmed.store(true, Ordering::SeqCst);
+    let request = RevokeRequest { what, reason: "stolen".to_owned() };
+    let unsure = revocations::revoke(authority, &ann, request, NOW).await.unwrap_err();
+    assert_eq!(unsure.code(), tonic::Code::Unavailable);
+    assert!(unsure.message().contains("may have been made"), "{unsure}");
+    assert!(fixture.kids().await.is_empty());
+    assert_eq!(revocations::list(authority).await.unwrap().revocations[0].reason, "stolen");
+    let log = std::fs::read_to_string(fixture._dir.path().join("audit.jsonl")).unwrap();
+    assert!(log.contains("\"what\":\"service/media\",\"reason\":\"stolen\",\"revision\":1"), "{log}");
+
+    of_revocations.unconfirmed.store(false, Ordering::SeqCst);
+    let what = Some(lift_revocation_request::What::Service("media".to_owned()));
+    revocations::lift(authority, &ann, LiftRevocationRequest { what }, NOW).await.unwrap();
+    assert!(revocations::list(authority).await.unwrap().revocations.is_empty());
 }
 
 #[tokio::test]

@@ -143,3 +143,17 @@ async fn those_who_come_together_are_written_together() {
     task.await.unwrap();
     assert_eq!(journal.head().await.unwrap().revision, 101, "nothing is lost at the end");
 }
+
+/// Named after an instance that had left, and was waited for after a restart.
+#[tokio::test]
+async fn who_leaves_after_a_write_that_was_not_confirmed_leaves_no_record() {
+    let Store { journal, _dir, .. } = store().await;
+    let unsure = crate::testing::Unsure::new(Arc::clone(&journal));
+    let registry = Registry::open(Arc::clone(&unsure) as _, Vec::new()).await.unwrap();
+    unsure.unconfirmed.store(true, std::sync::atomic::Ordering::SeqCst);
+    registry.attested(&media(), "media-1", given(1, NOW + 3600, 1), "media/k", NOW).await;
+    assert_eq!(journal.count().await.unwrap(), 1, "it was written all the same");
+    unsure.unconfirmed.store(false, std::sync::atomic::Ordering::SeqCst);
+    registry.left(&media(), "media-1").await;
+    assert_eq!(journal.count().await.unwrap(), 0);
+}

@@ -39,11 +39,20 @@ pub(crate) async fn revoke(
     // To its end even when the caller goes away.
     let work = tokio::spawn(async move {
         let key_known = knows_key(&authority, &selector).await;
-        let position = authority.revocations.revoke(&selector, &by, &request.reason, now).await?;
-        let deleted = delete_keys(&authority, &selector).await;
-        let (what, reason, revision) = (selector.to_string(), request.reason.as_str(), position.revision);
-        authority.audit.note(Event::Revoke { by: &by, what: &what, reason, revision });
-        tracing::warn!(by, what, reason, revision, "revoked");
+        let position = match authority.revocations.revoke(&selector, &by, &request.reason, now).await {
+            Ok(position) => position,
+            Err(error) => {
+                // In force for followers and here, though a crash may undo it.
+                if error.is_unconfirmed()
+                    && let Ok(Some(revision)) = authority.revocations.revision(&selector).await
+                {
+                    let _logged = complete(&authority, &selector, &by, &request.reason, revision).await;
+                }
+                return Err(error.into());
+            }
+        };
+        let revision = position.revision;
+        let deleted = complete(&authority, &selector, &by, &request.reason, revision).await;
         // After it counts: the audit log may be gigabytes long.
         let known = key_known && is_audited(&authority, &selector).await;
         let warning = match (deleted, known) {
@@ -56,6 +65,21 @@ pub(crate) async fn revoke(
     work.await.map_err(|_| Status::internal("revoking failed; the log of the identity service says why"))?
 }
 
+/// What follows from a revocation that is in force: its keys go, and it is in the logs.
+async fn complete(
+    authority: &Authority,
+    selector: &Selector,
+    by: &str,
+    reason: &str,
+    revision: u64,
+) -> Result<(), String> {
+    let deleted = delete_keys(authority, selector).await;
+    let what = selector.to_string();
+    authority.audit.note(Event::Revoke { by, what: &what, reason, revision });
+    tracing::warn!(by, what, reason, revision, "revoked");
+    deleted
+}
+
 /// `LiftRevocation`.
 pub(crate) async fn lift(
     authority: &Arc<Authority>,
@@ -66,6 +90,7 @@ pub(crate) async fn lift(
     let selector = Selector::to_lift(&request)?;
     let (what, by) = (selector.to_string(), operator.id.to_string());
     let none = || Status::not_found(format!("{what} is not revoked: `tenon identity revoke --list` shows what is"));
+    authority.revocations.catch_up().await?;
     if !authority.revocations.names(&selector) {
         return Err(none());
     }
@@ -80,8 +105,9 @@ pub(crate) async fn lift(
 }
 
 /// `ListRevocations`.
-pub(crate) fn list(authority: &Authority) -> ListRevocationsResponse {
-    ListRevocationsResponse { revocations: authority.revocations.all() }
+pub(crate) async fn list(authority: &Authority) -> Result<ListRevocationsResponse, Status> {
+    authority.revocations.catch_up().await?;
+    Ok(ListRevocationsResponse { revocations: authority.revocations.all() })
 }
 
 /// Whether there is a key of what is to be revoked; said of operators and certificates too. When that cannot be found
@@ -140,7 +166,7 @@ async fn delete_keys(authority: &Authority, selector: &Selector) -> Result<(), S
         Err(error) => {
             let text = crate::service::with_source(&error);
             tracing::error!(error = text, "keys of what was revoked could not be deleted");
-            Err(format!("it is revoked, but its keys are still listed, and go later: {text}"))
+            Err(format!("it is revoked, but its keys may still be listed, and go later: {text}"))
         }
     }
 }

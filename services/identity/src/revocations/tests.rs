@@ -4,6 +4,7 @@ use mesh_identity::Revoked;
 use tenon_proto::identity::v1 as proto;
 
 use super::*;
+use crate::testing::Unsure;
 
 const NOW: u64 = 1_800_000_000;
 
@@ -159,4 +160,71 @@ async fn nothing_is_revoked_while_a_key_is_being_added() {
     drop(held);
     revoking.await.unwrap();
     assert!(revocations.names_kid(&"issues/1".parse().unwrap()));
+}
+
+/// What is in force here, which the journal must say as well.
+async fn in_force(revocations: &Revocations, applied: &Mutex<Revoked>, journal: &dyn Journal) -> bool {
+    let revoked = revocations.names_service(&"media".parse().unwrap());
+    assert_eq!(applied.lock().unwrap().services.contains("media"), revoked, "this process's own TLS");
+    assert_eq!(revocations.all().len(), usize::from(revoked), "what is listed");
+    assert_eq!(journal.count().await.unwrap() == 1, revoked, "what followers have");
+    revoked
+}
+
+/// Named after a service that sidecars refused, and the identity service went on trusting, with nothing to be lifted.
+#[tokio::test]
+async fn what_the_disk_did_not_confirm_is_in_force_here_as_it_is_for_followers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+    let journal = Unsure::new(store.kind("revocation").unwrap());
+    let applied = Arc::new(Mutex::new(Revoked::default()));
+    let apply = Arc::clone(&applied);
+    let open = Revocations::open(Arc::clone(&journal) as _, move |revoked| *apply.lock().unwrap() = revoked);
+    let (revocations, media) = (open.await.unwrap(), service("media").unwrap());
+
+    journal.unconfirmed.store(true, Ordering::SeqCst);
+    for lost in [true, false] {
+        journal.lost.store(lost, Ordering::SeqCst);
+        let unsure = revocations.revoke(&media, "ann", "stolen", NOW).await.unwrap_err();
+        assert!(unsure.is_unconfirmed(), "{unsure}");
+        assert_eq!(in_force(&revocations, &applied, &*journal).await, !lost);
+    }
+    for lost in [true, false] {
+        journal.lost.store(lost, Ordering::SeqCst);
+        let unsure = revocations.lift(&media).await.unwrap_err();
+        assert!(unsure.is_unconfirmed(), "{unsure}");
+        assert_eq!(in_force(&revocations, &applied, &*journal).await, lost);
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_revoked_is_not_trusted_until_the_journal_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
+    let journal = Unsure::new(store.kind("revocation").unwrap());
+    let applied = Arc::new(Mutex::new(Revoked::default()));
+    let apply = Arc::clone(&applied);
+    let open = Revocations::open(Arc::clone(&journal) as _, move |revoked| *apply.lock().unwrap() = revoked);
+    let (revocations, media) = (open.await.unwrap(), service("media").unwrap());
+    let unreadable = |unreadable| journal.unreadable.store(unreadable, Ordering::SeqCst);
+
+    journal.lost.store(true, Ordering::SeqCst);
+    unreadable(true);
+    assert!(revocations.revoke(&media, "ann", "", NOW).await.unwrap_err().is_unconfirmed());
+    assert!(revocations.names(&media) && applied.lock().unwrap().services.contains("media"));
+    assert!(revocations.catch_up().await.is_err());
+    assert!(revocations.names(&media), "still not known");
+    unreadable(false);
+    revocations.catch_up().await.unwrap();
+    assert!(!in_force(&revocations, &applied, &*journal).await);
+
+    journal.lost.store(false, Ordering::SeqCst);
+    revocations.revoke(&media, "ann", "", NOW).await.unwrap();
+    journal.unconfirmed.store(true, Ordering::SeqCst);
+    unreadable(true);
+    assert!(revocations.lift(&media).await.unwrap_err().is_unconfirmed());
+    assert!(revocations.names(&media), "it may be revoked still");
+    unreadable(false);
+    revocations.catch_up().await.unwrap();
+    assert!(!in_force(&revocations, &applied, &*journal).await);
 }

@@ -18,7 +18,10 @@ use crate::{
 /// A list of revocations: two hundred bytes each.
 const LARGEST_LIST: usize = 64 * 1024 * 1024;
 
-/// What to do when it is not known whether something was revoked, or is no longer.
+/// What to do when it is not known whether something was revoked. What is listed may not be kept by the disk yet.
+const AGAIN: &str = "it may have been done: repeat it until it succeeds, which changes nothing twice";
+
+/// What to do when it is not known whether a revocation was lifted.
 const FIND_OUT: &str = "it may have been done: `tenon identity revoke --list` tells";
 
 /// Revokes, lifts or lists.
@@ -52,7 +55,7 @@ pub async fn run(args: Revoke) -> Result<Answer, Failure> {
         };
         let request = RevokeRequest { what: Some(what), reason: args.reason.unwrap_or_default() };
         let not_done = format!("{kind} {name} is not revoked");
-        let failed = |status| mesh.write_failure(Role::Identity, &not_done, FIND_OUT, &status);
+        let failed = |status| mesh.write_failure(Role::Identity, &not_done, AGAIN, &status);
         ("revoked", client.clone().revoke(request).await.map_err(failed)?.into_inner())
     };
     let warning = [warning, of_tenon_up(kind, &name, args.lift)].into_iter().filter(|text| !text.is_empty());
