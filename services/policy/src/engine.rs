@@ -61,9 +61,12 @@ pub(crate) enum ApplyError {
     /// They are wrong; nothing has changed.
     #[error("{0}")]
     Problems(Problems),
-    /// The store failed; the files are not in force, but may be in the store all the same.
-    #[error("the store of the policy service failed, which may have taken the files: apply them again")]
-    Store(#[source] StoreError),
+    /// The store did not take the files.
+    #[error("the store of the policy service cannot be written; nothing has changed")]
+    Store(#[source] AppendError),
+    /// The store may have taken the files all the same; then they come into force within seconds.
+    #[error("the store of the policy service did not confirm the files, and may have taken them: apply them again")]
+    Unconfirmed(#[source] AppendError),
     /// The files are in force, but not every record could be written; the service goes on trying.
     #[error("the policy is taken, but not all of it could be written yet: it is tried again until it is")]
     Unsettled(#[source] StoreError),
@@ -98,22 +101,15 @@ pub(crate) struct Engine {
     /// Held by whoever changes the policy.
     writing: tokio::sync::Mutex<()>,
     in_force: Mutex<InForce>,
-    /// The journals may not hold yet what the files in force say.
+    /// The journals, or [`Self::in_force`], may not say yet what the stored files do.
     unsettled: AtomicBool,
 }
 
 impl Engine {
     /// Reads what is in force, and completes it if the last process could not.
     pub async fn open(trust_domain: TrustDomain, journals: Journals) -> Result<Self, ReadError> {
-        let text = async |key| -> Result<Option<Bytes>, ReadError> {
-            Ok(journals.sources.get(key).await?.map(|record| record.value))
-        };
-        let in_force = InForce {
-            mesh: String::new(),
-            origin: text(ORIGIN).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default(),
-            folder: text(FOLDER_DIGEST).await?.and_then(|bytes| Digest::try_from(&*bytes).ok()),
-            problems: Vec::new(),
-        };
+        let (origin, folder) = stored_origin(&*journals.sources).await?;
+        let in_force = InForce { mesh: String::new(), origin, folder, problems: Vec::new() };
         let engine = Self {
             trust_domain,
             journals,
@@ -155,7 +151,16 @@ impl Engine {
         let mut writes =
             vec![Write::put(FILES, ApplyRequest { files }.encode_to_vec()), Write::put(ORIGIN, text.clone())];
         writes.extend(digest.map(|digest| Write::put(FOLDER_DIGEST, digest.to_vec())));
-        self.journals.sources.append(writes).await.map_err(|error| ApplyError::Store(error.into()))?;
+        self.journals.sources.append(writes).await.map_err(|error| match error {
+            AppendError::Unconfirmed(_) => {
+                self.unsettled.store(true, Ordering::Release);
+                ApplyError::Unconfirmed(error)
+            }
+            AppendError::Conflict { .. }
+            | AppendError::Moved { .. }
+            | AppendError::Full(_)
+            | AppendError::Failed(_) => ApplyError::Store(error),
+        })?;
         {
             let mut in_force = self.lock();
             in_force.mesh = mesh.name().to_string();
@@ -170,8 +175,8 @@ impl Engine {
         Ok(applied)
     }
 
-    /// Makes the journals hold what the files in force say, if that is not certain. Failures are logged, and the next
-    /// call tries again.
+    /// Makes the stored files the policy in force, in the journals as well, if that is not certain. Failures are logged,
+    /// and the next call tries again.
     pub async fn settle(&self) {
         if !self.unsettled.load(Ordering::Acquire) {
             return;
@@ -192,6 +197,11 @@ impl Engine {
 
     async fn rewrite(&self) -> Result<u64, StoreError> {
         let Some(stored) = self.journals.sources.get(FILES).await? else { return Ok(0) };
+        let (origin, folder) = stored_origin(&*self.journals.sources).await?;
+        {
+            let mut in_force = self.lock();
+            (in_force.origin, in_force.folder) = (origin, folder);
+        }
         let stored = ApplyRequest::decode(stored.value).unwrap_or_default();
         let files = stored.files.into_iter().map(|file| SourceFile { path: file.path, text: file.text }).collect();
         match check(files, self.trust_domain.clone()).await.1 {
@@ -221,6 +231,15 @@ impl Engine {
     fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the stored files came from: in words, and the folder's content when it was last taken.
+async fn stored_origin(sources: &dyn Journal) -> Result<(String, Option<Digest>), ReadError> {
+    let text =
+        async |key| -> Result<Option<Bytes>, ReadError> { Ok(sources.get(key).await?.map(|record| record.value)) };
+    let origin = text(ORIGIN).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let folder = text(FOLDER_DIGEST).await?.and_then(|bytes| Digest::try_from(&*bytes).ok());
+    Ok((origin, folder))
 }
 
 /// Parses and compiles where it holds up nobody: a large policy takes a while. Returns the files as well.

@@ -61,7 +61,7 @@ impl Policy for PolicyService {
                 changes,
             })),
             Ok(Err(ApplyError::Problems(problems))) => Ok(Response::new(refused(problems))),
-            Ok(Err(error @ (ApplyError::Store(_) | ApplyError::Unsettled(_)))) => {
+            Ok(Err(error @ (ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_)))) => {
                 tracing::warn!(error = chain(&error), "a policy could not be applied");
                 Err(Status::unavailable(error.to_string()))
             }

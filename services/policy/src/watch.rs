@@ -97,7 +97,7 @@ impl Watcher {
                 Ok(_) => {}
                 Err(ApplyError::Problems(problems)) => return self.refuse(problems.below(&dir)),
                 // Not dealt with: the next reading tries again.
-                Err(error @ (ApplyError::Store(_) | ApplyError::Unsettled(_))) => {
+                Err(error @ (ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_))) => {
                     tracing::warn!(error = chain(&error), "the policy folder could not be taken: trying again");
                     return;
                 }

@@ -16,10 +16,11 @@ metadata: {name: media}
 spec: {}
 ";
 
-/// A journal that writes nothing while it is told so.
+/// A journal that writes nothing, or does not confirm what it writes, while it is told so.
 struct Failing {
     inner: Arc<dyn Journal>,
     fails: AtomicBool,
+    unconfirmed: AtomicBool,
 }
 
 #[tonic::async_trait]
@@ -29,7 +30,11 @@ impl Journal for Failing {
             let (key, expected) = (writes[0].key.clone(), writes[0].expected);
             return Err(AppendError::Conflict { key, expected, actual: None });
         }
-        self.inner.append(writes).await
+        let written = self.inner.append(writes).await?;
+        if self.unconfirmed.load(Ordering::Relaxed) {
+            return Err(AppendError::Unconfirmed(std::io::Error::other("the disk").into()));
+        }
+        Ok(written)
     }
 
     async fn append_at(&self, _: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
@@ -72,7 +77,10 @@ impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(&dir.path().join("store.redb")).unwrap();
-        let failing = |kind| Arc::new(Failing { inner: store.kind(kind).unwrap(), fails: AtomicBool::new(false) });
+        let failing = |kind| {
+            let (fails, unconfirmed) = (AtomicBool::new(false), AtomicBool::new(false));
+            Arc::new(Failing { inner: store.kind(kind).unwrap(), fails, unconfirmed })
+        };
         let (sources, routes) = (failing("source"), failing("route"));
         let journals = Journals {
             allowlists: store.kind("allowlist").unwrap(),
@@ -101,9 +109,28 @@ impl World {
 async fn when_the_files_cannot_be_kept_nothing_changes() {
     let world = World::new().await;
     world.sources.fails.store(true, Ordering::Relaxed);
-    assert!(matches!(world.apply().await, Err(ApplyError::Store(_))));
+    let failed = world.apply().await.unwrap_err();
+    assert!(matches!(failed, ApplyError::Store(_)) && failed.to_string().contains("nothing has changed"), "{failed}");
     assert_eq!(world.counts().await, [0, 0, 0]);
     assert_eq!(world.engine.in_force().origin, "");
+}
+
+/// Named after a policy that was said to have failed, and came into force at a restart days later.
+#[tokio::test]
+async fn files_that_the_disk_did_not_confirm_come_into_force_with_the_next_look() {
+    let world = World::new().await;
+    world.apply().await.unwrap();
+    world.sources.unconfirmed.store(true, Ordering::Relaxed);
+    let files = vec![SourceFile { path: "mesh.yaml".to_owned(), text: MESH.replace("name: media", "name: wiki") }];
+    let origin = Origin::Folder { dir: "/policies".to_owned(), digest: [7; 32] };
+    let unsure = world.engine.apply(files, origin).await.unwrap_err();
+    assert!(matches!(unsure, ApplyError::Unconfirmed(_)) && !unsure.to_string().contains("nothing"), "{unsure}");
+
+    world.engine.settle().await;
+    let InForce { origin, folder, .. } = world.engine.in_force();
+    assert_eq!((origin.as_str(), folder), ("folder /policies", Some([7; 32])));
+    let (_, services) = records_of::<proto::ServicePolicy>(&*world.engine.journals().allowlists).await.unwrap();
+    assert_eq!(services.iter().map(|record| record.service.as_str()).collect::<Vec<_>>(), ["wiki"]);
 }
 
 #[tokio::test]
