@@ -158,6 +158,44 @@ async fn a_file_that_is_no_store_is_replaced_only_when_that_is_said() {
     assert_eq!(place.below(), ["store"]);
 }
 
+/// Else the supervisor's TCS serves an empty map, in a later epoch.
+#[tokio::test]
+async fn a_restore_that_is_killed_or_loses_a_race_leaves_the_damaged_store_and_no_empty_one() {
+    let place = Place::new().await;
+    let (path, kept) = (place.path("below/store"), place.path("kept"));
+    fs::create_dir(place.path("below")).unwrap();
+    fs::write(&path, "x".repeat(10_000)).unwrap();
+    let race = Hold::hold(&path, true).unwrap();
+    fs::rename(&path, &kept).unwrap();
+    fs::write(&path, "somebody else's").unwrap();
+    drop(race);
+    assert_eq!(fs::read(&kept).unwrap(), [b'x'; 10_000]);
+    assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+
+    fs::rename(&kept, &path).unwrap();
+    let killed = Hold::hold(&path, true).unwrap();
+    assert!(matches!(Embedded::open(&path), Err(OpenError::Held(_))));
+    std::mem::forget(killed);
+    assert_eq!(place.below(), ["store"]);
+    assert_eq!(fs::read(&path).unwrap(), [b'x'; 10_000]);
+    // The lock is leaked as well, which a kill does not do.
+    fs::copy(&path, &kept).unwrap();
+    assert!(matches!(Embedded::open(&kept), Err(OpenError::Foreign(_))), "no TCS serves it");
+}
+
+#[tokio::test]
+async fn a_store_is_restored_where_a_link_leads_to_nothing() {
+    let place = Place::new().await;
+    let (path, target) = (place.path("below/store"), place.path("target"));
+    fs::create_dir(place.path("below")).unwrap();
+    std::os::unix::fs::symlink(&target, &path).unwrap();
+    place.refused(Some("9"), false, &["from revision 0 to 3"]).await;
+    assert!(fs::symlink_metadata(&path).unwrap().is_symlink() && !target.exists(), "what fails leaves it");
+    place.restore(None, false).await.unwrap();
+    assert_eq!(place.restored().await.len(), 2);
+    assert!(!target.exists(), "the empty store that was held goes");
+}
+
 #[tokio::test]
 async fn nobody_makes_a_store_where_one_is_being_restored() {
     let place = Place::new().await;
