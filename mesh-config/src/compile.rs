@@ -71,6 +71,8 @@ fn service_policy(mesh: &Mesh, service: &Service) -> proto::ServicePolicy {
         rules,
         audit_allowlist,
         external_clients: outside,
+        canary: None,
+        signature: None,
     }
 }
 
@@ -125,6 +127,7 @@ fn compile_rule(rule: &Rule, allowlist: &str, audit: bool) -> proto::Rule {
         rate: rule.rate.map(|rate| proto::Rate { count: rate.count, per_seconds: rate.per_seconds, burst: rate.burst }),
         audit,
         source: rule.source.clone(),
+        tenants: None,
     }
 }
 

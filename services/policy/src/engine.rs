@@ -148,8 +148,10 @@ impl Engine {
             Origin::Operator(name) => (format!("applied by {name}"), None),
         };
         let files = files.into_iter().map(|file| PolicyFile { path: file.path, text: file.text }).collect();
-        let mut writes =
-            vec![Write::put(FILES, ApplyRequest { files }.encode_to_vec()), Write::put(ORIGIN, text.clone())];
+        let mut writes = vec![
+            Write::put(FILES, ApplyRequest { files, ..ApplyRequest::default() }.encode_to_vec()),
+            Write::put(ORIGIN, text.clone()),
+        ];
         writes.extend(digest.map(|digest| Write::put(FOLDER_DIGEST, digest.to_vec())));
         self.journals.sources.append(writes).await.map_err(|error| match error {
             AppendError::Unconfirmed(_) => {

@@ -4,6 +4,7 @@
 //! set of files that had no problem. The service never decides about a call: sidecars do, from the records.
 
 mod engine;
+mod fleet;
 mod serve;
 mod service;
 mod views;

@@ -20,6 +20,7 @@ use tonic::service::Routes;
 
 use crate::{
     engine::{Engine, Journals},
+    fleet::{FLEET_AUTHORIZATION, Fleet, FleetService},
     service::{POLICY_AUTHORIZATION, PolicyService},
     views::{Allowlists, ForCallers, ForIdentity},
     watch::Watcher,
@@ -27,7 +28,7 @@ use crate::{
 
 /// Everything that the process's server serves, and to whom.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
-    LazyLock::new(|| [POLICY_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+    LazyLock::new(|| [POLICY_AUTHORIZATION, FLEET_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
 
 /// Past changes that are kept for followers that were away. Whoever is further behind takes a snapshot.
 const RETAINED: Options = Options { retained_changes: 20_000, ..Options::DEFAULT };
@@ -81,7 +82,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
     let publishers = publishers(journals, &shutdown);
-    let routes = Routes::new(PolicyService::new(engine).into_server())
+    let fleet = Arc::new(Fleet);
+    let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet)).into_server())
+        .add_service(FleetService(fleet).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;

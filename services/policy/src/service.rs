@@ -9,18 +9,28 @@ use mesh_identity::{
     grpc::{Rpc, Who},
 };
 use tenon_proto::policy::v1::{
-    ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, Endpoint, PolicyFile, Quarantine, Route,
-    ServicePolicy,
+    ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
+    ExplainRequest, ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, PolicyFile,
+    Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy,
     policy_server::{Policy, PolicyServer},
 };
 use tonic::{Request, Response, Status};
 
-use crate::engine::{Applied, ApplyError, Engine, InForce, Origin, chain, records_of, to_proto};
+use crate::{
+    engine::{Applied, ApplyError, Engine, InForce, Origin, chain, records_of, to_proto},
+    fleet::Fleet,
+};
 
 /// Who may call what of this service.
 pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.policy.v1.Policy/Apply", who: Who::Operators },
     Rpc { path: "/tenon.policy.v1.Policy/Describe", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/History", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Rollback", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Rollout", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/EndRollout", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Flows", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Explain", who: Who::Operators },
 ];
 
 /// The largest policy that can be applied, all files together.
@@ -29,11 +39,12 @@ const MAX_POLICY_BYTES: usize = 64 << 20;
 /// Expects the [`Peer`] in the extensions of each request.
 pub(crate) struct PolicyService {
     engine: Arc<Engine>,
+    fleet: Arc<Fleet>,
 }
 
 impl PolicyService {
-    pub fn new(engine: Arc<Engine>) -> Self {
-        Self { engine }
+    pub fn new(engine: Arc<Engine>, fleet: Arc<Fleet>) -> Self {
+        Self { engine, fleet }
     }
 
     pub fn into_server(self) -> PolicyServer<Self> {
@@ -59,6 +70,8 @@ impl Policy for PolicyService {
                 epoch: position.epoch,
                 revision: position.revision,
                 changes,
+                conflict: None,
+                positions: Vec::new(),
             })),
             Ok(Err(ApplyError::Problems(problems))) => Ok(Response::new(refused(problems))),
             Ok(Err(error @ (ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_)))) => {
@@ -78,6 +91,30 @@ impl Policy for PolicyService {
             tracing::warn!(error = chain(&error), "the policy in force cannot be read");
             Status::unavailable("the store cannot be read now: try again")
         })
+    }
+
+    async fn history(&self, _: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn rollback(&self, _: Request<RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn rollout(&self, _: Request<RolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn end_rollout(&self, _: Request<EndRolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
+    }
+
+    async fn flows(&self, request: Request<FlowsRequest>) -> Result<Response<FlowsResponse>, Status> {
+        self.fleet.flows(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        self.fleet.explain(request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -109,6 +146,7 @@ impl PolicyService {
             source: origin,
             problems: problems.into_iter().map(to_proto).collect(),
             attestors,
+            positions: Vec::new(),
         })
     }
 }
@@ -138,5 +176,5 @@ fn accept(files: Vec<PolicyFile>) -> Result<Vec<SourceFile>, Problems> {
 
 fn refused(problems: Problems) -> ApplyResponse {
     let problems = problems.0.into_iter().map(to_proto).collect();
-    ApplyResponse { problems, epoch: 0, revision: 0, changes: 0 }
+    ApplyResponse { problems, ..ApplyResponse::default() }
 }

@@ -107,7 +107,7 @@ pub async fn apply(args: PolicyApply) -> Result<Answer, Failure> {
     let files = files.into_iter().map(|file| PolicyFile { path: file.path, text: file.text }).collect();
     let mesh = Mesh::find(&args.mesh.data)?;
     let answer = client(mesh.channel(Role::Policy))
-        .apply(ApplyRequest { files })
+        .apply(ApplyRequest { files, ..ApplyRequest::default() })
         .await
         .map_err(|status| mesh.write_failure(Role::Policy, "the policy was not applied", AGAIN, &status))?
         .into_inner();

@@ -58,6 +58,8 @@ pub enum Reason {
     ProductSuspended,
     /// The tenant's home is another region than this instance's.
     TenantWrongRegion,
+    /// The rule is for other tenants: `tenants` in the policy file.
+    TenantNotAllowed,
     /// The first complete snapshot of tenants has not arrived.
     TcsUnavailable,
     /// The rule's rate for one tenant is used up.
@@ -162,6 +164,7 @@ impl Reason {
         Reason::ProductNotLicensed,
         Reason::ProductSuspended,
         Reason::TenantWrongRegion,
+        Reason::TenantNotAllowed,
         Reason::TcsUnavailable,
         Reason::TenantRateLimited,
         Reason::Overloaded,
@@ -203,6 +206,7 @@ impl Reason {
             Reason::ProductNotLicensed => row("PRODUCT_NOT_LICENSED", PermissionDenied, "tenant"),
             Reason::ProductSuspended => row("PRODUCT_SUSPENDED", PermissionDenied, "tenant"),
             Reason::TenantWrongRegion => row("TENANT_WRONG_REGION", PermissionDenied, "tenant"),
+            Reason::TenantNotAllowed => row("TENANT_NOT_ALLOWED", PermissionDenied, "tenant"),
             Reason::TcsUnavailable => row("TCS_UNAVAILABLE", Unavailable, "tenant").retry(1_000),
             Reason::TenantRateLimited => row("TENANT_RATE_LIMITED", ResourceExhausted, "limits").retry(1_000),
             Reason::Overloaded => row("OVERLOADED", ResourceExhausted, "limits").retry(100),
@@ -307,7 +311,7 @@ mod tests {
             (16, 401, "ASAP_NOT_YET_VALID ASAP_LIFETIME ASAP_AUDIENCE ASAP_ISSUER ASAP_SUBJECT"),
             (16, 401, "TXN_MISSING TXN_INVALID TXN_EXPIRED"),
             (7, 403, "QUARANTINED PATH_NOT_ALLOWED TXN_TENANT_MISMATCH TENANT_REQUIRED TENANT_UNKNOWN"),
-            (7, 403, "TENANT_SUSPENDED PRODUCT_NOT_LICENSED PRODUCT_SUSPENDED TENANT_WRONG_REGION"),
+            (7, 403, "TENANT_SUSPENDED PRODUCT_NOT_LICENSED PRODUCT_SUSPENDED TENANT_WRONG_REGION TENANT_NOT_ALLOWED"),
             (7, 403, "TENANT_AMBIGUOUS TENANT_NOT_IN_FLIGHT"),
             (5, 404, "SERVICE_UNKNOWN"),
             (8, 429, "TENANT_RATE_LIMITED OVERLOADED"),

@@ -155,7 +155,7 @@ fn rules(described: &DescribeResponse) -> Vec<&str> {
 
 async fn apply(client: &mut PolicyClient<Channel>, files: &[(&str, &str)]) -> ApplyResponse {
     let files = files.iter().map(|(path, text)| PolicyFile { path: (*path).to_owned(), text: (*text).to_owned() });
-    client.apply(ApplyRequest { files: files.collect() }).await.unwrap().into_inner()
+    client.apply(ApplyRequest { files: files.collect(), ..ApplyRequest::default() }).await.unwrap().into_inner()
 }
 
 #[test]

@@ -64,6 +64,8 @@ fn record() -> policy::ServicePolicy {
             rule("audit-proof", "/m.M/AuditProof", |rule| (rule.audit, rule.proof) = (true, transaction)),
         ],
         audit_allowlist: String::new(),
+        canary: None,
+        signature: None,
     }
 }
 
