@@ -7,6 +7,7 @@ use tenon_proto::policy::v1 as proto;
 
 use crate::mesh::{
     Attestor, AttestorRule, ExternalClient, Instance, Mesh, Mode, Proof, Residency, Rule, Service, TenantCondition,
+    Tenants,
 };
 
 /// What the policy service publishes: for each kind, its records by key.
@@ -127,7 +128,17 @@ fn compile_rule(rule: &Rule, allowlist: &str, audit: bool) -> proto::Rule {
         rate: rule.rate.map(|rate| proto::Rate { count: rate.count, per_seconds: rate.per_seconds, burst: rate.burst }),
         audit,
         source: rule.source.clone(),
-        tenants: None,
+        tenants: rule.tenants.as_ref().map(conditions),
+    }
+}
+
+fn conditions(tenants: &Tenants) -> proto::TenantConditions {
+    let Tenants { editions, features, regions, ids } = tenants;
+    proto::TenantConditions {
+        editions: editions.clone(),
+        features: features.clone(),
+        regions: regions.iter().map(ToString::to_string).collect(),
+        ids: ids.iter().map(ToString::to_string).collect(),
     }
 }
 

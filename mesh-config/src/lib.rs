@@ -20,7 +20,7 @@ pub use crate::{
     mesh::{
         Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HeldTenants,
         Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule,
-        Service, TcsAddress, TenantCondition, TestCall, TestTransaction,
+        Service, TcsAddress, TenantCondition, Tenants, TestCall, TestTransaction,
     },
     parse::parse,
     problem::{Problem, Problems},

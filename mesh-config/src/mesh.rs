@@ -8,7 +8,7 @@ use tenon_proto::tcs::v1::TenantContext;
 
 use crate::{
     Problem,
-    names::{DocumentName, ProductName, RegionName, ServiceName, TrustDomain, ZoneName},
+    names::{DocumentName, ProductName, RegionName, ServiceName, TenantId, TrustDomain, ZoneName},
     yaml::At,
 };
 
@@ -150,6 +150,8 @@ pub struct Rule {
     pub paths: Vec<String>,
     /// What the call must say of its tenant.
     pub tenant: TenantCondition,
+    /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantCondition::None`].
+    pub tenants: Option<Tenants>,
     /// What else must prove where the call comes from.
     pub proof: Proof,
     /// `None`: unlimited.
@@ -186,6 +188,19 @@ pub enum TenantCondition {
     Optional,
     /// Tenants are ignored, and the app is handed none.
     None,
+}
+
+/// Which tenants a rule is for: those that meet every list that is not empty, and not all of them are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tenants {
+    /// The tenant has one of these editions of the service's own product, which the service then has.
+    pub editions: Vec<String>,
+    /// The tenant has every one of these features of that product.
+    pub features: Vec<String>,
+    /// The tenant's home is one of these regions.
+    pub regions: Vec<RegionName>,
+    /// The tenant is one of these.
+    pub ids: Vec<TenantId>,
 }
 
 /// What must prove where a call comes from, beside its ASAP token.

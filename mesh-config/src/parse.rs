@@ -10,6 +10,7 @@ mod document;
 mod external_client;
 mod local;
 mod policy_test;
+mod tenants;
 mod url;
 
 use std::{
@@ -75,6 +76,7 @@ fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> 
     }
     draft.check_references(problems);
     draft.check_claimed(problems);
+    draft.check_narrowed(problems);
     if !draft.unseen && !draft.defined.contains_key(MESH) {
         let first = files.first().map(|file| file.path.as_str()).unwrap_or_default();
         let message = match files.is_empty() {
@@ -103,6 +105,8 @@ struct Draft {
     defined: HashMap<String, BTreeMap<String, Place>>,
     /// Names that must be defined somewhere.
     references: Vec<Reference>,
+    /// What rules say of their service's product.
+    narrowed: Vec<tenants::Narrowed>,
     /// Something could not be read that may define any name: a name that nobody defines is then no problem of its own.
     unseen: bool,
 }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{
     Draft,
     document::{known_caller, or_default, service_name},
+    tenants,
 };
 use crate::{
     mesh::{Allowlist, Caller, Mode, Proof, Rate, Rule, TenantCondition},
@@ -35,7 +36,7 @@ fn rules_of(
     (rules.len() == items.len()).then_some(rules)
 }
 
-pub(super) const RULE: &[&str] = &["name", "callers", "paths", "tenant", "proof", "rate"];
+pub(super) const RULE: &[&str] = &["name", "callers", "paths", "tenant", "tenants", "proof", "rate"];
 
 fn rule(reader: &mut Reader<'_>, node: &Node, service: Option<&ServiceName>, draft: &mut Draft) -> Option<Rule> {
     let fields = reader.fields(node, "a rule", RULE)?;
@@ -60,12 +61,27 @@ fn rule(reader: &mut Reader<'_>, node: &Node, service: Option<&ServiceName>, dra
         let (required, optional, none) = (TenantCondition::Required, TenantCondition::Optional, TenantCondition::None);
         reader.choice(node, &[("required", required), ("optional", optional), ("none", none)])
     });
+    let narrowed = or_default(reader, fields, "tenants", None, |reader, node| {
+        if tenant == Some(TenantCondition::None) {
+            reader.problem(node.at, "tenants beside tenant: none, which ignores them, expected tenant: required or optional");
+        }
+        tenants::read(reader, node, service, draft).map(Some)
+    });
     let proof = or_default(reader, fields, "proof", Proof::None, |reader, node| {
         reader.choice(node, &[("none", Proof::None), ("transaction", Proof::Transaction)])
     });
     let rate = or_default(reader, fields, "rate", None, |reader, node| rate(reader, node).map(Some));
     let source = format!("{}:{}", reader.file(), node.at.line);
-    Some(Rule { name: name?, callers: callers?, paths: paths?, tenant: tenant?, proof: proof?, rate: rate?, source })
+    Some(Rule {
+        name: name?,
+        callers: callers?,
+        paths: paths?,
+        tenant: tenant?,
+        tenants: narrowed?,
+        proof: proof?,
+        rate: rate?,
+        source,
+    })
 }
 
 /// A list whose items are each read the same way, none of them twice.

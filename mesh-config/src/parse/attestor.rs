@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Draft, certificates,
-    document::{or_default, service_name},
+    document::{or_default, service_name, word},
     url,
 };
 use crate::{
@@ -39,16 +39,6 @@ pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, dra
     let rules = fields.required(reader, "rules", "a list of rules").and_then(|node| rules(reader, node, draft));
     let (issuer, _) = issuer?;
     Some(Attestor { name, issuer, audience: audience?, jwks_uri: jwks_uri?, ca: ca?, rules: rules? })
-}
-
-/// Text that is not empty and stays on its line.
-fn word(reader: &mut Reader<'_>, node: &Node, what: &str) -> Option<String> {
-    let text = reader.text(node, what)?;
-    if text.is_empty() || text.contains(char::is_control) {
-        reader.problem(node.at, format!("found text {:?}, expected {what}", short(text)));
-        return None;
-    }
-    Some(text.to_owned())
 }
 
 fn rules(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<AttestorRule>> {

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     mesh::{Quarantine, Residency, Service},
-    names::{DocumentName, RegionName, ServiceName, control_plane},
+    names::{DocumentName, RegionName, ServiceName, control_plane, short},
     problem::FIRST_AT,
     yaml::{At, Fields, Node, Reader, Value},
 };
@@ -232,6 +232,16 @@ pub(super) fn region_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draf
     let name: RegionName = reader.parsed(node, "a region name")?;
     draft.refer(reader, REGION, name.as_str(), node.at);
     Some(name)
+}
+
+/// Text that is not empty and stays on its line.
+pub(super) fn word(reader: &mut Reader<'_>, node: &Node, what: &str) -> Option<String> {
+    let text = reader.text(node, what)?;
+    if text.is_empty() || text.contains(char::is_control) {
+        reader.problem(node.at, format!("found text {:?}, expected {what}", short(text)));
+        return None;
+    }
+    Some(text.to_owned())
 }
 
 /// A field's value, its default when it is absent, `None` when it is wrong.

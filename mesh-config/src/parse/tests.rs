@@ -293,6 +293,31 @@ spec:
 }
 
 #[test]
+fn a_rule_says_which_tenants_it_is_for_also_of_a_service_that_is_defined_later() {
+    let of = |name: &str, service: &str, tenants: &str| {
+        allowlist(name, "r").replace("service: media", &format!("service: {service}")) + &format!("      {tenants}\n")
+    };
+    let all = "tenants: {products: {media: {editions: [enterprise, premium]}}, features: [beta], regions: [eu-west], ids: \
+               [acme, 018f4e6a-9c1d-7b3a-8f21-5d2c7e9a0b11]}";
+    let files = [
+        file("a.yaml", &of("m", "media", all)),
+        file("b.yaml", &of("w", "wiki", "tenant: optional\n      tenants: {regions: [us-east], ids: [acme]}")),
+        file("z.yaml", BASE),
+    ];
+    let records = compile(&parse(&files).unwrap());
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let media = records.allowlists["media"].rules[0].tenants.clone().unwrap();
+    assert_eq!(media.editions, words(&["enterprise", "premium"]));
+    assert_eq!(media.features, words(&["beta"]));
+    assert_eq!(media.regions, words(&["eu-west"]));
+    assert_eq!(media.ids, words(&["acme", "018f4e6a-9c1d-7b3a-8f21-5d2c7e9a0b11"]));
+    let wiki = records.allowlists["wiki"].rules[0].tenants.clone().unwrap();
+    assert_eq!((wiki.editions.len(), wiki.features.len()), (0, 0));
+    assert_eq!((wiki.regions, wiki.ids), (words(&["us-east"]), words(&["acme"])));
+    assert_eq!(compile(&with_base(&allowlist("m", "r")).unwrap()).allowlists["media"].rules[0].tenants, None);
+}
+
+#[test]
 fn what_a_service_does_not_say_is_residency_any_and_originates() {
     let mesh = with_base("").unwrap();
     let wiki = &mesh.services()["wiki"];

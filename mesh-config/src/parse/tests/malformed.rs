@@ -211,7 +211,7 @@ m.yaml:7:40: no Service or ExternalClient "nobody", expected the name of a Servi
         (
             "empty rule",
             allowlist(""),
-            r#"m.yaml:7:7: found nothing, expected a rule: a map with name, callers, paths, tenant, proof, rate"#,
+            r#"m.yaml:7:7: found nothing, expected a rule: a map with name, callers, paths, tenant, tenants, proof, rate"#,
         ),
         (
             "mode",
@@ -262,6 +262,103 @@ m.yaml:7:40: no Service or ExternalClient "nobody", expected the name of a Servi
             "tenant",
             rule(", tenant: always"),
             r#"m.yaml:7:59: found text "always", expected required, optional or none"#,
+        ),
+        (
+            "tenants of nothing",
+            rule(", tenants: {}"),
+            r#"m.yaml:7:60: an empty map, expected at least one of products, features, regions and ids"#,
+        ),
+        (
+            "tenants not a map",
+            rule(", tenants: [acme]"),
+            r#"m.yaml:7:60: found a list, expected the tenants of a rule: a map with products, features, regions, ids"#,
+        ),
+        (
+            "tenants with an unknown field",
+            rule(", tenants: {editions: [a]}"),
+            r#"m.yaml:7:61: unknown field "editions" in the tenants of a rule, expected products, features, regions or ids"#,
+        ),
+        (
+            "tenants where none is known",
+            rule(", tenant: none, tenants: {ids: [acme]}"),
+            r#"m.yaml:7:74: tenants beside tenant: none, which ignores them, expected tenant: required or optional"#,
+        ),
+        (
+            "tenants of no region",
+            rule(", tenants: {regions: [us-west]}"),
+            r#"m.yaml:7:71: no region "us-west" (did you mean "eu-west"?), expected one of the regions of the Mesh document"#,
+        ),
+        (
+            "tenants of an empty list of regions",
+            rule(", tenants: {regions: []}"),
+            r#"m.yaml:7:70: an empty list, expected a list of region names with at least one of them"#,
+        ),
+        (
+            "tenant id of tenants",
+            rule(", tenants: {ids: [acme, Acme]}"),
+            r#"m.yaml:7:73: "Acme" is not a tenant id, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
+        ),
+        (
+            "tenant id twice",
+            rule(", tenants: {ids: [acme, acme]}"),
+            r#"m.yaml:7:73: "acme" stands twice, expected it once"#,
+        ),
+        (
+            "feature without a name",
+            rule(", tenants: {features: ['']}"),
+            r#"m.yaml:7:72: found text "", expected the name of a feature"#,
+        ),
+        (
+            "feature that is a number",
+            rule(", tenants: {features: [4711]}"),
+            r#"m.yaml:7:72: found the number 4711, expected the name of a feature: put it in quotes to make it text"#,
+        ),
+        (
+            "no products",
+            rule(", tenants: {products: {}}"),
+            r#"m.yaml:7:71: an empty map, expected a map of the service's product to its editions"#,
+        ),
+        (
+            "products that are a list",
+            rule(", tenants: {products: [media]}"),
+            r#"m.yaml:7:71: found a list, expected a map of the service's product to its editions"#,
+        ),
+        (
+            "product without editions",
+            rule(", tenants: {products: {media: {}}}"),
+            r#"m.yaml:7:79: missing field "editions" in the conditions on a product, expected a list of editions"#,
+        ),
+        (
+            "product with no editions",
+            rule(", tenants: {products: {media: {editions: []}}}"),
+            r#"m.yaml:7:90: an empty list, expected a list of editions with at least one of them"#,
+        ),
+        (
+            "edition twice",
+            rule(", tenants: {products: {media: {editions: [a, b, a]}}}"),
+            r#"m.yaml:7:97: "a" stands twice, expected it once"#,
+        ),
+        (
+            "product that is not the service's",
+            rule(", tenants: {products: {medai: {editions: [a]}}}"),
+            r#"m.yaml:7:72: product "medai" is not that of service "media" (did you mean "media"?), expected "media": its sidecar sees no other product of a tenant"#,
+        ),
+        (
+            "a second product",
+            rule(", tenants: {products: {media: {editions: [a]}, issues: {editions: [a]}}}"),
+            r#"m.yaml:7:96: product "issues" is not that of service "media", expected "media": its sidecar sees no other product of a tenant"#,
+        ),
+        (
+            "product that is no name",
+            rule(", tenants: {products: {Media: {editions: [a]}}}"),
+            r#"m.yaml:7:72: "Media" is not a product name, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
+        ),
+        (
+            "product of a service without one",
+            rule(", tenants: {products: {media: {editions: [a]}}, features: [b]}")
+                .replace("service: media", "service: wiki"),
+            r#"m.yaml:7:72: service "wiki" has no product, expected a condition on regions or ids of tenants
+m.yaml:7:107: service "wiki" has no product, expected a condition on regions or ids of tenants"#,
         ),
         ("proof", rule(", proof: txn"), r#"m.yaml:7:58: found text "txn", expected none or transaction"#),
         (
