@@ -96,6 +96,8 @@ pub(crate) enum Event<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         kid: Option<&'a str>,
     },
+    /// An admin made somebody an operator.
+    Operator { by: &'a str, operator: &'a str, role: &'a str, serial: &'a str, not_after: u64 },
     /// A transaction token was signed.
     TxnToken {
         /// The SPIFFE id of the operator or service.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use journal::{AppendError, Journal, OpenError, Position, Publisher, ReadError};
 use mesh_config::names::ServiceName;
-use mesh_identity::{Identity, Peer, SpiffeId, TrustBundle};
+use mesh_identity::{Identity, OperatorRole, Peer, SpiffeId, TrustBundle};
 use tenon_proto::identity::v1::{AsapKey, Key};
 use tenon_proto::kind;
 use tonic::Status;
@@ -19,6 +19,7 @@ use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
 use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
+use crate::operators::OperatorError;
 use crate::registry::{self, BadName, Holding, Registry};
 use crate::revocations::{RevocationStoreError, Revocations, Selector};
 use crate::svid::{self, Lent};
@@ -129,6 +130,8 @@ pub(crate) enum AdmitError {
     /// Refused before it comes here, unless it was revoked since.
     #[error("{0} is revoked: another operator must lift that first (`tenon identity revoke --lift`)")]
     Revoked(Selector),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
     /// The platform's token attests nobody; the status says why.
     #[error("{}", .0.message())]
     Platform(#[from] Status),
@@ -275,8 +278,10 @@ impl Authority {
         Ok(admitted)
     }
 
-    /// The next certificate of an operator. Operators are people: no instance, no ASAP key.
-    pub(crate) async fn renew_operator(&self, id: &SpiffeId, csr: &[u8], now: u64) -> Result<Admitted, AdmitError> {
+    /// The next certificate of an operator, with the role of the present one. Operators are people: no instance, no ASAP
+    /// key.
+    pub(crate) async fn renew_operator(&self, peer: &Peer, csr: &[u8], now: u64) -> Result<Admitted, AdmitError> {
+        let (id, role) = (&peer.id, peer.role.unwrap_or(OperatorRole::Viewer));
         let csr = Csr::parse(csr)?;
         let name = id.operator_name().unwrap_or_default();
         let whose = format!("operator/{name}");
@@ -285,7 +290,7 @@ impl Authority {
             return Err(AdmitError::Revoked(Selector::Operator(name.to_owned())));
         }
         self.limits.take(&whose, now)?;
-        let issued = self.ca.issue(&csr, id, OPERATOR_LIFETIME, now)?;
+        let issued = self.ca.issue_to_operator(&csr, id, role, OPERATOR_LIFETIME, now)?;
         let (serial, not_after) = (issued.serial.as_str(), issued.not_after);
         let attested_by = Some("svid");
         self.audit.record(Event::Issue {

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_config::names::{ServiceName, TrustDomain};
-use mesh_identity::{SpiffeId, Svid, TrustBundle};
+use mesh_identity::{OperatorRole, SpiffeId, Svid, TrustBundle};
 use rcgen::{CertificateParams, Issuer, KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
@@ -178,17 +178,39 @@ impl Ca {
     /// When the request names somebody else, `id` is of another trust domain, or the issuing CA has ended.
     pub fn issue(&self, csr: &Csr, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Issued, IssueError> {
         csr.must_not_contradict(id)?;
-        self.sign_svid(csr.public_key(), id, lifetime, now)
+        self.sign_svid(csr.public_key(), id, None, lifetime, now)
     }
 
-    /// Makes a key and an SVID for an operator, `spiffe://<trust domain>/operator/<name>`.
+    /// As [`Ca::issue`], to an operator with this role.
+    ///
+    /// # Errors
+    /// As those of [`Ca::issue`].
+    pub fn issue_to_operator(
+        &self,
+        csr: &Csr,
+        id: &SpiffeId,
+        role: OperatorRole,
+        lifetime: Duration,
+        now: u64,
+    ) -> Result<Issued, IssueError> {
+        csr.must_not_contradict(id)?;
+        self.sign_svid(csr.public_key(), id, Some(role), lifetime, now)
+    }
+
+    /// Makes a key and an SVID for an operator with this role, `spiffe://<trust domain>/operator/<name>`.
     ///
     /// # Errors
     /// [`CaError::Issue`] when the name breaks the grammar of names, or the issuing CA has ended. One type for all that
     /// a caller which prepares an operator's credentials does with a CA.
-    pub fn issue_operator(&self, name: &str, lifetime: Duration, now: u64) -> Result<Svid, CaError> {
+    pub fn issue_operator(
+        &self,
+        name: &str,
+        role: OperatorRole,
+        lifetime: Duration,
+        now: u64,
+    ) -> Result<Svid, CaError> {
         let id = SpiffeId::operator(self.trust_domain().clone(), name).map_err(IssueError::OperatorName)?;
-        Ok(self.issue_with_key(&id, lifetime, now)?)
+        Ok(self.issue_with_key(&id, Some(role), lifetime, now)?)
     }
 
     /// Makes a key and an SVID for a service of this process: the identity service itself.
@@ -197,7 +219,7 @@ impl Ca {
     /// When the issuing CA has ended.
     pub fn issue_service(&self, service: &ServiceName, lifetime: Duration, now: u64) -> Result<Svid, IssueError> {
         let id = SpiffeId::service(self.trust_domain().clone(), service.clone());
-        self.issue_with_key(&id, lifetime, now)
+        self.issue_with_key(&id, None, lifetime, now)
     }
 
     /// Makes a key and a certificate for an HTTPS listener of this process, for servers only, with `names` (DNS names and
@@ -217,9 +239,15 @@ impl Ca {
         Ok(ServerCertificate { chain, key_pkcs8: Zeroizing::new(key.serialize_der()), serial, not_after })
     }
 
-    fn issue_with_key(&self, id: &SpiffeId, lifetime: Duration, now: u64) -> Result<Svid, IssueError> {
+    fn issue_with_key(
+        &self,
+        id: &SpiffeId,
+        role: Option<OperatorRole>,
+        lifetime: Duration,
+        now: u64,
+    ) -> Result<Svid, IssueError> {
         let key = KeyPair::generate()?;
-        let issued = self.sign_svid(&key, id, lifetime, now)?;
+        let issued = self.sign_svid(&key, id, role, lifetime, now)?;
         Ok(Svid::from_der(issued.chain, Zeroizing::new(key.serialize_der()))?)
     }
 
@@ -227,13 +255,14 @@ impl Ca {
         &self,
         key: &impl PublicKeyData,
         id: &SpiffeId,
+        role: Option<OperatorRole>,
         lifetime: Duration,
         now: u64,
     ) -> Result<Issued, IssueError> {
         if id.trust_domain() != self.trust_domain() {
             return Err(IssueError::Foreign(id.clone()));
         }
-        self.sign(key, lifetime, now, |not_after| certificates::svid(id, now, not_after))
+        self.sign(key, lifetime, now, |not_after| certificates::svid(id, role, now, not_after))
     }
 
     /// `params` makes what is to be signed, given its end.

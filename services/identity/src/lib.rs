@@ -11,6 +11,7 @@ mod csr;
 mod keys;
 mod limits;
 mod oidc;
+mod operators;
 mod policy_follower;
 mod registry;
 mod repository;

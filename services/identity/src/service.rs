@@ -5,7 +5,7 @@ use std::sync::Arc;
 use journal::AppendError;
 use mesh_config::names::ServiceName;
 use mesh_identity::grpc::{Rpc, Who};
-use mesh_identity::{Peer, SpiffeId, clock};
+use mesh_identity::{OperatorRole, Peer, SpiffeId, clock};
 use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_server::Identity;
 use tenon_proto::identity::v1::{
@@ -21,7 +21,7 @@ use crate::authority::{AdmitError, Admitted, Asked, Authority, CreateTokenError,
 use crate::keys::{KeyStoreError, UnfitKey};
 use crate::limits::Limited;
 use crate::tokens::TokenError;
-use crate::{CsrError, IssueError, registry, revocations, rotation, svid, transaction};
+use crate::{CsrError, IssueError, operators, registry, revocations, rotation, svid, transaction};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
@@ -29,15 +29,16 @@ pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
     // The join token is the proof.
     Rpc { path: "/tenon.identity.v1.Identity/Attest", who: Who::Anyone },
     Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::ServicesAndOperators },
-    Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.identity.v1.Identity/Confirm", who: Who::Services },
-    Rpc { path: "/tenon.identity.v1.Identity/Revoke", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/LiftRevocation", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/ListRevocations", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/Rotate", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/IssueSvid", who: Who::Operators },
-    Rpc { path: "/tenon.identity.v1.Identity/IssueTransactionToken", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/Revoke", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.identity.v1.Identity/LiftRevocation", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.identity.v1.Identity/ListRevocations", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.identity.v1.Identity/Rotate", who: Who::Operators(OperatorRole::Admin) },
+    Rpc { path: "/tenon.identity.v1.Identity/IssueSvid", who: Who::Operators(OperatorRole::Admin) },
+    Rpc { path: "/tenon.identity.v1.Identity/IssueOperator", who: Who::Operators(OperatorRole::Admin) },
+    Rpc { path: "/tenon.identity.v1.Identity/IssueTransactionToken", who: Who::Operators(OperatorRole::Admin) },
 ];
 
 /// The service. Cheap to clone.
@@ -121,7 +122,7 @@ impl Identity for IdentityService {
         let work = async move {
             match peer.id.service_name() {
                 Some(service) => authority.renew(service, &peer, Asked { csr, asap_key, instance }, now).await,
-                None => authority.renew_operator(&peer.id, &csr, now).await,
+                None => authority.renew_operator(&peer, &csr, now).await,
             }
         };
         self.admit("Renew", Some(&by), work).await
@@ -187,6 +188,16 @@ impl Identity for IdentityService {
         svid::issue(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
+    async fn issue_operator(
+        &self,
+        request: Request<proto::IssueOperatorRequest>,
+    ) -> Result<Response<IssueResponse>, Status> {
+        let (peer, request) = (peer(&request)?.clone(), request.into_inner());
+        let (authority, by, now) = (Arc::clone(&self.authority), peer.id.clone(), clock::unix_seconds());
+        let work = async move { operators::issue(&authority, &peer, &request, now).await };
+        self.admit("IssueOperator", Some(&by), work).await
+    }
+
     async fn issue_transaction_token(
         &self,
         request: Request<proto::IssueTransactionTokenRequest>,
@@ -210,6 +221,7 @@ impl From<AdmitError> for Status {
             AdmitError::UnfitKey(error) => refused(Self::invalid_argument(with_source(&error))),
             AdmitError::Csr(error) => error.into(),
             AdmitError::Instance(error) => refused(error.into()),
+            AdmitError::Operator(error) => refused(Self::invalid_argument(error.to_string())),
             AdmitError::Lent | AdmitError::Revoked(_) => refused(Self::permission_denied(error.to_string())),
             AdmitError::Issue(error) => error.into(),
             AdmitError::Limited(error) => error.into(),

@@ -13,6 +13,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::StreamExt as _;
 use mesh_identity::{
+    OperatorRole,
     Peer,
     grpc::{Rpc, Who},
 };
@@ -43,7 +44,7 @@ const OPENING: Duration = Duration::from_secs(10);
 pub const REPLICATION_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: FOLLOW, who: Who::ServicesAndOperators },
     Rpc { path: FETCH, who: Who::ServicesAndOperators },
-    Rpc { path: STATUS, who: Who::Operators },
+    Rpc { path: STATUS, who: Who::Operators(OperatorRole::Viewer) },
 ];
 
 /// `tenon.replication.v1.Replication` over some publishers. Expects the [`Peer`] in the extensions of each request.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use journal::ReadError;
 use mesh_config::{MAX_FILE_BYTES, Problem, Problems, SourceFile};
 use mesh_identity::{
+    OperatorRole,
     Peer,
     grpc::{Rpc, Who},
 };
@@ -23,14 +24,14 @@ use crate::{
 
 /// Who may call what of this service.
 pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
-    Rpc { path: "/tenon.policy.v1.Policy/Apply", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/Describe", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/History", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/Rollback", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/Rollout", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/EndRollout", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/Flows", who: Who::Operators },
-    Rpc { path: "/tenon.policy.v1.Policy/Explain", who: Who::Operators },
+    Rpc { path: "/tenon.policy.v1.Policy/Apply", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.policy.v1.Policy/Describe", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.policy.v1.Policy/History", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.policy.v1.Policy/Rollback", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.policy.v1.Policy/Rollout", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.policy.v1.Policy/EndRollout", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.policy.v1.Policy/Flows", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.policy.v1.Policy/Explain", who: Who::Operators(OperatorRole::Viewer) },
 ];
 
 /// The largest policy that can be applied, all files together.

@@ -1,6 +1,7 @@
 //! `tenon.tcs.v1.Operations`: the store of tenants as operators look after it.
 
 use futures_util::stream::BoxStream;
+use mesh_identity::OperatorRole;
 use mesh_identity::grpc::{Rpc, Who};
 use tenon_proto::tcs::v1::operations_server::Operations;
 use tenon_proto::tcs::v1::{BackupRequest, BackupResponse, GetGuardRequest, Guard};
@@ -13,9 +14,9 @@ use crate::writing::{Writing, caller};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub(crate) const OPERATIONS_AUTHORIZATION: &[Rpc] = &[
-    Rpc { path: "/tenon.tcs.v1.Operations/Backup", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Operations/GetGuard", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Operations/SetGuard", who: Who::Operators },
+    Rpc { path: "/tenon.tcs.v1.Operations/Backup", who: Who::Operators(OperatorRole::Admin) },
+    Rpc { path: "/tenon.tcs.v1.Operations/GetGuard", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.tcs.v1.Operations/SetGuard", who: Who::Operators(OperatorRole::Admin) },
 ];
 
 /// The service. Cheap to clone.

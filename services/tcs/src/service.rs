@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use journal::{AppendError, Position};
+use mesh_identity::OperatorRole;
 use mesh_identity::grpc::{Rpc, Who};
 use tenon_proto::tcs::v1::get_request::By;
 use tenon_proto::tcs::v1::tenant_context::Status as TenantStatus;
@@ -28,13 +29,13 @@ use crate::writing::{Writing, caller};
 
 /// Who may call what: the rows of this service in the server's authorization table.
 pub(crate) const TENANTS_AUTHORIZATION: &[Rpc] = &[
-    Rpc { path: "/tenon.tcs.v1.Tenants/Import", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Get", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/List", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Suspend", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Unsuspend", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Delete", who: Who::Operators },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Watch", who: Who::Operators },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Import", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Get", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/List", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Suspend", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Unsuspend", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Delete", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Watch", who: Who::Operators(OperatorRole::Viewer) },
 ];
 
 /// Messages of an import that wait to be looked through: the rest waits at the sender.

@@ -18,7 +18,7 @@ use journal::Store;
 
 pub use self::asap::{Asap, Inspect, Mint, Verify};
 pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
-pub use self::identity::{IssueSvid, Revoke};
+pub use self::identity::{IssueOperator, IssueSvid, Revoke};
 pub use self::policy::{Explain, Policy, PolicyCheck, PolicyTest};
 pub use self::policy_mesh::{PolicyApply, PolicyStatus};
 pub use self::roles::{IdentityServe, JoinArgs, PastArgs, PolicyServe, RoleArgs, TcsServe};
@@ -184,6 +184,7 @@ pub enum Identity {
     #[command(subcommand)]
     Rotate(Rotate),
     Svid(IssueSvid),
+    Operator(IssueOperator),
     TxnToken(TxnToken),
     CaInit(CaInit),
     Serve(IdentityServe),

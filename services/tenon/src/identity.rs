@@ -1,5 +1,6 @@
 //! `tenon identity`: join tokens, keys, and making a CA.
 
+pub mod operator;
 pub mod revoke;
 pub mod rotate;
 pub mod svid;

@@ -85,6 +85,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Identity(cli::Identity::Revoke(args)) => block_on(identity::revoke::run(args)),
         Command::Identity(cli::Identity::Rotate(args)) => block_on(identity::rotate::run(args)),
         Command::Identity(cli::Identity::Svid(args)) => block_on(identity::svid::run(args)),
+        Command::Identity(cli::Identity::Operator(args)) => block_on(identity::operator::run(args)),
         Command::Identity(cli::Identity::TxnToken(args)) => block_on(identity::txn_token::run(args)),
         Command::Identity(cli::Identity::CaInit(args)) => identity::ca_init(&args),
         Command::Identity(cli::Identity::Serve(args)) => roles::identity(args),

@@ -308,7 +308,9 @@ mod tests {
         let domain = TrustDomain::try_from("demo.example").unwrap();
         let now = mesh_identity::clock::unix_seconds();
         let ca = identity::Ca::create(&data.join("ca"), &domain, None, now).unwrap();
-        let svid = ca.issue_operator("ann", std::time::Duration::from_secs(60), now).unwrap();
+        let svid = ca
+            .issue_operator("ann", mesh_identity::OperatorRole::Admin, std::time::Duration::from_secs(60), now)
+            .unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let control_plane = crate::mesh_file::ControlPlane {
             identity: address,

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use crate::grpc::{Rpc, Server, Who};
 use crate::testing::{Ca, Leaf};
 use crate::tls::Clients;
-use crate::{Identity, Peer, clock};
+use crate::{Identity, OperatorRole, Peer, clock};
 
 pub(crate) const JOIN_TOKEN: &str = "good";
 /// Attests the service "media" alone.
@@ -34,7 +34,7 @@ pub(crate) const TABLE: &[Rpc] = &[
     Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::Services },
     Rpc { path: "/tenon.identity.v1.Identity/Confirm", who: Who::Services },
     Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Only(&["media"]) },
-    Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators },
+    Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators(OperatorRole::Viewer) },
 ];
 
 /// What it was asked.
@@ -262,6 +262,13 @@ impl Service for Fake {
     }
 
     async fn issue_svid(&self, _: Request<proto::IssueSvidRequest>) -> Result<Response<proto::IssueResponse>, Status> {
+        Err(Status::unimplemented("not served"))
+    }
+
+    async fn issue_operator(
+        &self,
+        _: Request<proto::IssueOperatorRequest>,
+    ) -> Result<Response<proto::IssueResponse>, Status> {
         Err(Status::unimplemented("not served"))
     }
 

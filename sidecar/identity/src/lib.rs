@@ -17,6 +17,7 @@ pub mod join;
 mod live;
 mod peer;
 pub mod repository;
+mod role;
 mod spiffe;
 mod svid;
 #[doc(hidden)]
@@ -27,5 +28,6 @@ pub mod workload;
 pub use bundle::{BundleError, Rotation, TrustBundle};
 pub use live::{Identity, Mismatch, Revoked};
 pub use peer::{OutsidePeer, Peer};
+pub use role::{NotARole, OperatorRole};
 pub use spiffe::{SpiffeId, SpiffeIdError, Workload};
 pub use svid::{Svid, SvidError};

@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{Identity, SpiffeId, SpiffeIdError};
+use crate::{Identity, OperatorRole, SpiffeId, SpiffeIdError, Workload};
 
 /// What TLS proved of the other side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Peer {
     pub serial: String,
     /// Last second in which its certificate is valid, Unix time.
     pub not_after: u64,
+    /// What it may do as an operator; `None` for services.
+    pub role: Option<OperatorRole>,
 }
 
 impl Peer {
@@ -90,6 +92,7 @@ pub(crate) struct Leaf {
     pub serial: String,
     pub not_before: u64,
     pub not_after: u64,
+    pub role: Option<OperatorRole>,
 }
 
 /// Why a certificate is not an SVID of this mesh.
@@ -121,8 +124,14 @@ impl Leaf {
             names.filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None }).collect();
         let [uri] = uris.as_slice() else { return Err(LeafError::UriNames(uris.len())) };
         let time = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
+        let id: SpiffeId = uri.parse().map_err(LeafError::SpiffeId)?;
+        let role = match id.workload() {
+            Workload::Service(_) => None,
+            Workload::Operator(_) => Some(OperatorRole::of(&certificate)),
+        };
         Ok(Self {
-            id: uri.parse().map_err(LeafError::SpiffeId)?,
+            id,
+            role,
             serial: serial(certificate.raw_serial()),
             not_before: time(certificate.validity().not_before),
             not_after: time(certificate.validity().not_after),
@@ -130,7 +139,7 @@ impl Leaf {
     }
 
     pub(crate) fn into_peer(self) -> Peer {
-        Peer { id: self.id, serial: self.serial, not_after: self.not_after }
+        Peer { id: self.id, serial: self.serial, not_after: self.not_after, role: self.role }
     }
 }
 

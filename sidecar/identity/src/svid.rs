@@ -8,8 +8,8 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-use crate::SpiffeId;
 use crate::peer::{Leaf, LeafError};
+use crate::{OperatorRole, SpiffeId};
 
 /// The identity document of one process: a chain, leaf first, and the leaf's private key. Never printed.
 pub struct Svid {
@@ -95,6 +95,11 @@ impl Svid {
     /// Whose it is.
     pub fn id(&self) -> &SpiffeId {
         &self.leaf.id
+    }
+
+    /// What it lets an operator do; `None` for services.
+    pub fn role(&self) -> Option<OperatorRole> {
+        self.leaf.role
     }
 
     /// Serial: lower hexadecimal without leading zero bytes.

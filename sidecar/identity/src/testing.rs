@@ -12,7 +12,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-use crate::{Identity, SpiffeId, Svid, TrustBundle, clock};
+use crate::{Identity, OperatorRole, SpiffeId, Svid, TrustBundle, clock};
 
 /// A root with its key, for one trust domain.
 pub struct Ca {
@@ -40,6 +40,8 @@ pub struct Leaf {
     pub serial: Vec<u8>,
     /// Whether it claims to be an authority.
     pub authority: bool,
+    /// Organizational units: the role of an operator.
+    pub units: Vec<String>,
 }
 
 /// `name` as a service name.
@@ -53,7 +55,7 @@ pub fn trust_domain(name: &str) -> TrustDomain {
 }
 
 impl Leaf {
-    /// A good SVID with this URI, valid for an hour around now, for both sides of a handshake.
+    /// A good SVID with this URI, valid for an hour around now, for both sides of a handshake; an operator's is an admin's.
     pub fn uri(uri: &str) -> Self {
         let now = clock::unix_seconds();
         Self {
@@ -64,6 +66,7 @@ impl Leaf {
             not_after: now + 3600,
             serial: (0..16).map(|index| if index == 0 { 1 } else { rand::random() }).collect(),
             authority: false,
+            units: if uri.contains("/operator/") { vec![OperatorRole::Admin.to_string()] } else { Vec::new() },
         }
     }
 

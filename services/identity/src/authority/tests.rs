@@ -123,7 +123,7 @@ fn asked(csr: &[u8], asap_key: Option<AsapKey>) -> Asked {
 
 fn peer() -> Peer {
     let id = "spiffe://demo.example/svc/media".parse().unwrap();
-    Peer { id, serial: "01".to_owned(), not_after: NOW + 3600 }
+    Peer { id, serial: "01".to_owned(), not_after: NOW + 3600, role: None }
 }
 
 #[tokio::test]
@@ -232,8 +232,13 @@ async fn a_renewal_is_for_the_same_service_with_a_key_of_its_own() {
 #[tokio::test]
 async fn a_revoked_operator_is_issued_nothing_until_that_is_lifted() {
     let Fixture { authority, _dir, .. } = fixture().await;
-    let ada: SpiffeId = "spiffe://demo.example/operator/ada".parse().unwrap();
-    let ann: SpiffeId = "spiffe://demo.example/operator/ann".parse().unwrap();
+    let operator = |name: &str| Peer {
+        id: format!("spiffe://demo.example/operator/{name}").parse().unwrap(),
+        serial: "03".to_owned(),
+        not_after: NOW,
+        role: Some(OperatorRole::Viewer),
+    };
+    let (ada, ann) = (operator("ada"), operator("ann"));
     let csr = csr(None);
     authority.renew_operator(&ada, &csr, NOW).await.unwrap();
     let selector = Selector::Operator("ada".to_owned());
@@ -293,8 +298,12 @@ async fn a_revocation_that_the_disk_did_not_confirm_takes_the_keys_and_is_listed
     let Fixture { authority, unsure: [_, of_revocations], .. } = &fixture;
     let token = fixture.token("media").await;
     authority.attest(Proof::JoinToken(&token), asked(&csr(None), key("media")), NOW).await.unwrap();
-    let ann =
-        Peer { id: "spiffe://demo.example/operator/ann".parse().unwrap(), serial: "02".to_owned(), not_after: NOW };
+    let ann = Peer {
+        id: "spiffe://demo.example/operator/ann".parse().unwrap(),
+        serial: "02".to_owned(),
+        not_after: NOW,
+        role: None,
+    };
     let what = Some(revoke_request::What::Service("media".to_owned()));
 
     of_revocations.unconfirmed.store(true, Ordering::SeqCst);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::{digest, rand};
 use mesh_config::names::TrustDomain;
-use mesh_identity::SpiffeId;
+use mesh_identity::{OperatorRole, SpiffeId};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
@@ -65,10 +65,18 @@ fn authority(
 
 /// An SVID: client and server. That of a service has a DNS name too, `<service>.svc.<trust domain>`: clients outside of the
 /// mesh know nothing of SPIFFE and hold a server to the name that they expect. Nothing in the mesh reads it.
-pub(super) fn svid(id: &SpiffeId, now: u64, not_after: u64) -> Result<CertificateParams, rcgen::Error> {
-    // The SPIFFE id is the identity. The name only helps people who read a certificate.
+pub(super) fn svid(
+    id: &SpiffeId,
+    role: Option<OperatorRole>,
+    now: u64,
+    not_after: u64,
+) -> Result<CertificateParams, rcgen::Error> {
+    // The SPIFFE id is the identity. The name only helps people who read a certificate; the unit says what an operator may do.
     let name = id.service_name().map_or_else(|| id.operator_name().unwrap_or_default(), |name| name.as_str());
     let mut params = base(name, now, not_after);
+    if let Some(role) = role {
+        params.distinguished_name.push(DnType::OrganizationalUnitName, role.as_str());
+    }
     params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
     if let Some(service) = id.service_name() {
         params.subject_alt_names.push(SanType::DnsName(format!("{service}.svc.{}", id.trust_domain()).try_into()?));

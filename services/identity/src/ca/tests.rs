@@ -111,12 +111,12 @@ fn an_svid_has_one_uri_name_both_usages_an_hour_and_a_serial_of_its_own() {
 fn an_operator_gets_a_key_and_an_svid_that_belong_together() {
     let dir = tempfile::tempdir().unwrap();
     let ca = create(dir.path());
-    let svid = ca.issue_operator("ada", Duration::from_secs(86_400), NOW).unwrap();
+    let svid = ca.issue_operator("ada", mesh_identity::OperatorRole::Admin, Duration::from_secs(86_400), NOW).unwrap();
     assert_eq!(svid.id().to_string(), "spiffe://demo.example/operator/ada");
     assert_eq!(svid.not_after(), NOW + 86_400);
     assert!(Svid::from_pem(&svid.chain_pem(), &svid.key_pem()).is_ok());
     assert!(matches!(
-        ca.issue_operator("Ada Lovelace", SVID_LIFETIME, NOW),
+        ca.issue_operator("Ada Lovelace", mesh_identity::OperatorRole::Admin, SVID_LIFETIME, NOW),
         Err(CaError::Issue(IssueError::OperatorName(_)))
     ));
 }
@@ -226,7 +226,7 @@ fn missing_and_damaged_files_are_named() {
 fn a_leaf_in_the_place_of_the_root_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let ca = create(dir.path());
-    let leaf = ca.issue_operator("ada", SVID_LIFETIME, NOW).unwrap();
+    let leaf = ca.issue_operator("ada", mesh_identity::OperatorRole::Admin, SVID_LIFETIME, NOW).unwrap();
     fs::write(dir.path().join("root.pem"), leaf.chain_pem()).unwrap();
     let error = Ca::open(dir.path(), &domain(), None, NOW).unwrap_err();
     assert!(error.to_string().ends_with("not the certificate of a CA"), "{error}");

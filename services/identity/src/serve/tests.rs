@@ -67,7 +67,10 @@ impl Service {
     }
 
     fn operator(&self) -> Arc<Identity> {
-        let svid = self.ca.issue_operator("ada", SVID_LIFETIME, clock::unix_seconds()).unwrap();
+        let svid = self
+            .ca
+            .issue_operator("ada", mesh_identity::OperatorRole::Admin, SVID_LIFETIME, clock::unix_seconds())
+            .unwrap();
         Identity::new(svid, self.ca.bundle().clone())
     }
 

@@ -96,7 +96,7 @@ impl Fixture {
 }
 
 fn peer(id: &str) -> Peer {
-    Peer { id: id.parse().unwrap(), serial: "1".to_owned(), not_after: u64::MAX }
+    Peer { id: id.parse().unwrap(), serial: "1".to_owned(), not_after: u64::MAX, role: None }
 }
 
 const MEDIA: &str = "spiffe://demo.example/svc/media";

@@ -85,7 +85,8 @@ impl Service {
     }
 
     pub fn operator_named(&self, name: &str) -> Arc<Identity> {
-        let svid = self.ca.issue_operator(name, LIFETIME, clock::unix_seconds()).unwrap();
+        let svid =
+            self.ca.issue_operator(name, mesh_identity::OperatorRole::Admin, LIFETIME, clock::unix_seconds()).unwrap();
         Identity::new(svid, self.ca.bundle().clone())
     }
 

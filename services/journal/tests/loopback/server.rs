@@ -24,7 +24,7 @@ impl Interceptor for Proved {
         if service != "nobody" {
             let domain = TrustDomain::try_from("test.example").unwrap();
             let id = SpiffeId::service(domain, ServiceName::try_from(service.as_str()).unwrap());
-            request.extensions_mut().insert(Peer { id, serial: "1".to_owned(), not_after: u64::MAX });
+            request.extensions_mut().insert(Peer { id, serial: "1".to_owned(), not_after: u64::MAX, role: None });
         }
         Ok(request)
     }

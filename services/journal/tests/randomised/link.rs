@@ -159,5 +159,5 @@ async fn carry(
 pub fn peer(service: &str) -> Peer {
     let domain = TrustDomain::try_from("test.example").unwrap();
     let service = ServiceName::try_from(service).unwrap();
-    Peer { id: SpiffeId::service(domain, service), serial: "1".to_owned(), not_after: u64::MAX }
+    Peer { id: SpiffeId::service(domain, service), serial: "1".to_owned(), not_after: u64::MAX, role: None }
 }

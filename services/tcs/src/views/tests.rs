@@ -31,7 +31,7 @@ fn views() -> ProductViews<Policy> {
 
 fn peer(path: &str) -> Peer {
     let id: SpiffeId = format!("spiffe://demo.example/{path}").parse().unwrap();
-    Peer { id, serial: "1".to_owned(), not_after: 0 }
+    Peer { id, serial: "1".to_owned(), not_after: 0, role: None }
 }
 
 fn acme() -> TenantContext {

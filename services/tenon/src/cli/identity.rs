@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mesh_identity::OperatorRole;
 
 use super::{MeshArgs, OutputArgs};
 
@@ -61,6 +62,33 @@ pub struct IssueSvid {
     pub out: PathBuf,
     /// How long the certificate lives, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "900", value_parser = clap::value_parser!(u32).range(60..=3_600))]
+    pub ttl: u32,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Make somebody an operator: a certificate with a role, and a data folder to use it with.
+///
+/// A viewer reads; an operator also changes policy, tenants and revocations; an admin also issues certificates, rotates,
+/// sets guards and takes backups. The private key is made here and stays here. For admins; the audit log says who did it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tenon identity operator --name ann --role viewer --out ann\n  tenon policy status --data ann"
+)]
+pub struct IssueOperator {
+    /// The name at the end of the SPIFFE id.
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// viewer, operator or admin.
+    #[arg(long, value_name = "ROLE")]
+    pub role: OperatorRole,
+    /// Data folder to make. Credentials of an earlier call are replaced.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// How long the certificate lives, in seconds: from a minute to 30 days.
+    #[arg(long, value_name = "SECONDS", default_value = "86400", value_parser = clap::value_parser!(u32).range(60..=2_592_000))]
     pub ttl: u32,
     #[command(flatten)]
     pub mesh: MeshArgs,

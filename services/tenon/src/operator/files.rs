@@ -98,7 +98,7 @@ mod tests {
     fn made(data: &Data) -> (identity::Ca, Arc<Identity>) {
         let now = mesh_identity::clock::unix_seconds();
         let ca = identity::Ca::create(&data.ca(), &"demo.example".parse().unwrap(), None, now).unwrap();
-        let svid = ca.issue_operator("ann", Duration::from_secs(600), now).unwrap();
+        let svid = ca.issue_operator("ann", mesh_identity::OperatorRole::Admin, Duration::from_secs(600), now).unwrap();
         let identity = Identity::new(svid, ca.bundle());
         (ca, identity)
     }
@@ -115,7 +115,9 @@ mod tests {
                 threads.spawn(|| {
                     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                         let now = mesh_identity::clock::unix_seconds();
-                        let svid = ca.issue_operator("ann", Duration::from_secs(600), now).unwrap();
+                        let svid = ca
+                            .issue_operator("ann", mesh_identity::OperatorRole::Admin, Duration::from_secs(600), now)
+                            .unwrap();
                         write(&data, &Identity::new(svid, ca.bundle())).unwrap();
                     }
                 });

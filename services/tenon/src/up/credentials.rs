@@ -153,7 +153,7 @@ pub fn passphrase() -> Option<Passphrase> {
 }
 
 fn issue(ca: &Ca, operator: &str, now: u64) -> Result<Svid, Failure> {
-    ca.issue_operator(operator, LIFETIME, now).map_err(|error| ca_failure(&error))
+    ca.issue_operator(operator, mesh_identity::OperatorRole::Admin, LIFETIME, now).map_err(|error| ca_failure(&error))
 }
 
 /// The user, so that the policy service can say who applied what; `operator` when the name cannot stand in an SVID.

@@ -12,7 +12,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
-use crate::{Identity, Peer, Workload};
+use crate::{Identity, OperatorRole, Peer, Workload};
 
 /// One row of an authorization table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub enum Who {
     Anyone,
     /// Any service of the mesh.
     Services,
-    /// Any operator.
-    Operators,
+    /// Operators of this role, and of those above it.
+    Operators(OperatorRole),
     /// Any service and any operator.
     ServicesAndOperators,
     /// These services alone.
@@ -44,9 +44,10 @@ impl Who {
         match (self, workload) {
             (Who::Anyone, _)
             | (Who::Services | Who::ServicesAndOperators, Some(Workload::Service(_)))
-            | (Who::Operators | Who::ServicesAndOperators, Some(Workload::Operator(_))) => true,
+            | (Who::ServicesAndOperators, Some(Workload::Operator(_))) => true,
+            (Who::Operators(least), Some(Workload::Operator(_))) => peer.and_then(|peer| peer.role) >= Some(least),
             (Who::Only(names), Some(Workload::Service(name))) => names.contains(&name.as_str()),
-            (Who::Services | Who::Operators | Who::ServicesAndOperators | Who::Only(_), _) => false,
+            (Who::Services | Who::Operators(_) | Who::ServicesAndOperators | Who::Only(_), _) => false,
         }
     }
 }
@@ -108,6 +109,11 @@ impl<S> Guard<S> {
         match (self.table.get(path), peer) {
             (Some(who), _) if who.admits(peer) => Ok(()),
             (Some(_), None) => Err(Status::unauthenticated("this call needs a client certificate")),
+            (Some(Who::Operators(least)), Some(Peer { id, role: Some(role), .. })) => {
+                Err(Status::permission_denied(format!(
+                    "{id} is {role}, and {path} is for {least}: an admin issues that role (`tenon identity operator`)"
+                )))
+            }
             (Some(_), Some(peer)) => Err(Status::permission_denied(format!("{} may not call {path}", peer.id))),
             (None, _) => Err(Status::permission_denied("nobody may call this path")),
         }

@@ -8,7 +8,7 @@ use super::*;
 
 fn caller(ca: &Ca, name: &str, serial: &str) -> (Caller, CancellationToken) {
     let connection = CancellationToken::new();
-    let peer = MeshPeer { id: ca.id(name), serial: serial.to_owned(), not_after: 0 };
+    let peer = MeshPeer { id: ca.id(name), serial: serial.to_owned(), not_after: 0, role: None };
     (Caller::new(Client::Mesh(peer), connection.clone()), connection)
 }
 

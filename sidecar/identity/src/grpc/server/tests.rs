@@ -18,7 +18,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 use crate::fake::{Fake, Running, TABLE};
 use crate::grpc::{Rpc, Who, channel, channel_with, uncovered};
 use crate::testing::{Ca, service};
-use crate::{Identity, Revoked, tls};
+use crate::{Identity, OperatorRole, Revoked, tls};
 
 fn identified(running: &Running, identity: &Arc<Identity>) -> Channel {
     channel(running.address, identity, &service(control_plane::IDENTITY))
@@ -291,7 +291,7 @@ fn an_rpc_that_the_table_lacks_is_found() {
     const ALL: &[Rpc] = &[
         Rpc { path: "/tenon.replication.v1.Replication/Follow", who: Who::Services },
         Rpc { path: "/tenon.replication.v1.Replication/Fetch", who: Who::Services },
-        Rpc { path: "/tenon.replication.v1.Replication/Status", who: Who::Operators },
+        Rpc { path: "/tenon.replication.v1.Replication/Status", who: Who::Operators(OperatorRole::Viewer) },
     ];
     assert_eq!(uncovered(&[REPLICATION], ALL), Vec::<String>::new());
     assert_eq!(uncovered(&[REPLICATION], &ALL[1..]), ["/tenon.replication.v1.Replication/Follow"]);
