@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use crate::{
     Event, Guard, Parent, Replica, Value,
     guard::Now,
-    machine::{Break, Machine},
+    machine::{Accept, Break, Machine},
     persist,
     reader::Shared,
     state,
@@ -56,6 +56,18 @@ impl<P: Parent> Follow<P> {
         self.start_guarded(guard, observer, shutdown)
     }
 
+    /// As [`Follow::start`], and a record that decodes is refused (NACK) all the same where `accept` says why: for what
+    /// depends on who follows, or on how it was told to be. It is asked once of each record and must not block.
+    pub fn start_accepting<V: Value>(
+        self,
+        accept: impl Fn(&V) -> Result<(), String> + Send + Sync + 'static,
+        observer: impl FnMut(Event<'_, V>) + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> (Replica<V>, JoinHandle<()>) {
+        let guard = Guard::of(self.kind);
+        self.begin(guard, Arc::new(accept), observer, shutdown)
+    }
+
     /// As [`Follow::start`], with another guard than the usual one.
     pub fn start_guarded<V: Value>(
         self,
@@ -63,10 +75,20 @@ impl<P: Parent> Follow<P> {
         observer: impl FnMut(Event<'_, V>) + Send + 'static,
         shutdown: CancellationToken,
     ) -> (Replica<V>, JoinHandle<()>) {
+        self.begin(guard, Arc::new(|_| Ok(())), observer, shutdown)
+    }
+
+    fn begin<V: Value>(
+        self,
+        guard: Guard,
+        accept: Accept<V>,
+        observer: impl FnMut(Event<'_, V>) + Send + 'static,
+        shutdown: CancellationToken,
+    ) -> (Replica<V>, JoinHandle<()>) {
         let Self { kind, instance, mut parents, state_dir } = self;
         parents.truncate(PARENTS);
         let shared = Arc::new(Shared::new());
-        let mut machine = Machine::new(Arc::clone(&shared), guard, parents.len(), observer);
+        let mut machine = Machine::new(Arc::clone(&shared), guard, parents.len(), observer).accepting(accept);
         for (status, parent) in shared.health().status.parents.iter_mut().zip(&parents) {
             parent.name().clone_into(&mut status.name);
         }

@@ -29,8 +29,8 @@ use crate::{
     reader::Shared,
 };
 use incoming::Incoming;
-pub(crate) use ledger::Ledger;
 use ledger::apply;
+pub(crate) use ledger::{Accept, Ledger};
 pub(crate) use scrub::Scrubbed;
 use stream::{Asked, History, Phase, Stream, Tail};
 
@@ -70,6 +70,8 @@ pub(crate) enum Break {
 pub(crate) struct Machine<V, O> {
     shared: Arc<Shared<V>>,
     observer: O,
+    /// Which records it takes of those that decode.
+    accept: Accept<V>,
     guarding: Guarding,
     /// By the parents' numbers.
     streams: Vec<Stream>,
@@ -89,6 +91,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         Self {
             shared,
             observer,
+            accept: Arc::new(|_| Ok(())),
             guarding: Guarding::new(guard),
             streams: std::iter::repeat_with(Stream::default).take(parents).collect(),
             incoming: None,
@@ -96,6 +99,11 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             history: History::default(),
             retired: Vec::new(),
         }
+    }
+
+    /// Takes only what `accept` takes, from before the first record on.
+    pub(crate) fn accepting(self, accept: Accept<V>) -> Self {
+        Self { accept, ..self }
     }
 
     /// Begins a stream of `parent`: forgets what its last one left half done, and says what to ask for. Absent while
@@ -260,7 +268,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
             ledger.note(&change.key);
             let (key, revision, several, gone) =
                 (change.key.clone(), change.revision, change.several, change.value.is_none());
-            let applied = apply(table, &mut ledger.digest, &mut ledger.refused, change);
+            let applied = apply(&self.accept, table, &mut ledger.digest, &mut ledger.refused, change);
             if applied.is_some() || (gone && several) {
                 let (old, new) = applied.as_ref().map_or((None, None), |it| (it.old.as_ref(), it.new.as_ref()));
                 (self.observer)(Event::Changed { key: &key, revision, old, new, several });

@@ -29,6 +29,9 @@ pub(crate) struct Ledger {
     noted: Option<HashSet<Box<str>>>,
 }
 
+/// Whether this follower takes a record that decodes; the error is that of a record that does not.
+pub(crate) type Accept<V> = Arc<dyn Fn(&V) -> Result<(), String> + Send + Sync>;
+
 /// Records that do not decode, by key.
 pub(super) type Refusals = HashMap<Arc<str>, Refused>;
 
@@ -89,6 +92,7 @@ pub(super) struct Applied<V> {
 
 /// Applies a change. Absent: readers see nothing of it.
 pub(super) fn apply<V: Value>(
+    accept: &Accept<V>,
     table: &Table<V>,
     digest: &mut Digest,
     refused: &mut Refusals,
@@ -105,7 +109,7 @@ pub(super) fn apply<V: Value>(
         return Some(Applied { old, new: None });
     };
     digest.add(&key, revision, &raw);
-    match decode::<V>(&key, revision, &raw) {
+    match decode(accept, &key, revision, &raw) {
         Ok(new) => {
             table.insert(new.clone());
             Some(Applied { old, new: Some(new) })
@@ -117,9 +121,10 @@ pub(super) fn apply<V: Value>(
     }
 }
 
-pub(super) fn decode<V: Value>(key: &str, revision: u64, raw: &Bytes) -> Result<V, String> {
+pub(super) fn decode<V: Value>(accept: &Accept<V>, key: &str, revision: u64, raw: &Bytes) -> Result<V, String> {
     let value = V::decode(key, revision, raw.clone())?;
     debug_assert_eq!(value.raw(), &raw[..], "Value::raw must return what Value::decode was given: the digest needs it");
+    accept(&value)?;
     Ok(value)
 }
 

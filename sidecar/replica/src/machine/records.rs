@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use ahash::RandomState;
 use bytes::Bytes;
 
-use super::ledger::{Refusals, Refused, decode};
+use super::ledger::{Accept, Refusals, Refused, decode};
 use crate::{Digest, Table, Value, table::Builder};
 
 /// Records as they came, from one place on.
@@ -30,12 +30,12 @@ impl<V: Value> Records<V> {
     }
 
     /// Takes a record in. What `held` has unchanged is shared with it, and what does not decode stays as it is there.
-    pub(super) fn take(&mut self, key: String, revision: u64, raw: Bytes, held: Option<&Table<V>>) {
+    pub(super) fn take(&mut self, accept: &Accept<V>, key: String, revision: u64, raw: Bytes, held: Option<&Table<V>>) {
         self.digest.add(&key, revision, &raw);
         let old = held.and_then(|held| held.get(&key));
         let value = match old {
             Some(old) if old.revision() == revision && *old.raw() == raw => Ok(old),
-            old => decode::<V>(&key, revision, &raw).map_err(|error| (old, error)),
+            old => decode(accept, &key, revision, &raw).map_err(|error| (old, error)),
         };
         match value {
             Ok(value) => {

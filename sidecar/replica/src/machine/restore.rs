@@ -3,7 +3,12 @@
 use ahash::RandomState;
 use tenon_proto::replication::v1::{GuardRules, follow_response::Response};
 
-use super::{Machine, incoming::Complete, ledger::apply, records::Records};
+use super::{
+    Machine,
+    incoming::Complete,
+    ledger::{Accept, apply},
+    records::Records,
+};
 use crate::{
     Event, Position, Value, parallel,
     state::{LoadError, Reader, Recording},
@@ -27,13 +32,14 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
 
     fn restore(&mut self, file: &mut Reader) -> Result<(), LoadError> {
         let mut rules = GuardRules::default();
-        let mut complete = snapshot(file, &mut rules)?;
+        let mut complete = snapshot(file, &mut rules, &self.accept)?;
         while let Some(recorded) = file.next()? {
             match recorded {
                 Response::Delta(delta) => {
                     let held = complete.position.revision;
                     for change in delta.changes.into_iter().filter(|change| change.revision > held) {
-                        apply(&complete.table, &mut complete.digest, &mut complete.refused, change);
+                        let Complete { table, digest, refused, .. } = &mut complete;
+                        apply(&self.accept, table, digest, refused, change);
                     }
                     complete.position = Position::new(delta.epoch, delta.revision);
                 }
@@ -52,7 +58,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
     }
 }
 
-fn snapshot<V: Value>(file: &mut Reader, rules: &mut GuardRules) -> Result<Complete<V>, LoadError> {
+fn snapshot<V: Value>(file: &mut Reader, rules: &mut GuardRules, accept: &Accept<V>) -> Result<Complete<V>, LoadError> {
     let mut chunks = file.chunks()?;
     let end = loop {
         match file.next()? {
@@ -71,7 +77,7 @@ fn snapshot<V: Value>(file: &mut Reader, rules: &mut GuardRules) -> Result<Compl
         let mut records = Records::new(hasher.clone());
         for chunk in chunks {
             let taken = file.chunk(chunk)?.records;
-            taken.into_iter().for_each(|it| records.take(it.key, it.revision, it.value, None));
+            taken.into_iter().for_each(|it| records.take(accept, it.key, it.revision, it.value, None));
         }
         Ok(records)
     });

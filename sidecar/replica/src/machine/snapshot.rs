@@ -93,7 +93,7 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
                 let error = format!("the snapshot has {key:?}, which is in none of its buckets");
                 return Err(Break::Refused { position: incoming.position, error });
             }
-            incoming.records.take(key, revision, value, held.as_deref());
+            incoming.records.take(&self.accept, key, revision, value, held.as_deref());
         }
         Ok(None)
     }
@@ -171,7 +171,8 @@ impl<V: Value, O: FnMut(Event<'_, V>)> Machine<V, O> {
         };
         for change in tail.later(complete.position) {
             if complete.partial.as_ref().is_none_or(|buckets| buckets.has(&change.key)) {
-                apply(&complete.table, &mut complete.digest, &mut complete.refused, change);
+                let Complete { table, digest, refused, .. } = &mut *complete;
+                apply(&self.accept, table, digest, refused, change);
             }
         }
         complete.position = held;

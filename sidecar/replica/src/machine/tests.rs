@@ -5,7 +5,7 @@ use tenon_proto::replication::v1::{Change, Heartbeat, Record, SnapshotChunk, Sna
 use super::*;
 use crate::{
     Decode, Decoded, Replica, digest,
-    state::{Reader, Recording},
+    state::{self, Reader, Recording},
 };
 
 /// Decodes everything that does not begin with "bad".
@@ -273,6 +273,30 @@ fn a_snapshot_keeps_the_old_value_of_a_record_that_does_not_decode() {
     assert_eq!(it.heartbeat(Position::new(2, 9), newer), Ok(None));
     it.delta(2, 9, 11, &[("a", 10, None), ("n", 11, None)]).unwrap();
     assert_eq!(it.heartbeat(Position::new(2, 11), &[("b", 2, "two")]), Ok(None));
+}
+
+#[test]
+fn a_record_that_this_follower_does_not_accept_is_refused_as_one_that_does_not_decode() {
+    let shared = Arc::new(Shared::new());
+    let accept = |it: &Text| if it.raw().starts_with(b"not here") { Err("not here".to_owned()) } else { Ok(()) };
+    let observer: Observer = Box::new(|_| {});
+    let machine = Machine::new(Arc::clone(&shared), Guard::default(), 1, observer).accepting(Arc::new(accept));
+    let now = Now { elapsed: Duration::from_secs(100), unix_seconds: 1_000_000 };
+    let mut it = Fixture { machine, parent: 0, now, replica: Replica::of(Arc::clone(&shared)), shared };
+    let answer = it.snapshot(at(3), &[("a", 1, "one"), ("b", 3, "not here")]).unwrap().unwrap();
+    assert_eq!(answer, nack(at(3), "record b at revision 3: not here".to_owned()));
+    let answer = it.delta(1, 3, 4, &[("a", 4, Some("not here either"))]).unwrap().unwrap();
+    assert_eq!(answer, nack(at(4), "record a at revision 4: not here".to_owned()));
+    assert_eq!(it.held(), [("a".to_owned(), "one".to_owned())].into());
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = state::path(dir.path(), "tenant");
+    Recording::write(&path, "tenant", &it.shared.saved().unwrap()).unwrap();
+    let mut again = fixture();
+    again.machine = again.machine.accepting(Arc::new(accept));
+    assert!(again.machine.start_from(Reader::open(&path, "tenant").unwrap()).unwrap().is_some());
+    assert_eq!(again.held().get("b"), None, "nor from the state file");
+    assert_eq!(it.delta(1, 4, 6, &[("a", 5, Some("two")), ("b", 6, Some("here"))]), ack(at(6)));
 }
 
 #[test]

@@ -67,11 +67,12 @@ proptest! {
     fn of_a_key_that_comes_often_the_last_counts_and_the_last_good_one_is_served(
         came in prop::collection::vec((0..6u8, any::<bool>(), any::<bool>()), 0..40)
     ) {
+        let accept: super::super::Accept<Text> = Arc::new(|_| Ok(()));
         let (mut all, mut good, mut pieces) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let mut piece = Taken::<Text>::new(ahash::RandomState::with_seed(1));
         for (revision, (key, bad, ends)) in (1..).zip(came) {
             let (key, value) = (format!("k{key}"), format!("{} {revision}", if bad { "bad" } else { "good" }));
-            piece.take(key.clone(), revision, value.clone().into(), None);
+            piece.take(&accept, key.clone(), revision, value.clone().into(), None);
             all.insert(key.clone(), (revision, value));
             if !bad {
                 good.insert(key, revision);
