@@ -376,4 +376,5 @@ async fn a_ca_of_another_trust_domain_a_store_in_use_and_a_folder_that_cannot_be
     assert!(foreign.contains("of trust domain demo.example, not of other.example"), "{foreign}");
 }
 
+mod operators;
 mod rotations;
