@@ -82,7 +82,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
     let publishers = publishers(journals, &shutdown);
-    let fleet = Arc::new(Fleet);
+    let fleet = Arc::new(Fleet::new());
     let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet)).into_server())
         .add_service(FleetService(fleet).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
