@@ -2,6 +2,8 @@
 //! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good. A caller outside of
 //! the mesh has no outbound side, and one that nobody defines has no credentials.
 
+mod proposal;
+
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
@@ -12,14 +14,19 @@ use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
 use crate::{
     Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, Transaction, inbound,
     outbound::{self, Destinations},
-    policy::{Nearest, Policy},
+    policy::{Condition, Match, Nearest, Policy, Residency, Rule},
     tenancy::{Held, Tenant},
 };
+
+use self::proposal::Refused;
+pub use self::proposal::{Change, Place, Proposal};
 
 /// A mesh as its records describe it, ready to be asked.
 #[derive(Debug)]
 pub struct Mesh {
     policies: BTreeMap<String, Arc<Policy>>,
+    /// What `policies` were made from, for proposals.
+    records: BTreeMap<String, proto::ServicePolicy>,
     routes: Vec<proto::Route>,
     quarantined: Quarantined,
     /// `None`: no tenant is known, so each that is named is assumed to be a servable one.
@@ -67,8 +74,12 @@ pub struct Explanation {
     pub source: Option<String>,
     /// When no rule matches: the one that came closest.
     pub nearest: Option<Nearest>,
+    /// When the rule is not for the tenant: what of the tenant it is not for.
+    pub condition: Option<Condition>,
     /// What audit mode let pass, and enforcing would refuse.
     pub audited: Option<Reason>,
+    /// What would allow the call; in audit mode also if it was enforced. `None` where nothing small would.
+    pub proposal: Option<Proposal>,
     /// What was taken for granted for lack of knowledge, in words.
     pub assumed: Vec<String>,
 }
@@ -87,9 +98,12 @@ impl Mesh {
         quarantines: impl IntoIterator<Item = &'r proto::Quarantine>,
         tenants: Option<Vec<TenantContext>>,
     ) -> Result<Self, String> {
-        let compile = |record: &proto::ServicePolicy| Ok((record.service.clone(), Arc::new(Policy::try_from(record)?)));
+        let records: BTreeMap<_, _> =
+            services.into_iter().map(|record| (record.service.clone(), record.clone())).collect();
+        let compile = |(name, record): (&String, _)| Ok((name.clone(), Arc::new(Policy::try_from(record)?)));
         Ok(Mesh {
-            policies: services.into_iter().map(compile).collect::<Result<_, String>>()?,
+            policies: records.iter().map(compile).collect::<Result<_, String>>()?,
+            records,
             routes: routes.into_iter().cloned().collect(),
             quarantined: quarantines.into_iter().collect(),
             tenants: tenants.map(hold).transpose()?,
@@ -108,37 +122,47 @@ impl Mesh {
         let (caller, callee) = (name(call.caller)?, name(call.service)?);
         let policy = self.policies.get(call.service).map_or_else(|| Arc::new(Policy::empty()), Arc::clone);
         let mut assumed = Vec::new();
-        let tenants = self.tenants_for(call, &policy, &mut assumed)?;
+        let peer = self.peer(call, &policy);
+        let tenants = self.tenants_for(call, &policy, peer, &mut assumed)?;
         let region = instance_region(call, &tenants)?;
 
-        let outcome = match self.peer(call, &policy) {
-            Some(peer @ Peer::Service(_)) => {
-                self.outbound(call, &tenants, caller, region.as_ref(), &mut assumed).map(|()| peer)
-            }
-            Some(peer @ Peer::Outside(_)) => self.defined(call.service).map(|()| peer),
+        let before = match peer {
+            Some(Peer::Service(_)) => self.outbound(call, &tenants, caller, region.as_ref(), &mut assumed),
+            Some(Peer::Outside(_)) => self.defined(call.service),
             None => Err(self.nobody(call, &policy)),
         };
-        let outcome = outcome.map_err(inbound::Stop::from).and_then(|peer| {
-            let (policy, quarantined) = (Some(Arc::clone(&policy)), self.quarantined.clone());
-            let state = inbound::State { me: callee, region, policy, quarantined, policy_position: None };
-            let (token, tenant) = (Token::One(""), named(call));
-            let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
-            let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
-            let head = inbound::Head { path: call.path, token, tenant, tenant_revision: None, txn_token };
-            let waited = inbound::Waited::FOR_ALL;
-            inbound::decide(&state, &*tenants, &mut Proven { transaction }, peer, &head, now, waited)
-        });
-        Ok(match outcome {
-            Ok(verdict) => passed(&policy, verdict.rule, verdict.audited, assumed),
-            Err(inbound::Stop::Refused(refusal)) => refused(&policy, refusal, assumed),
-            // Nothing is waited for: everything was, as far as the decision knows.
-            Err(inbound::Stop::WaitFor(position)) => {
-                refused(&policy, Refusal::new(Reason::TenantStale, format!("revision {position} is not here")), assumed)
+        let inbound = |policy: &Arc<Policy>| {
+            let (me, region, quarantined) = (callee.clone(), region.clone(), self.quarantined.clone());
+            let state =
+                inbound::State { me, region, policy: Some(Arc::clone(policy)), quarantined, policy_position: None };
+            // Nobody's calls are asked about only to find out what would let the same call of somebody pass.
+            inbound_of(&state, &tenants, peer.unwrap_or(Peer::Service(call.caller)), call, now)
+        };
+        let outcome = before.and_then(|()| inbound(&policy));
+        let tenant = call.tenant.and_then(|id| tenants.get(id).found());
+        let refused = Refused {
+            call: *call,
+            record: self.records.get(call.service),
+            tenant: tenant.as_deref(),
+            nobody: peer.is_none(),
+        };
+        let enforced = |policy: Policy| inbound(&Arc::new(policy)).err();
+        let propose = |refusal: &Refusal| self.release(refusal, call).or_else(|| refused.propose(refusal, enforced));
+        let mut explanation = match outcome {
+            Ok((rule, audited)) => {
+                let proposal = audited.as_ref().and_then(propose);
+                Explanation { proposal, ..passed(&policy, rule, audited, assumed) }
             }
-            Err(inbound::Stop::Resolve(_)) => {
-                refused(&policy, Refusal::new(Reason::TcsUnavailable, "the tenant is not held"), assumed)
+            Err(refusal) => {
+                let proposal = propose(&refusal);
+                Explanation { proposal, ..self::refused(&policy, refusal, assumed) }
             }
-        })
+        };
+        if [explanation.reason, explanation.audited].contains(&Some(Reason::TenantNotAllowed)) {
+            let rule = policy.rules().iter().find(|rule| explanation.rule.as_deref() == Some(&rule.name));
+            explanation.condition = missed(&policy, rule, tenant.as_deref());
+        }
+        Ok(explanation)
     }
 
     /// Who calls, as TLS would prove it to the callee; `None` when it would prove nothing.
@@ -177,31 +201,43 @@ impl Mesh {
         Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) }
     }
 
+    /// What a quarantine is answered with.
+    fn release(&self, refusal: &Refusal, call: &Call<'_>) -> Option<Proposal> {
+        let cut_off = [call.caller, call.service].into_iter().filter(|name| self.quarantined.reason(name).is_some());
+        let mut changes: Vec<_> = cut_off.map(|name| Change::Release { service: name.to_owned() }).collect();
+        changes.dedup();
+        (refusal.reason == Reason::Quarantined && !changes.is_empty()).then_some(Proposal { changes })
+    }
+
     /// The tenants that the mesh knows, or one made up from the call.
     fn tenants_for(
         &self,
         call: &Call<'_>,
         policy: &Policy,
+        peer: Option<Peer<'_>>,
         assumed: &mut Vec<String>,
     ) -> Result<Cow<'_, Held>, String> {
         let (None, Some(id)) = (&self.tenants, call.tenant) else {
             let known = self.tenants.as_ref();
             return Ok(known.map_or_else(|| Cow::Owned(Held::nothing_yet()), Cow::Borrowed));
         };
-        let products = policy.product().map(|product| {
-            let state = tenon_proto::tcs::v1::product::State::Active.into();
-            (product.to_owned(), tenon_proto::tcs::v1::Product { state, ..Default::default() })
+        let rule = peer.and_then(|peer| match policy.authorize(peer, call.path) {
+            Match::Rule(_, rule) => Some(rule),
+            Match::Nothing => None,
         });
-        let context = TenantContext {
-            tenant_id: id.to_owned(),
-            status: tenon_proto::tcs::v1::tenant_context::Status::Active.into(),
-            region: call.region.unwrap_or(ANYWHERE).to_owned(),
-            products: products.into_iter().collect(),
-            ..Default::default()
-        };
         // An id that breaks the grammar cannot be held, and is then as unknown as it should be.
-        let Ok(tenants) = hold(vec![context]) else { return hold(Vec::new()).map(Cow::Owned) };
-        assumed.push(format!("tenant {id} is known, active, licensed and at home where the instance runs"));
+        let Ok(tenants) = hold(vec![made_up(id, call, policy, rule)]) else {
+            return hold(Vec::new()).map(Cow::Owned);
+        };
+        let made_up = tenants.get(id).found();
+        let at_home = call.region.is_none() || made_up.as_deref().map(Tenant::region) == call.region;
+        let home = if at_home { "licensed and at home where the instance runs" } else { "and licensed" };
+        assumed.push(format!("tenant {id} is known, active{} {home}", if at_home { "," } else { "" }));
+        if let Some(rule) = rule.filter(|rule| rule.conditions.is_some())
+            && missed(policy, Some(rule), made_up.as_deref()).is_none()
+        {
+            assumed.push(format!("tenant {id} is one that rule {} is for", rule.name));
+        }
         Ok(Cow::Owned(tenants))
     }
 
@@ -233,6 +269,59 @@ impl Mesh {
         }
         Ok(())
     }
+}
+
+/// The callee's decision, with everything waited for and the caller's credentials good.
+fn inbound_of(
+    state: &inbound::State,
+    tenants: &Held,
+    peer: Peer<'_>,
+    call: &Call<'_>,
+    now: u64,
+) -> Result<(Option<u32>, Option<Refusal>), Refusal> {
+    let tenant = named(call);
+    let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
+    let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
+    let head = inbound::Head { path: call.path, token: Token::One(""), tenant, tenant_revision: None, txn_token };
+    let waited = inbound::Waited::FOR_ALL;
+    match inbound::decide(state, tenants, &mut Proven { transaction }, peer, &head, now, waited) {
+        Ok(verdict) => Ok((verdict.rule, verdict.audited)),
+        Err(inbound::Stop::Refused(refusal)) => Err(refusal),
+        // Nothing is waited for: everything was, as far as the decision knows.
+        Err(inbound::Stop::WaitFor(position)) => {
+            Err(Refusal::new(Reason::TenantStale, format!("revision {position} is not here")))
+        }
+        Err(inbound::Stop::Resolve(_)) => Err(Refusal::new(Reason::TcsUnavailable, "the tenant is not held")),
+    }
+}
+
+/// A tenant that nothing speaks against: servable where the call goes, and what its rule wants but of another id.
+fn made_up(id: &str, call: &Call<'_>, policy: &Policy, rule: Option<&Rule>) -> TenantContext {
+    let conditions = rule.and_then(|rule| rule.conditions.as_ref());
+    let wanted = conditions.and_then(|conditions| conditions.any_region());
+    let region = match (call.region, policy.residency()) {
+        // Only tenants that are at home there are served there.
+        (Some(region), Residency::Home) => region,
+        (region, Residency::Any | Residency::Home) => wanted.or(region).unwrap_or(ANYWHERE),
+    };
+    let product = tenon_proto::tcs::v1::Product {
+        state: tenon_proto::tcs::v1::product::State::Active.into(),
+        edition: conditions.and_then(|conditions| conditions.any_edition()).unwrap_or_default().to_owned(),
+        features: conditions.iter().flat_map(|conditions| conditions.features()).map(str::to_owned).collect(),
+        ..Default::default()
+    };
+    TenantContext {
+        tenant_id: id.to_owned(),
+        status: tenon_proto::tcs::v1::tenant_context::Status::Active.into(),
+        region: region.to_owned(),
+        products: policy.product().map(|name| (name.to_owned(), product)).into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// Which condition of the rule the tenant does not meet.
+fn missed(policy: &Policy, rule: Option<&Rule>, tenant: Option<&Tenant>) -> Option<Condition> {
+    rule?.conditions.as_ref()?.missed(tenant?, policy.product())
 }
 
 /// Stands for the region of an instance when nothing in the call says which.
@@ -267,7 +356,9 @@ fn passed(policy: &Policy, rule: Option<u32>, audited: Option<Refusal>, assumed:
         allowlist: allowlist.map(str::to_owned),
         rule: decided.map(|rule| rule.name.to_string()),
         source: decided.map(|rule| rule.source.to_string()),
+        condition: None,
         audited: audited.as_ref().map(|refusal| refusal.reason),
+        proposal: None,
         nearest: audited.and_then(|refusal| refusal.nearest).map(|nearest| *nearest),
         assumed,
     }
@@ -283,7 +374,9 @@ fn refused(policy: &Policy, refusal: Refusal, assumed: Vec<String>) -> Explanati
         rule: decided.map(|rule| rule.name.to_string()),
         source: decided.map(|rule| rule.source.to_string()),
         nearest: refusal.nearest.map(|nearest| *nearest),
+        condition: None,
         audited: None,
+        proposal: None,
         assumed,
     }
 }

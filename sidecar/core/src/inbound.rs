@@ -6,7 +6,7 @@ use mesh_config::names::{RegionName, ServiceName, TenantId};
 
 use crate::{
     Credentials, Lookup, Named, Peer, Position, Quarantined, Reason, Refusal, Tenants, Token, Transaction, Wanted,
-    policy::{Match, Policy, Proof, Residency, Rule, TenantRequirement},
+    policy::{Conditions, Match, Policy, Proof, Residency, Rule, TenantRequirement},
     refusal::shown,
     tenancy::{ProductState, Status, Tenant},
 };
@@ -107,30 +107,35 @@ pub fn decide<T: Tenants, C: Credentials>(
     let mut granted = allowlist(state, peer, head.path)?;
     let transaction = transaction(&mut granted, credentials, head, now)?;
     let seen = granted.enforce(freshness(&granted, tenants, head, waited))?;
-    let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, seen.flatten(), now, waited))?;
-    Ok(Verdict { tenant: seen.and(tenant).flatten(), rule: granted.rule, transaction, audited: granted.audited })
+    let tenant = granted.enforce(admit(&granted, state, tenants, head.tenant, seen.flatten(), now, waited))?.flatten();
+    granted.enforce(intended(&granted, state, tenant.as_deref()))?;
+    Ok(Verdict { tenant: seen.and(tenant), rule: granted.rule, transaction, audited: granted.audited })
 }
 
 /// What the allowlist granted, and under which conditions.
-struct Granted {
+struct Granted<'p> {
     rule: Option<u32>,
     tenant: TenantRequirement,
     proof: Proof,
+    /// Which tenants it is for, and the rule that says so.
+    tenants: Option<(&'p Rule, &'p Conditions)>,
     /// The conditions are logged and not enforced.
     audit: bool,
     /// The first thing that audit mode let pass.
     audited: Option<Refusal>,
 }
 
-impl Granted {
-    fn by(index: u32, rule: &Rule) -> Self {
-        Granted { rule: Some(index), tenant: rule.tenant, proof: rule.proof, audit: rule.audit, audited: None }
+impl<'p> Granted<'p> {
+    fn by(index: u32, rule: &'p Rule) -> Self {
+        let Rule { tenant, proof, audit, .. } = *rule;
+        let tenants = rule.conditions.as_ref().map(|conditions| (rule, conditions));
+        Granted { rule: Some(index), tenant, proof, tenants, audit, audited: None }
     }
 
     /// No rule matched, in audit mode: a tenant is attached if it is a servable one.
     fn by_audit(refusal: Refusal) -> Self {
         let tenant = TenantRequirement::Optional;
-        Granted { rule: None, tenant, proof: Proof::None, audit: true, audited: Some(refusal) }
+        Granted { rule: None, tenant, proof: Proof::None, tenants: None, audit: true, audited: Some(refusal) }
     }
 
     /// The outcome of a condition: a failure ends the call, or in audit mode is written down.
@@ -158,7 +163,7 @@ fn authenticate(credentials: &mut impl Credentials, peer: Peer<'_>, token: Token
     }
 }
 
-fn allowlist(state: &State, peer: Peer<'_>, path: &str) -> Result<Granted, Refusal> {
+fn allowlist<'s>(state: &'s State, peer: Peer<'_>, path: &str) -> Result<Granted<'s>, Refusal> {
     let Some(policy) = &state.policy else {
         let message = format!("service {} has not received its policy yet", state.me);
         return Err(Refusal::new(Reason::PolicyUnavailable, message));
@@ -181,7 +186,7 @@ fn allowlist(state: &State, peer: Peer<'_>, path: &str) -> Result<Granted, Refus
 /// Verifies the transaction token where the rule wants one, and then, where the rule looks at tenants, that its tenant is
 /// the call's. A rule that ignores tenants ignores the token's too.
 fn transaction(
-    granted: &mut Granted,
+    granted: &mut Granted<'_>,
     credentials: &mut impl Credentials,
     head: &Head<'_>,
     now: u64,
@@ -210,7 +215,7 @@ fn transaction(
 /// Whether the replica has what the caller has seen. Concerns calls whose tenant is looked at; before the first snapshot
 /// there is nothing to compare with, and [`admit`] says so. Comes back with what the caller has seen.
 fn freshness(
-    granted: &Granted,
+    granted: &Granted<'_>,
     tenants: &impl Tenants,
     head: &Head<'_>,
     waited: Waited,
@@ -235,7 +240,7 @@ fn freshness(
 
 /// Finds the tenant, no older than the caller has seen it, and checks that this instance may serve it.
 fn admit<T: Tenants>(
-    granted: &Granted,
+    granted: &Granted<'_>,
     state: &State,
     tenants: &T,
     named: Named<'_>,
@@ -297,6 +302,19 @@ fn servable(state: &State, tenant: &Tenant, now: u64) -> Result<(), Refusal> {
         (Residency::Home, _) => {
             let message = format!("the home region of tenant {id} is not served by this instance of {}", state.me);
             Err(Refusal::new(Reason::TenantWrongRegion, message))
+        }
+    }
+}
+
+/// Whether the rule is for this tenant. In audit mode the app is handed a tenant that it is not for.
+fn intended(granted: &Granted<'_>, state: &State, tenant: Option<&Tenant>) -> Result<(), Stop> {
+    let (Some((rule, conditions)), Some(tenant)) = (granted.tenants, tenant) else { return Ok(()) };
+    match conditions.missed(tenant, state.policy.as_deref().and_then(Policy::product)) {
+        None => Ok(()),
+        Some(missed) => {
+            let (rule, id) = (&rule.name, tenant.id());
+            let message = format!("rule {rule} of service {} is not for tenant {id}, by its {missed}", state.me);
+            Err(Refusal::new(Reason::TenantNotAllowed, message).into())
         }
     }
 }

@@ -3,16 +3,20 @@
 //! Rules only allow. The first rule, in the order of the record, that matches caller and path decides everything else
 //! (DESIGN §6).
 
+mod conditions;
 mod nearest;
-
-use std::time::Duration;
+mod rule;
 
 use ahash::{AHashMap, AHashSet};
 use tenon_proto::policy::v1 as proto;
 
 use crate::Peer;
 
-pub use self::nearest::{Missed, Nearest};
+pub use self::{
+    conditions::{Condition, Conditions},
+    nearest::{Missed, Nearest},
+    rule::{Proof, Rate, Residency, Rule, TenantRequirement},
+};
 
 /// Everything that decides who may call one service. Made from its `allowlist` record.
 #[derive(Debug, Default)]
@@ -45,70 +49,6 @@ struct Callers {
     any: Option<u32>,
     services: AHashMap<Box<str>, u32>,
     outside: AHashMap<Box<str>, u32>,
-}
-
-/// Which tenants an instance serves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Residency {
-    /// All of them.
-    #[default]
-    Any,
-    /// Those whose home region is its own.
-    Home,
-}
-
-/// What a rule wants to know of the tenant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TenantRequirement {
-    /// A servable tenant must be named.
-    Required,
-    /// A tenant that is named must be servable.
-    Optional,
-    /// Tenants are ignored and the app is handed none.
-    None,
-}
-
-/// What a rule wants to be shown besides the caller's identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
-    /// Nothing.
-    None,
-    /// A transaction token.
-    Transaction,
-}
-
-/// How often one tenant may use a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Calls in every `per`.
-    pub count: u64,
-    /// A second, a minute or an hour.
-    pub per: Duration,
-    /// Calls that may come at once.
-    pub burst: u64,
-}
-
-/// One rule of an Allowlist.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    /// The Allowlist it stands in.
-    pub allowlist: Box<str>,
-    /// Unique within the service.
-    pub name: Box<str>,
-    /// Where it stands, for explanations: `media.yaml:12`. May be empty.
-    pub source: Box<str>,
-    /// Service names, and `*` for any.
-    pub callers: Vec<Box<str>>,
-    /// Exact paths, and `/package.Service/*`.
-    pub paths: Vec<Box<str>>,
-    /// What it wants to know of the tenant.
-    pub tenant: TenantRequirement,
-    /// What it wants to be shown.
-    pub proof: Proof,
-    /// `None`: unlimited.
-    pub rate: Option<Rate>,
-    /// Its tenant conditions, proof and rate are logged and not enforced.
-    pub audit: bool,
 }
 
 /// What [`Policy::authorize`] found.
@@ -259,56 +199,15 @@ impl TryFrom<&proto::ServicePolicy> for Policy {
             ..Policy::default()
         };
         for rule in &record.rules {
+            let conditions = rule.tenants.as_ref();
+            if policy.product.is_none()
+                && conditions.is_some_and(|of| !of.editions.is_empty() || !of.features.is_empty())
+            {
+                return Err(format!("rule {:?}: editions and features of a service without product", rule.name));
+            }
             policy.push(Rule::try_from(rule)?)?;
         }
         Ok(policy)
-    }
-}
-
-impl TryFrom<&proto::Rule> for Rule {
-    type Error = String;
-
-    fn try_from(record: &proto::Rule) -> Result<Self, String> {
-        let texts = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect();
-        Ok(Rule {
-            allowlist: record.allowlist.as_str().into(),
-            name: record.name.as_str().into(),
-            source: record.source.as_str().into(),
-            callers: texts(&record.callers),
-            paths: texts(&record.paths),
-            tenant: match proto::TenantRequirement::try_from(record.tenant) {
-                Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
-                    TenantRequirement::Required
-                }
-                Ok(proto::TenantRequirement::Optional) => TenantRequirement::Optional,
-                Ok(proto::TenantRequirement::None) => TenantRequirement::None,
-                Err(_) => return Err(format!("rule {:?}: unknown tenant requirement {}", record.name, record.tenant)),
-            },
-            proof: match proto::Proof::try_from(record.proof) {
-                Ok(proto::Proof::None | proto::Proof::Unspecified) => Proof::None,
-                Ok(proto::Proof::Transaction) => Proof::Transaction,
-                Err(_) => return Err(format!("rule {:?}: unknown proof {}", record.name, record.proof)),
-            },
-            rate: record.rate.as_ref().map(Rate::from),
-            audit: record.audit,
-        })
-    }
-}
-
-impl From<&proto::Rate> for Rate {
-    fn from(record: &proto::Rate) -> Self {
-        Rate { count: record.count, per: Duration::from_secs(record.per_seconds.into()), burst: record.burst }
-    }
-}
-
-impl Residency {
-    /// From the number in a record; unspecified is `Any`.
-    pub(crate) fn decode(number: i32) -> Result<Self, String> {
-        match proto::Residency::try_from(number) {
-            Ok(proto::Residency::Any | proto::Residency::Unspecified) => Ok(Residency::Any),
-            Ok(proto::Residency::Home) => Ok(Residency::Home),
-            Err(_) => Err(format!("unknown residency {number}")),
-        }
     }
 }
 

@@ -117,7 +117,9 @@ mod tag {
     pub(super) const ENTRY_KEY: u32 = 1;
     pub(super) const ENTRY_VALUE: u32 = 2;
     pub(super) const PRODUCT_STATE: u32 = 1;
+    pub(super) const PRODUCT_EDITION: u32 = 2;
     pub(super) const PRODUCT_LICENSE_EXPIRES_AT: u32 = 4;
+    pub(super) const PRODUCT_FEATURES: u32 = 5;
     pub(super) const TIMESTAMP_SECONDS: u32 = 1;
 }
 
@@ -141,7 +143,11 @@ pub enum ProductState {
     Suspended,
 }
 
-/// What counts of a product.
+/// What a tenant has of a product, read where it lies: no allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldProduct<'t>(&'t [u8]);
+
+/// Whether a product may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Product {
     state: ProductState,
@@ -207,11 +213,18 @@ impl Tenant {
     /// Whether it may use `product` at `now` (Unix seconds). A licence that ran out is `Inactive`, and so is a product
     /// that the tenant does not have. The second of `license_expires_at` is still licensed.
     pub fn product(&self, product: &str, now: u64) -> ProductState {
-        let entries = self.fields(tag::PRODUCTS);
-        let products = entries.filter_map(|entry| Product::read(entry).ok());
+        self.entry(product).map_or(ProductState::Inactive, |(_, held)| held.at(now))
+    }
+
+    /// What it has of `product`, be it active or not; `None` when that is nothing.
+    pub fn held(&self, product: &str) -> Option<HeldProduct<'_>> {
+        self.entry(product).map(|(entry, _)| HeldProduct(entry))
+    }
+
+    fn entry(&self, product: &str) -> Option<(&[u8], Product)> {
+        let entries = self.fields(tag::PRODUCTS).filter_map(|entry| Some((entry, Product::read(entry).ok()?)));
         // Of a map's entries with one key the last one counts.
-        let held = products.filter(|(name, _)| *name == product).last();
-        held.map_or(ProductState::Inactive, |(_, held)| held.at(now))
+        entries.filter(|(_, (name, _))| *name == product).last().map(|(entry, (_, held))| (entry, held))
     }
 
     /// Its site host names.
@@ -224,8 +237,26 @@ impl Tenant {
     }
 
     fn fields(&self, tag: u32) -> impl Iterator<Item = &[u8]> {
-        let fields = Fields::of(self.context()).filter_map(Result::ok);
-        fields.filter(move |(of, _)| *of == tag).filter_map(|(_, field)| field.bytes())
+        Fields::all(self.context(), tag).filter_map(Field::bytes)
+    }
+}
+
+impl<'t> HeldProduct<'t> {
+    /// What it is called; may be empty.
+    pub fn edition(self) -> &'t str {
+        self.texts(tag::PRODUCT_EDITION).last().unwrap_or_default()
+    }
+
+    /// What is switched on.
+    pub fn features(self) -> impl Iterator<Item = &'t str> {
+        self.texts(tag::PRODUCT_FEATURES)
+    }
+
+    /// Of a message that stands twice the parts are read as one.
+    fn texts(self, tag: u32) -> impl Iterator<Item = &'t str> {
+        let parts = Fields::all(self.0, tag::ENTRY_VALUE).filter_map(Field::bytes);
+        let texts = parts.flat_map(move |part| Fields::all(part, tag)).filter_map(Field::bytes);
+        texts.filter_map(|text| std::str::from_utf8(text).ok())
     }
 }
 
@@ -326,6 +357,8 @@ impl Product {
                         }
                     }
                 }
+                (tag::PRODUCT_EDITION, field) => drop(text(field, "a product's edition")?),
+                (tag::PRODUCT_FEATURES, field) => drop(text(field, "a product's feature")?),
                 (tag::PRODUCT_STATE | tag::PRODUCT_LICENSE_EXPIRES_AT, _) => {
                     return Err("a product's state or licence is of another type".to_owned());
                 }

@@ -243,3 +243,5 @@ fn a_rule_that_wants_a_proof_is_explained_with_the_token_that_the_call_is_said_t
         assert_eq!(reason(&mesh.explain(&call, NOW).unwrap()), expected, "{path} {transaction:?}");
     }
 }
+
+mod proposals;

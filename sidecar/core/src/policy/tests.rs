@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -95,6 +97,33 @@ fn a_rule_that_cannot_be_understood_makes_the_record_an_error() {
         assert!(Policy::try_from(&broken).is_err(), "{path:?}");
     }
     assert!(Policy::try_from(&proto::ServicePolicy { residency: 9, ..Default::default() }).is_err());
+}
+
+#[test]
+fn tenant_conditions_that_cannot_be_kept_make_the_record_an_error() {
+    let of = |conditions: proto::TenantConditions, tenant: proto::TenantRequirement, product: &str| {
+        let conditional =
+            proto::Rule { tenants: Some(conditions), tenant: tenant.into(), ..rule("x", &["*"], &["/m.v1.M/Get"]) };
+        let product = product.to_owned();
+        Policy::try_from(&proto::ServicePolicy { rules: vec![conditional], product, ..Default::default() }).is_ok()
+    };
+    use proto::TenantRequirement::{None, Optional, Required, Unspecified};
+    let ids = proto::TenantConditions { ids: vec!["acme".into()], ..Default::default() };
+    let editions = proto::TenantConditions { editions: vec!["paid".into()], ..Default::default() };
+    let features = proto::TenantConditions { features: vec!["beta".into()], ..Default::default() };
+    for (conditions, tenant, product, expected) in [
+        (&ids, Required, "", true),
+        (&ids, Optional, "", true),
+        (&ids, Unspecified, "", true),
+        (&ids, None, "media", false),
+        (&editions, Required, "media", true),
+        (&editions, Required, "", false),
+        (&features, Required, "media", true),
+        (&features, Required, "", false),
+        (&proto::TenantConditions::default(), Required, "media", false),
+    ] {
+        assert_eq!(of(conditions.clone(), tenant, product), expected, "{conditions:?} {tenant:?} {product:?}");
+    }
 }
 
 #[test]

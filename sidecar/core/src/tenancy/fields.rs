@@ -42,6 +42,11 @@ impl<'m> Fields<'m> {
         Self { message, rest: message }
     }
 
+    /// The values of all fields with this tag.
+    pub(super) fn all(message: &'m [u8], tag: u32) -> impl Iterator<Item = Field<'m>> {
+        Self::of(message).filter_map(move |field| field.ok().filter(|(of, _)| *of == tag).map(|(_, field)| field))
+    }
+
     fn read(&mut self) -> Result<Option<(u32, Field<'m>)>, String> {
         let broken = |error: DecodeError| error.to_string();
         while !self.rest.is_empty() {

@@ -114,14 +114,34 @@ fn held_tenants_are_found_by_id_and_by_host() {
     assert_eq!(Held::nothing_yet().get("acme"), Lookup::NotHeld);
 }
 
+#[test]
+fn of_a_product_that_stands_twice_in_one_entry_the_parts_are_read_as_one_and_of_two_entries_the_last() {
+    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
+    let part = |edition: &str, feature: &str| {
+        let product = proto::Product { edition: edition.into(), features: vec![feature.into()], ..Default::default() };
+        field(2, &product.encode_to_vec())
+    };
+    let entry = |parts: &[Vec<u8>]| field(7, &[&[field(1, b"media")], parts].concat().concat());
+    let first = entry(&[part("first", "x")]);
+    let last = entry(&[part("free", "a"), part("paid", "b")]);
+    let raw = [field(1, b"acme"), first, last].concat();
+    let message = &proto::TenantContext::decode(&*raw).unwrap().products["media"];
+    assert_eq!((message.edition.as_str(), message.features.join(" ").as_str()), ("paid", "a b"));
+    let tenant = Tenant::decode(&raw).unwrap();
+    let held = tenant.held("media").unwrap();
+    assert_eq!((held.edition(), held.features().collect::<Vec<_>>()), ("paid", vec!["a", "b"]));
+    assert!(tenant.held("wiki").is_none());
+}
+
 fn contexts() -> impl Strategy<Value = proto::TenantContext> {
-    let states = (-1..5i32, prop::option::of(-5..5i64), "[a-z]{0,3}");
-    let product = states.prop_map(|(state, end, edition)| proto::Product {
+    let features = prop::collection::vec("[a-z]{0,2}", 0..3);
+    let states = (-1..5i32, prop::option::of(-5..5i64), "[a-z]{0,3}", features);
+    let product = states.prop_map(|(state, end, edition, features)| proto::Product {
         state,
         license_expires_at: end.map(|seconds| Timestamp { seconds, nanos: 7 }),
         edition,
         seats: 9,
-        features: vec!["a".to_owned(), "b".to_owned()],
+        features,
         shard: Some(proto::Shard { cluster: "c".to_owned(), ..Default::default() }),
     });
     let products = prop::collection::btree_map("[a-c]{0,2}", product, 0..4);
@@ -175,6 +195,9 @@ proptest! {
                 State::Active | State::Inactive | State::Unspecified => ProductState::Inactive,
             };
             prop_assert_eq!(tenant.product(name, now), expected, "{}", name);
+            let held = tenant.held(name).unwrap();
+            prop_assert_eq!(held.edition(), &product.edition);
+            prop_assert!(held.features().eq(product.features.iter()), "{:?}", held);
         }
     }
 
@@ -187,7 +210,8 @@ proptest! {
         if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
         if let Ok(tenant) = Tenant::decode(&bytes) {
             // What is read can be looked at, whatever it is.
-            let _ = (tenant.region(), tenant.hosts().count(), tenant.product("a", 1));
+            let held = tenant.held("a").map(|held| (held.edition().len(), held.features().count()));
+            let _ = (tenant.region(), tenant.hosts().count(), tenant.product("a", 1), held);
             prop_assert!(TenantId::try_from(tenant.id()).is_ok());
             if let Some(message) = decoded(&bytes) {
                 prop_assert_eq!((tenant.id(), tenant.region()), (&*message.tenant_id, &*message.region));

@@ -1,0 +1,133 @@
+//! One rule of an Allowlist, and what it wants.
+
+use std::time::Duration;
+
+use tenon_proto::policy::v1 as proto;
+
+use super::Conditions;
+
+/// Which tenants an instance serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// All of them.
+    #[default]
+    Any,
+    /// Those whose home region is its own.
+    Home,
+}
+
+/// What a rule wants to know of the tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TenantRequirement {
+    /// A servable tenant must be named.
+    Required,
+    /// A tenant that is named must be servable.
+    Optional,
+    /// Tenants are ignored and the app is handed none.
+    None,
+}
+
+/// What a rule wants to be shown besides the caller's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing.
+    None,
+    /// A transaction token.
+    Transaction,
+}
+
+/// How often one tenant may use a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls in every `per`.
+    pub count: u64,
+    /// A second, a minute or an hour.
+    pub per: Duration,
+    /// Calls that may come at once.
+    pub burst: u64,
+}
+
+/// One rule of an Allowlist.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The Allowlist it stands in.
+    pub allowlist: Box<str>,
+    /// Unique within the service.
+    pub name: Box<str>,
+    /// Where it stands, for explanations: `media.yaml:12`. May be empty.
+    pub source: Box<str>,
+    /// Service names, and `*` for any.
+    pub callers: Vec<Box<str>>,
+    /// Exact paths, and `/package.Service/*`.
+    pub paths: Vec<Box<str>>,
+    /// What it wants to know of the tenant.
+    pub tenant: TenantRequirement,
+    /// What it wants to be shown.
+    pub proof: Proof,
+    /// `None`: unlimited.
+    pub rate: Option<Rate>,
+    /// Its tenant conditions, proof and rate are logged and not enforced.
+    pub audit: bool,
+    /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantRequirement::None`].
+    pub conditions: Option<Conditions>,
+}
+
+impl TryFrom<&proto::Rule> for Rule {
+    type Error = String;
+
+    fn try_from(record: &proto::Rule) -> Result<Self, String> {
+        let texts = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect();
+        Ok(Rule {
+            allowlist: record.allowlist.as_str().into(),
+            name: record.name.as_str().into(),
+            source: record.source.as_str().into(),
+            callers: texts(&record.callers),
+            paths: texts(&record.paths),
+            tenant: match proto::TenantRequirement::try_from(record.tenant) {
+                Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
+                    TenantRequirement::Required
+                }
+                Ok(proto::TenantRequirement::Optional) => TenantRequirement::Optional,
+                Ok(proto::TenantRequirement::None) => TenantRequirement::None,
+                Err(_) => return Err(format!("rule {:?}: unknown tenant requirement {}", record.name, record.tenant)),
+            },
+            proof: match proto::Proof::try_from(record.proof) {
+                Ok(proto::Proof::None | proto::Proof::Unspecified) => Proof::None,
+                Ok(proto::Proof::Transaction) => Proof::Transaction,
+                Err(_) => return Err(format!("rule {:?}: unknown proof {}", record.name, record.proof)),
+            },
+            rate: record.rate.as_ref().map(Rate::from),
+            audit: record.audit,
+            conditions: conditions(record)?,
+        })
+    }
+}
+
+/// The tenant conditions of a rule that looks at tenants.
+fn conditions(record: &proto::Rule) -> Result<Option<Conditions>, String> {
+    let fail = |what: &str| format!("rule {:?}: {what}", record.name);
+    match &record.tenants {
+        None => Ok(None),
+        Some(_) if record.tenant() == proto::TenantRequirement::None => {
+            Err(fail("it ignores tenants and has conditions for them"))
+        }
+        Some(conditions) => Conditions::try_from(conditions).map(Some).map_err(|what| fail(&what)),
+    }
+}
+
+impl From<&proto::Rate> for Rate {
+    fn from(record: &proto::Rate) -> Self {
+        Rate { count: record.count, per: Duration::from_secs(record.per_seconds.into()), burst: record.burst }
+    }
+}
+
+impl Residency {
+    /// From the number in a record; unspecified is `Any`.
+    pub(crate) fn decode(number: i32) -> Result<Self, String> {
+        match proto::Residency::try_from(number) {
+            Ok(proto::Residency::Any | proto::Residency::Unspecified) => Ok(Residency::Any),
+            Ok(proto::Residency::Home) => Ok(Residency::Home),
+            Err(_) => Err(format!("unknown residency {number}")),
+        }
+    }
+}
