@@ -29,7 +29,7 @@ pub const IDENTITY_AUTHORIZATION: &[Rpc] = &[
     // The join token is the proof.
     Rpc { path: "/tenon.identity.v1.Identity/Attest", who: Who::Anyone },
     Rpc { path: "/tenon.identity.v1.Identity/Renew", who: Who::ServicesAndOperators },
-    Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.identity.v1.Identity/CreateJoinToken", who: Who::Operators(OperatorRole::Admin) },
     Rpc { path: "/tenon.identity.v1.Identity/ListKeys", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.identity.v1.Identity/Confirm", who: Who::Services },
     Rpc { path: "/tenon.identity.v1.Identity/Revoke", who: Who::Operators(OperatorRole::Operator) },

@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod join;
 mod live;
 mod peer;
+pub mod policy_signature;
 pub mod repository;
 mod role;
 mod spiffe;

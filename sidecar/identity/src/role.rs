@@ -10,9 +10,10 @@ pub enum OperatorRole {
     /// Reads: policy, tenants, revocations, how the mesh stands. Also whoever's certificate names no role, or one that
     /// this version does not know.
     Viewer,
-    /// Changes what the mesh decides from: policy, tenants, revocations, join tokens.
+    /// Changes what the mesh decides from: policy, tenants, revocations.
     Operator,
-    /// Also what others are trusted for: certificates of services and operators, rotations, guards, backups.
+    /// Also gives others an identity, and takes what guards and keeps the mesh in hand: join tokens, certificates of
+    /// services and operators, rotations, guards, backups.
     Admin,
 }
 

@@ -71,8 +71,8 @@ pub struct IssueSvid {
 
 /// Make somebody an operator: a certificate with a role, and a data folder to use it with.
 ///
-/// A viewer reads; an operator also changes policy, tenants and revocations; an admin also issues certificates, rotates,
-/// sets guards and takes backups. The private key is made here and stays here. For admins; the audit log says who did it.
+/// A viewer reads; an operator also changes policy, tenants and revocations; an admin also gives others an identity,
+/// rotates, sets guards and takes backups. The private key is made here and stays here. For admins; the audit log says who did it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  tenon identity operator --name ann --role viewer --out ann\n  tenon policy status --data ann"

@@ -88,7 +88,8 @@ pub(super) const BUILT_IN: &[Rpc] = &[
 #[derive(Clone, Debug)]
 pub(super) struct Connection(pub Option<Arc<Peer>>);
 
-/// A service that lets through what its table admits, with the [`Peer`] among the request's extensions.
+/// A service that lets through what its table admits, with the [`Peer`] among the request's extensions. What operators call
+/// that viewers may not goes to the log, target `tenon::audit`.
 #[derive(Clone)]
 pub(super) struct Guard<S> {
     inner: S,
@@ -137,6 +138,12 @@ where
         if let Err(status) = self.admit(request.uri().path(), peer.as_deref()) {
             tracing::info!(path = request.uri().path(), peer = peer.map(|peer| peer.id.to_string()), "call refused");
             return Either::Right(std::future::ready(Ok(refusal(&request, status))));
+        }
+        if let (Some(peer), Some(Who::Operators(OperatorRole::Operator | OperatorRole::Admin))) =
+            (&peer, self.table.get(request.uri().path()))
+        {
+            let role = peer.role.map(OperatorRole::as_str);
+            tracing::info!(target: "tenon::audit", by = %peer.id, serial = peer.serial, role, path = request.uri().path(), "an operator's call");
         }
         if let Some(peer) = peer {
             request.extensions_mut().insert(Peer::clone(&peer));

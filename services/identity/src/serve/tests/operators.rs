@@ -3,7 +3,8 @@
 use mesh_identity::{OperatorRole, Svid};
 use rcgen::{CertificateParams, KeyPair};
 use tenon_proto::identity::v1::{
-    CreateJoinTokenRequest, IssueOperatorRequest, ListRevocationsRequest, RenewRequest, RotateRequest,
+    CreateJoinTokenRequest, IssueOperatorRequest, ListRevocationsRequest, RenewRequest, RevokeRequest, RotateRequest,
+    revoke_request::What,
 };
 use zeroize::Zeroizing;
 
@@ -30,22 +31,26 @@ impl Service {
 #[tokio::test]
 async fn each_role_may_do_what_those_below_it_may_and_nothing_above() {
     let service = Service::start().await;
-    for (role, tokens, rotates) in [("viewer", false, false), ("operator", true, false), ("admin", true, true)] {
+    for (role, revokes, rotates) in [("viewer", false, false), ("operator", true, false), ("admin", true, true)] {
         let svid = service.issued("ann", role).await;
         assert_eq!(svid.role().map(OperatorRole::as_str), Some(role));
         let identity = Identity::new(svid, service.ca.bundle());
         let mut ann = IdentityClient::new(service.channel(&identity));
         ann.list_revocations(ListRevocationsRequest::default()).await.unwrap();
+        let what = Some(What::Serial("01".to_owned()));
+        let revoked = ann.revoke(RevokeRequest { what, ..RevokeRequest::default() }).await;
+        assert_eq!(revoked.is_ok(), revokes, "{role}: {revoked:?}");
+        // Whoever makes a join token can be any service.
         let token = CreateJoinTokenRequest { service: "media".to_owned(), ttl_seconds: 0 };
         let token = ann.create_join_token(token).await;
-        assert_eq!(token.is_ok(), tokens, "{role}: {token:?}");
+        assert_eq!(token.is_ok(), rotates, "{role}: {token:?}");
         // Without a step it says how the rotation stands.
         let rotated = ann.rotate(RotateRequest::default()).await;
         assert_eq!(rotated.is_ok(), rotates, "{role}: {rotated:?}");
         let (another, _) = request("bob", "viewer");
         let issued = ann.issue_operator(another).await;
         assert_eq!(issued.is_ok(), rotates, "{role}: {issued:?}");
-        if let Err(refused) = token {
+        if let Err(refused) = revoked {
             assert!(
                 refused.message().contains("is viewer") && refused.message().contains("is for operator"),
                 "{refused}"
