@@ -1,22 +1,42 @@
-//! The one writer of the policy: checks files, remembers them, and makes the journals hold what is compiled from them.
+//! Who changes the policy: checks files, remembers them, and makes the journals hold what is compiled from them.
 //!
-//! The files in force are written first, with where they came from; the records follow from them. So a process that ends
-//! in between, or a disk that is full for a while, leaves nothing that the next attempt does not complete.
+//! What is in force is one record in the journal of sources ([`stored::State`]), which whoever changes the policy compares
+//! and sets, with the files and the entry of the history in the same batch: that is the moment at which a change is made, of
+//! any number of policy services on one store exactly once. The records follow from it (`records` tells in which order), and
+//! the next change is not begun before they are complete. So a process that ends in between, or a disk that is full for a
+//! while, leaves nothing that the next look of any policy service does not complete.
+//!
+//! The mesh's revision of the policy is the position of the kind `allowlist` at which that is done. No clock decides about
+//! anything here; the times in the history are for people.
+
+mod apply;
+mod changes;
+mod compiled;
+mod history;
+mod records;
+mod staging;
+mod stored;
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use bytes::Bytes;
-use journal::{AppendError, Expected, Journal, Position, ReadError, Snapshot, Write};
-use mesh_config::{Mesh, Problem, Problems, Records, SourceFile, names::TrustDomain};
-use mesh_identity::tls::Outsider;
+use journal::{AppendError, Journal, Position, ReadError};
+use mesh_config::{Problem, Problems, names::TrustDomain};
+use mesh_identity::policy_signature::PublicKey;
 use prost::Message;
-use tenon_proto::policy::v1::{self as proto, ApplyRequest, PolicyFile};
+use tenon_proto::policy::v1::{self as proto, HistoryEntry, KindPosition};
+
+pub(crate) use apply::{Author, Origin, Step};
+pub(crate) use compiled::digest_of;
+use compiled::{Compiled, Judge};
+use records::{Held, KINDS, Positions, RESERVED, Wanted, WriteError};
+pub(crate) use stored::to_revision;
+use stored::{Loaded, State};
 
 /// The journals that the engine writes. Nobody else does.
 #[derive(Clone)]
@@ -26,33 +46,27 @@ pub(crate) struct Journals {
     pub endpoints: Arc<dyn Journal>,
     pub quarantines: Arc<dyn Journal>,
     pub attestors: Arc<dyn Journal>,
-    /// Not replicated: the files in force and where they came from.
+    /// Not replicated to sidecars: what is in force, its files, and the history.
     pub sources: Arc<dyn Journal>,
 }
 
-/// Keys of the journal `sources`.
-const FILES: &str = "files";
-const ORIGIN: &str = "origin";
-const FOLDER_DIGEST: &str = "folder";
-
-/// SHA-256 of the content of a folder.
+/// SHA-256.
 pub(crate) type Digest = [u8; 32];
 
-/// Where files came from.
-pub(crate) enum Origin {
-    /// The watched folder with this content.
-    Folder { dir: String, digest: Digest },
-    /// This operator's `Apply`.
-    Operator(String),
-}
+/// How often it is tried again where another policy service was faster.
+const TRIES: usize = 20;
+/// Of the files in force and of those that are staged, with room for what was staged before.
+const COMPILED: usize = 3;
 
 /// What an application did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Applied {
-    /// Of the kind `allowlist`.
+    /// Of the kind `allowlist`: the mesh's policy revision.
     pub position: Position,
     /// Records that were changed, over all kinds.
     pub changes: u64,
+    /// What has the whole of it, of each kind.
+    pub positions: Vec<KindPosition>,
 }
 
 /// Why files did not become the policy.
@@ -61,9 +75,25 @@ pub(crate) enum ApplyError {
     /// They are wrong; nothing has changed.
     #[error("{0}")]
     Problems(Problems),
+    /// Somebody else was faster; nothing has changed.
+    #[error("the policy was changed meanwhile: it is at revision {in_force}")]
+    Conflict {
+        in_force: Position,
+        /// Since what was expected, latest first.
+        since: Vec<HistoryEntry>,
+    },
+    /// No change has this revision.
+    #[error("no change of the policy has the revision {0}: the history tells which there are")]
+    Unknown(Position),
+    /// The change is known, its files are not any more.
+    #[error("the files of revision {0} are no longer kept: apply them from where they came from")]
+    NotKept(Position),
+    /// The rollout that was to be completed or given up does not run any more.
+    #[error("this rollout has ended")]
+    NoRollout,
     /// The store did not take the files.
-    #[error("the store of the policy service cannot be written; nothing has changed")]
-    Store(#[source] AppendError),
+    #[error("the store of the policy service cannot be used; nothing has changed")]
+    Store(#[source] StoreError),
     /// The store may have taken the files all the same; then they come into force within seconds.
     #[error("the store of the policy service did not confirm the files, and may have taken them: apply them again")]
     Unconfirmed(#[source] AppendError),
@@ -79,6 +109,8 @@ pub(crate) enum StoreError {
     Read(#[from] ReadError),
     #[error("the store cannot be written")]
     Append(#[from] AppendError),
+    #[error("other policy services write all the time: try again")]
+    Busy,
 }
 
 /// What is in force besides the records.
@@ -88,41 +120,61 @@ pub(crate) struct InForce {
     pub mesh: String,
     /// "folder DIR" or "applied by OPERATOR"; empty before the first policy.
     pub origin: String,
-    /// Of the watched folder when it was last taken.
+    /// Of the watched folder when it was last taken, by any policy service on this store.
     pub folder: Option<Digest>,
     /// What is wrong with the watched folder now; empty when nothing is.
     pub problems: Vec<Problem>,
 }
 
 pub(crate) struct Engine {
-    /// The only one whose policy is taken: identities of another are not known here.
-    trust_domain: TrustDomain,
+    judge: Judge,
     journals: Journals,
-    /// Held by whoever changes the policy.
+    /// Held by whoever of this process changes the policy.
     writing: tokio::sync::Mutex<()>,
     in_force: Mutex<InForce>,
-    /// The journals, or [`Self::in_force`], may not say yet what the stored files do.
+    looks: Mutex<Looks>,
+    /// The journals, or [`Self::in_force`], may not say yet what the stored files do, by this process's own doing.
     unsettled: AtomicBool,
+    /// What was compiled last, by the id of the files.
+    compiled: Mutex<VecDeque<(Vec<u8>, Arc<Compiled>)>>,
+}
+
+/// What was seen of the journals: of all kinds, and of sources.
+#[derive(Default)]
+struct Looks {
+    /// Where everything was found as it should be.
+    settled: Option<(Positions, Position)>,
+    /// Where the last look found them.
+    seen: Option<(Positions, Position)>,
+    /// Up to where [`Engine::in_force`] says what sources do.
+    known: Option<Position>,
+    /// Files in force that this version does not take, so that it is said once.
+    refused: Vec<u8>,
 }
 
 impl Engine {
     /// Reads what is in force, and completes it if the last process could not.
-    pub async fn open(trust_domain: TrustDomain, journals: Journals) -> Result<Self, ReadError> {
-        let (origin, folder) = stored_origin(&*journals.sources).await?;
-        let in_force = InForce { mesh: String::new(), origin, folder, problems: Vec::new() };
+    pub async fn open(
+        trust_domain: TrustDomain,
+        accept: Vec<PublicKey>,
+        journals: Journals,
+    ) -> Result<Self, ReadError> {
         let engine = Self {
-            trust_domain,
+            judge: Judge { trust_domain, accept: accept.into() },
             journals,
             writing: tokio::sync::Mutex::default(),
-            in_force: Mutex::new(in_force),
+            in_force: Mutex::default(),
+            looks: Mutex::default(),
             unsettled: AtomicBool::new(true),
+            compiled: Mutex::default(),
         };
+        engine.refresh().await?;
         engine.settle().await;
         Ok(engine)
     }
 
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.trust_domain
+        &self.judge.trust_domain
     }
 
     pub fn journals(&self) -> &Journals {
@@ -130,200 +182,194 @@ impl Engine {
     }
 
     pub fn in_force(&self) -> InForce {
-        self.lock().clone()
+        lock(&self.in_force).clone()
     }
 
     /// Notes what is wrong with the watched folder, or that nothing is.
     pub fn set_folder_problems(&self, problems: Vec<Problem>) {
-        self.lock().problems = problems;
+        lock(&self.in_force).problems = problems;
     }
 
-    /// Makes `files` the whole policy.
-    pub async fn apply(&self, files: Vec<SourceFile>, origin: Origin) -> Result<Applied, ApplyError> {
-        let _alone = self.writing.lock().await;
-        let (files, checked) = check(files, self.trust_domain.clone()).await;
-        let (mesh, records) = checked.map_err(ApplyError::Problems)?;
-        let (text, digest) = match origin {
-            Origin::Folder { dir, digest } => (format!("folder {dir}"), Some(digest)),
-            Origin::Operator(name) => (format!("applied by {name}"), None),
-        };
-        let files = files.into_iter().map(|file| PolicyFile { path: file.path, text: file.text }).collect();
-        let mut writes = vec![
-            Write::put(FILES, ApplyRequest { files, ..ApplyRequest::default() }.encode_to_vec()),
-            Write::put(ORIGIN, text.clone()),
-        ];
-        writes.extend(digest.map(|digest| Write::put(FOLDER_DIGEST, digest.to_vec())));
-        self.journals.sources.append(writes).await.map_err(|error| match error {
-            AppendError::Unconfirmed(_) => {
-                self.unsettled.store(true, Ordering::Release);
-                ApplyError::Unconfirmed(error)
-            }
-            AppendError::Conflict { .. }
-            | AppendError::Moved { .. }
-            | AppendError::Full(_)
-            | AppendError::Failed(_) => ApplyError::Store(error),
-        })?;
-        {
-            let mut in_force = self.lock();
-            in_force.mesh = mesh.name().to_string();
-            in_force.origin.clone_from(&text);
-            in_force.folder = digest.or(in_force.folder);
+    /// Takes over what another policy service has committed since the last look: name, origin, and which folder it took.
+    /// Cheap when there is nothing.
+    pub async fn refresh(&self) -> Result<(), ReadError> {
+        let head = self.journals.sources.head().await?;
+        if lock(&self.looks).known == Some(head) {
+            return Ok(());
         }
-        self.unsettled.store(true, Ordering::Release);
-        let applied = self.write(&records).await.map_err(ApplyError::Unsettled)?;
-        self.unsettled.store(false, Ordering::Release);
-        let (revision, changes) = (applied.position.revision, applied.changes);
-        tracing::info!(origin = text, mesh = %mesh.name(), changes, revision, "policy in force");
-        Ok(applied)
+        let loaded = stored::load(&*self.journals.sources).await?;
+        self.know(&loaded.state);
+        lock(&self.looks).known = Some(head);
+        Ok(())
     }
 
-    /// Makes the stored files the policy in force, in the journals as well, if that is not certain. Failures are logged,
-    /// and the next call tries again.
+    fn know(&self, state: &State) {
+        let mut in_force = lock(&self.in_force);
+        in_force.mesh.clone_from(&state.mesh);
+        in_force.origin.clone_from(&state.origin);
+        in_force.folder = state.folder();
+    }
+
+    /// Makes the stored files the policy in force, in the journals as well, if that is not certain: because this process could
+    /// not, or because another one wrote and has stopped to. Failures are logged, and the next call tries again.
     pub async fn settle(&self) {
-        if !self.unsettled.load(Ordering::Acquire) {
-            return;
+        match self.to_settle().await {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(error) => return tracing::warn!(error = chain(&error), "the journals cannot be read: trying again"),
         }
         let _alone = self.writing.lock().await;
-        match self.rewrite().await {
-            Ok(changes) => {
-                self.unsettled.store(false, Ordering::Release);
-                if changes > 0 {
-                    tracing::info!(changes, "records completed from the policy files in force");
+        match self.complete().await {
+            Ok(Completed { changed: true, .. }) => {
+                tracing::info!("records completed from the policy files in force");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the policy in force cannot be completed: trying again");
+            }
+        }
+    }
+
+    /// Whether anything has to be looked at. What others write is left to them until a look finds it as the one before did.
+    async fn to_settle(&self) -> Result<bool, ReadError> {
+        self.refresh().await?;
+        let now = (self.journals.heads().await?, self.journals.sources.head().await?);
+        let mut looks = lock(&self.looks);
+        let still = looks.seen.replace(now) == Some(now);
+        Ok(self.unsettled.load(Ordering::Acquire) || (still && looks.settled != Some(now)))
+    }
+
+    /// Makes the records what the files in force say, and notes at which revision they are. Under `writing`.
+    async fn complete(&self) -> Result<Completed, StoreError> {
+        let sources = &*self.journals.sources;
+        let mut changed = false;
+        for _ in 0..TRIES {
+            let loaded = stored::load(sources).await?;
+            if let Some(writes) = stored::upgraded(sources, &loaded).await? {
+                match sources.append(writes).await {
+                    Ok(_) | Err(AppendError::Conflict { .. }) => continue,
+                    Err(error) => return Err(error.into()),
                 }
             }
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "the policy in force cannot be completed: trying again")
+            if loaded.state.files.is_empty() {
+                let positions = self.journals.heads().await?;
+                self.settled(&loaded.state, positions, loaded.at);
+                return Ok(Completed { loaded, positions, changed });
+            }
+            let Some((mesh, records)) = self.target(&loaded.state).await? else {
+                let positions = self.journals.heads().await?;
+                self.settled(&loaded.state, positions, loaded.at);
+                return Ok(Completed { loaded, positions, changed });
+            };
+            let held = Held::read(&self.journals).await?;
+            let wanted = Wanted::new(&records, loaded.state.mark());
+            let positions = match records::write(&self.journals, &held, &wanted, loaded.at).await {
+                Ok(positions) => positions,
+                Err(WriteError::Overtaken) => continue,
+                Err(WriteError::Store(error)) => return Err(error),
+            };
+            changed |= held.position() != positions[0] || held.differences(&wanted) > 0;
+            if loaded.state.position() == Some(positions[0]) && loaded.state.mesh == mesh {
+                self.settled(&loaded.state, positions, loaded.at);
+                return Ok(Completed { loaded, positions, changed });
+            }
+            let mut state = loaded.state.clone();
+            state.mesh = mesh;
+            state.complete(positions[0]);
+            match sources.append(vec![loaded.put(&state)]).await {
+                Ok(at) => {
+                    self.settled(&state, positions, at);
+                    let loaded = Loaded { state, at, expected: journal::Expected::Revision(at.revision) };
+                    return Ok(Completed { loaded, positions, changed });
+                }
+                Err(AppendError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Busy)
+    }
+
+    fn settled(&self, state: &State, positions: Positions, at: Position) {
+        self.know(state);
+        let mut looks = lock(&self.looks);
+        looks.settled = Some((positions, at));
+        looks.known = Some(at);
+        self.unsettled.store(false, Ordering::Release);
+    }
+
+    /// The records that everybody should have, with what some instances decide by already. `None` when this version does not
+    /// take the files: another one did, and the records that it wrote stay in force.
+    async fn target(&self, state: &State) -> Result<Option<(String, mesh_config::Records)>, ReadError> {
+        let Some(in_force) = self.compiled_from(&state.files).await? else { return Ok(None) };
+        let mut records = in_force.records.clone();
+        if let Some(staged) = &state.staged {
+            let Some(next) = self.compiled_from(&staged.files).await? else { return Ok(None) };
+            staging::overlay(&mut records, &next.records, &staged.canaries);
+        }
+        Ok(Some((in_force.mesh.clone(), records)))
+    }
+
+    /// What kept files mean; `None` when they are gone, or this version does not take them, which is logged.
+    async fn compiled_from(&self, id: &[u8]) -> Result<Option<Arc<Compiled>>, ReadError> {
+        if let Some((_, compiled)) = lock(&self.compiled).iter().find(|(of, _)| of == id) {
+            return Ok(Some(Arc::clone(compiled)));
+        }
+        let again = match stored::files(&*self.journals.sources, id).await? {
+            Some((stored, _)) => self.judge.again(stored).await.map_err(|problems| problems.to_string()),
+            None => Err("they are not in the store".to_owned()),
+        };
+        match again {
+            Ok(compiled) => {
+                let compiled = Arc::new(compiled);
+                self.remember(id, &compiled);
+                Ok(Some(compiled))
+            }
+            Err(why) => {
+                let mut looks = lock(&self.looks);
+                if looks.refused != id {
+                    looks.refused = id.to_vec();
+                    tracing::warn!(why, "this version does not take the policy files in force: apply them again");
+                }
+                Ok(None)
             }
         }
     }
 
-    async fn rewrite(&self) -> Result<u64, StoreError> {
-        let Some(stored) = self.journals.sources.get(FILES).await? else { return Ok(0) };
-        let (origin, folder) = stored_origin(&*self.journals.sources).await?;
-        {
-            let mut in_force = self.lock();
-            (in_force.origin, in_force.folder) = (origin, folder);
-        }
-        let stored = ApplyRequest::decode(stored.value).unwrap_or_default();
-        let files = stored.files.into_iter().map(|file| SourceFile { path: file.path, text: file.text }).collect();
-        match check(files, self.trust_domain.clone()).await.1 {
-            Ok((mesh, records)) => {
-                self.lock().mesh = mesh.name().to_string();
-                Ok(self.write(&records).await?.changes)
-            }
-            // Another version took them. The records that it wrote stay in force.
-            Err(problems) => {
-                tracing::warn!(%problems, "this version does not take the policy files in force: apply them again");
-                Ok(0)
-            }
-        }
-    }
-
-    /// One atomic batch per kind. Quarantines first: what cuts off must not wait.
-    async fn write(&self, records: &Records) -> Result<Applied, StoreError> {
-        let Journals { allowlists, routes, endpoints, quarantines, attestors, sources: _ } = &self.journals;
-        let mut changes = write_kind(&**quarantines, &records.quarantines).await?;
-        changes += write_kind(&**allowlists, &records.allowlists).await?;
-        changes += write_kind(&**routes, &records.routes).await?;
-        changes += write_kind(&**endpoints, &records.endpoints).await?;
-        changes += write_kind(&**attestors, &records.attestors).await?;
-        Ok(Applied { position: allowlists.head().await?, changes })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, InForce> {
-        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    fn remember(&self, id: &[u8], compiled: &Arc<Compiled>) {
+        let mut known = lock(&self.compiled);
+        known.retain(|(of, _)| of != id);
+        known.push_front((id.to_vec(), Arc::clone(compiled)));
+        known.truncate(COMPILED);
     }
 }
 
-/// Where the stored files came from: in words, and the folder's content when it was last taken.
-async fn stored_origin(sources: &dyn Journal) -> Result<(String, Option<Digest>), ReadError> {
-    let text =
-        async |key| -> Result<Option<Bytes>, ReadError> { Ok(sources.get(key).await?.map(|record| record.value)) };
-    let origin = text(ORIGIN).await?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let folder = text(FOLDER_DIGEST).await?.and_then(|bytes| Digest::try_from(&*bytes).ok());
-    Ok((origin, folder))
+/// A policy whose records are what its files say, or which this version cannot complete.
+struct Completed {
+    loaded: Loaded,
+    positions: Positions,
+    /// Something had to be written.
+    changed: bool,
 }
 
-/// Parses and compiles where it holds up nobody: a large policy takes a while. Returns the files as well.
-async fn check(
-    files: Vec<SourceFile>,
-    trust_domain: TrustDomain,
-) -> (Vec<SourceFile>, Result<(Mesh, Records), Problems>) {
-    let work = move || {
-        let checked = mesh_config::parse(&files).and_then(|mesh| {
-            if *mesh.trust_domain() != trust_domain {
-                let message = format!(
-                    "trust domain {:?} is not the one of this mesh's identities, expected {:?}",
-                    mesh.trust_domain().as_str(),
-                    trust_domain.as_str()
-                );
-                return Err(Problems(vec![mesh.trust_domain_problem(message)]));
-            }
-            let records = mesh_config::compile(&mesh);
-            // What a sidecar would refuse must not become the policy.
-            for policy in records.allowlists.values() {
-                usable(policy).map_err(|error| {
-                    let message = format!("sidecars would refuse the allowlist of {}: {error}", policy.service);
-                    Problems(vec![mesh.trust_domain_problem(message)])
-                })?;
-            }
-            Ok((mesh, records))
-        });
-        (files, checked)
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going away, and this task with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a sidecar of the service can use its record.
-fn usable(policy: &proto::ServicePolicy) -> Result<(), String> {
-    sidecar_core::policy::Policy::try_from(policy)?;
-    for client in &policy.external_clients {
-        let ca = client.ca.iter().map(|der| der.to_vec().into()).collect();
-        Outsider::new(&client.name, ca, &client.certificate_names).map_err(|error| error.to_string())?;
-    }
-    Ok(())
-}
-
-/// Makes the journal hold exactly these records; returns how many it changed.
-async fn write_kind<M: Message>(journal: &dyn Journal, records: &BTreeMap<String, M>) -> Result<u64, StoreError> {
-    let writes = difference(&journal.snapshot().await?, records);
-    let changes = writes.len() as u64;
-    if changes > 0 {
-        journal.append(writes).await?;
-    }
-    Ok(changes)
-}
-
-fn difference<M: Message>(held: &Snapshot, wanted: &BTreeMap<String, M>) -> Vec<Write> {
-    let mut absent: BTreeMap<&str, &M> = wanted.iter().map(|(key, record)| (key.as_str(), record)).collect();
-    let mut writes = Vec::new();
-    for record in &held.records {
-        let expected = Expected::Revision(record.revision);
-        match absent.remove(record.key.as_str()).map(Message::encode_to_vec) {
-            None => writes.push(Write::delete(record.key.clone()).expecting(expected)),
-            Some(value) if *record.value == *value => {}
-            Some(value) => writes.push(Write::put(record.key.clone(), value).expecting(expected)),
-        }
-    }
-    writes.extend(
-        absent.into_iter().map(|(key, record)| Write::put(key, record.encode_to_vec()).expecting(Expected::Absent)),
-    );
-    writes
-}
-
-/// Every record of a kind, decoded, and where that is.
+/// Every record of a kind that is for others, decoded, and where that is.
 pub(crate) async fn records_of<M: Message + Default>(journal: &dyn Journal) -> Result<(Position, Vec<M>), ReadError> {
     let snapshot = journal.snapshot().await?;
+    let records = snapshot.records.into_iter().filter(|record| record.key != RESERVED);
     // What another version wrote and this one cannot read is left out: Describe is for people.
-    let records = snapshot.records.into_iter().filter_map(|record| M::decode(record.value).ok()).collect();
-    Ok((snapshot.position, records))
+    Ok((snapshot.position, records.filter_map(|record| M::decode(record.value).ok()).collect()))
+}
+
+pub(crate) fn kind_positions(positions: Positions) -> Vec<KindPosition> {
+    let kind = |(kind, position): (&str, Position)| KindPosition {
+        kind: kind.to_owned(),
+        epoch: position.epoch,
+        revision: position.revision,
+    };
+    KINDS.into_iter().zip(positions).map(kind).collect()
 }
 
 pub(crate) fn to_proto(problem: Problem) -> proto::Problem {

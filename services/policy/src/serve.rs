@@ -11,6 +11,7 @@ use mesh_config::names::{TrustDomain, control_plane};
 use mesh_identity::{
     Identity,
     grpc::{Rpc, Server},
+    policy_signature::PublicKey,
     tls::Clients,
 };
 use tenon_proto::kind;
@@ -20,7 +21,7 @@ use tonic::service::Routes;
 
 use crate::{
     engine::{Engine, Journals},
-    fleet::{FLEET_AUTHORIZATION, Fleet, FleetService},
+    fleet::{FLEET_AUTHORIZATION, Fleet, FleetError, FleetService},
     service::{POLICY_AUTHORIZATION, PolicyService},
     views::{Allowlists, ForCallers, ForIdentity},
     watch::Watcher,
@@ -41,12 +42,14 @@ pub struct Config {
     /// Where it serves gRPC.
     pub listener: TcpListener,
     /// Where policy is kept. The files in force are kept beside an embedded store, in a file of the same name with
-    /// `.sources` behind.
+    /// `.sources` behind, and the flow record in one with `.flows`.
     pub store: Store,
     /// Folder for what is held of a store that is elsewhere.
     pub state_dir: PathBuf,
     /// The watched folder; `None`: policy comes by `Apply` alone.
     pub folder: Option<PathBuf>,
+    /// When there are any: only what one of these keys signed becomes the policy, wherever it comes from.
+    pub accept: Vec<PublicKey>,
     /// Its own identity, kept renewed by the caller. Its trust domain must be that of the policy.
     pub identity: Arc<Identity>,
 }
@@ -60,6 +63,9 @@ pub enum ServeError {
     /// The store cannot be read.
     #[error("the policy in force cannot be read")]
     Read(#[from] ReadError),
+    /// The flow record cannot be kept.
+    #[error("the policy service cannot keep its flow record")]
+    Fleet(#[from] FleetError),
     /// The server failed.
     #[error("the server of the policy service failed")]
     Server(#[source] io::Error),
@@ -72,25 +78,26 @@ pub enum ServeError {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let Config { listener, store, state_dir, folder, identity } = config;
+    let Config { listener, store, state_dir, folder, accept, identity } = config;
     let trust_domain = identity.id().trust_domain().clone();
     let journals = open(&store, &trust_domain, &state_dir).await?;
-    let engine = Arc::new(Engine::open(trust_domain, journals.clone()).await?);
+    let (fleet, recording) = Fleet::open(&store, &trust_domain, &state_dir, &shutdown).await?;
+    let engine = Arc::new(Engine::open(trust_domain, accept, journals.clone()).await?);
     // Before anybody is served: who starts together with this service shall not meet an empty policy.
     let mut watcher = Watcher::new(Arc::clone(&engine), folder);
     watcher.first_look().await;
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
     let publishers = publishers(journals, &shutdown);
-    let fleet = Arc::new(Fleet::new());
     let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet)).into_server())
-        .add_service(FleetService(fleet).into_server())
+        .add_service(FleetService::new(&fleet).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;
     // The store is free for the next process only when nothing of this one holds it.
     watching.abort();
     let _ = watching.await;
+    recording.end().await;
     outcome.map_err(ServeError::Server)
 }
 

@@ -2,23 +2,24 @@
 
 use std::sync::Arc;
 
-use journal::ReadError;
+use journal::{Position, ReadError};
 use mesh_config::{MAX_FILE_BYTES, Problem, Problems, SourceFile};
 use mesh_identity::{
-    OperatorRole,
-    Peer,
+    OperatorRole, Peer,
     grpc::{Rpc, Who},
 };
 use tenon_proto::policy::v1::{
-    ApplyRequest, ApplyResponse, Attestor, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
+    ApplyRequest, ApplyResponse, Attestor, Conflict, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
     ExplainRequest, ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, PolicyFile,
-    Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy,
+    PolicyRevision, Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy,
     policy_server::{Policy, PolicyServer},
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::{Applied, ApplyError, Engine, InForce, Origin, chain, records_of, to_proto},
+    engine::{
+        Applied, ApplyError, Author, Engine, InForce, Origin, chain, kind_positions, records_of, to_proto, to_revision,
+    },
     fleet::Fleet,
 };
 
@@ -36,6 +37,10 @@ pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
 
 /// The largest policy that can be applied, all files together.
 const MAX_POLICY_BYTES: usize = 64 << 20;
+/// Entries of the history, when nobody says how many.
+const USUAL_HISTORY: usize = 100;
+/// Of a note, in characters.
+const MAX_NOTE: usize = 1000;
 
 /// Expects the [`Peer`] in the extensions of each request.
 pub(crate) struct PolicyService {
@@ -56,50 +61,40 @@ impl PolicyService {
 #[tonic::async_trait]
 impl Policy for PolicyService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let operator = request.extensions().get::<Peer>().map(|peer| peer.id.to_string());
-        let operator = operator.ok_or_else(|| Status::unauthenticated("who applies is not known: call over mTLS"))?;
-        let files = match accept(request.into_inner().files) {
+        let operator = operator(&request)?;
+        let ApplyRequest { files, expected, plan: _, signatures, note } = request.into_inner();
+        check_note(&note)?;
+        let files = match accept(files) {
             Ok(files) => files,
             Err(problems) => return Ok(Response::new(refused(problems))),
         };
-        let engine = Arc::clone(&self.engine);
-        // On its own: a client that goes away must not stop it halfway.
-        let work = tokio::spawn(async move { engine.apply(files, Origin::Operator(operator)).await });
-        match work.await {
-            Ok(Ok(Applied { position, changes })) => Ok(Response::new(ApplyResponse {
-                problems: Vec::new(),
-                epoch: position.epoch,
-                revision: position.revision,
-                changes,
-                conflict: None,
-                positions: Vec::new(),
-            })),
-            Ok(Err(ApplyError::Problems(problems))) => Ok(Response::new(refused(problems))),
-            Ok(Err(error @ (ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_)))) => {
-                tracing::warn!(error = chain(&error), "a policy could not be applied");
-                Err(Status::unavailable(error.to_string()))
-            }
-            Err(error) => {
-                tracing::error!(%error, "applying a policy failed");
-                Err(Status::internal("applying the policy failed: see the log of the policy service"))
-            }
-        }
+        let (engine, expected) = (Arc::clone(&self.engine), expected.map(position));
+        let origin = Origin::Operator(operator);
+        to_end(async move { engine.apply(files, signatures, origin, note, expected).await }).await
     }
 
     async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
         let described = self.described(&request.into_inner().service).await;
-        described.map(Response::new).map_err(|error| {
-            tracing::warn!(error = chain(&error), "the policy in force cannot be read");
-            Status::unavailable("the store cannot be read now: try again")
-        })
+        described.map(Response::new).map_err(|error| unreadable(&error))
     }
 
-    async fn history(&self, _: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+    async fn history(&self, request: Request<HistoryRequest>) -> Result<Response<HistoryResponse>, Status> {
+        let limit = match request.into_inner().limit {
+            0 => USUAL_HISTORY,
+            limit => limit as usize,
+        };
+        let entries = self.engine.history(limit).await.map_err(|error| unreadable(&error))?;
+        Ok(Response::new(HistoryResponse { entries }))
     }
 
-    async fn rollback(&self, _: Request<RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let operator = operator(&request)?;
+        let RollbackRequest { to, expected, note } = request.into_inner();
+        check_note(&note)?;
+        let to = to.map(position).ok_or_else(|| Status::invalid_argument("to is missing, expected a revision"))?;
+        let author = Author::operator(&operator, note, expected.map(position));
+        let engine = Arc::clone(&self.engine);
+        to_end(async move { engine.rollback(to, &author).await }).await
     }
 
     async fn rollout(&self, _: Request<RolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
@@ -122,6 +117,8 @@ impl Policy for PolicyService {
 impl PolicyService {
     async fn described(&self, service: &str) -> Result<DescribeResponse, ReadError> {
         let journals = self.engine.journals();
+        // Before the records: who waits until a sidecar has these positions must not wait for what is not there yet.
+        let positions = kind_positions(journals.heads().await?);
         let (position, mut services) = records_of::<ServicePolicy>(&*journals.allowlists).await?;
         let (_, mut routes) = records_of::<Route>(&*journals.routes).await?;
         let (_, mut endpoints) = records_of::<Endpoint>(&*journals.endpoints).await?;
@@ -147,9 +144,71 @@ impl PolicyService {
             source: origin,
             problems: problems.into_iter().map(to_proto).collect(),
             attestors,
-            positions: Vec::new(),
+            positions,
         })
     }
+}
+
+/// The SPIFFE id of who asks.
+fn operator<R>(request: &Request<R>) -> Result<String, Status> {
+    let operator = request.extensions().get::<Peer>().map(|peer| peer.id.to_string());
+    operator.ok_or_else(|| Status::unauthenticated("who changes the policy is not known: call over mTLS"))
+}
+
+/// Does the work on its own: a client that goes away must not stop it halfway.
+async fn to_end(
+    work: impl Future<Output = Result<Applied, ApplyError>> + Send + 'static,
+) -> Result<Response<ApplyResponse>, Status> {
+    match tokio::spawn(work).await {
+        Ok(applied) => answer(applied).map(Response::new),
+        Err(error) => {
+            tracing::error!(%error, "changing the policy failed");
+            Err(Status::internal("changing the policy failed: see the log of the policy service"))
+        }
+    }
+}
+
+/// What a caller is told of a change, or of why there is none.
+pub(crate) fn answer(applied: Result<Applied, ApplyError>) -> Result<ApplyResponse, Status> {
+    let error = match applied {
+        Ok(Applied { position, changes, positions }) => {
+            let (epoch, revision) = (position.epoch, position.revision);
+            return Ok(ApplyResponse { epoch, revision, changes, positions, ..ApplyResponse::default() });
+        }
+        Err(error) => error,
+    };
+    match error {
+        ApplyError::Problems(problems) => Ok(refused(problems)),
+        ApplyError::Conflict { in_force, since } => {
+            let conflict = Conflict { in_force: Some(to_revision(in_force)), since };
+            Ok(ApplyResponse { conflict: Some(conflict), ..ApplyResponse::default() })
+        }
+        ApplyError::Unknown(_) => Err(Status::not_found(error.to_string())),
+        ApplyError::NotKept(_) | ApplyError::NoRollout => Err(Status::failed_precondition(error.to_string())),
+        ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_) => {
+            // With the cause: a full disk is the operator's to see to.
+            let text = chain(&error);
+            tracing::warn!(error = text, "a policy could not be applied");
+            Err(Status::unavailable(text))
+        }
+    }
+}
+
+fn unreadable(error: &ReadError) -> Status {
+    tracing::warn!(error = chain(error), "the policy in force cannot be read");
+    Status::unavailable("the store cannot be read now: try again")
+}
+
+fn position(revision: PolicyRevision) -> Position {
+    Position::new(revision.epoch, revision.revision)
+}
+
+fn check_note(note: &str) -> Result<(), Status> {
+    let length = note.chars().count();
+    if length > MAX_NOTE {
+        return Err(Status::invalid_argument(format!("the note has {length} characters, expected at most {MAX_NOTE}")));
+    }
+    Ok(())
 }
 
 /// Files as a folder could hold them.

@@ -23,8 +23,8 @@ impl Views for Allowlists {
     }
 
     fn project(&self, view: &ViewName, key: &str, value: &Bytes) -> Option<Bytes> {
-        // No service is named "*".
-        (**view == *EVERYTHING || **view == *key).then(|| value.clone())
+        // No service is named "*". The policy service's own record is for nobody.
+        (key != control_plane::POLICY && (**view == *EVERYTHING || **view == *key)).then(|| value.clone())
     }
 }
 

@@ -3,19 +3,18 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use aws_lc_rs::digest::{Context, SHA256};
 use mesh_config::{Fingerprint, Problems, SourceFile, fingerprint, read_folder};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{ApplyError, Digest, Engine, Origin, chain};
+use crate::engine::{ApplyError, Digest, Engine, Origin, chain, digest_of};
 
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(200);
 /// Every so many looks the files are read although they look the same: a file system's clock may tick slowly.
 const READ_ANYWAY: u32 = 10;
-/// Every so many looks it is tried again to write what the store did not take.
-const RETRY: u32 = 10;
+/// Every so many looks it is made sure that the records are what the files in force say, whoever wrote either.
+const RETRY: u32 = 5;
 
 /// Takes what changes in a folder.
 pub(crate) struct Watcher {
@@ -93,11 +92,11 @@ impl Watcher {
         // What was taken once is not taken again: it would undo what an operator has applied since.
         if self.engine.in_force().folder != Some(digest) {
             let origin = Origin::Folder { dir: dir.display().to_string(), digest };
-            match self.engine.apply(files, origin).await {
+            match self.engine.apply(files, Vec::new(), origin, String::new(), None).await {
                 Ok(_) => {}
                 Err(ApplyError::Problems(problems)) => return self.refuse(problems.below(&dir)),
                 // Not dealt with: the next reading tries again.
-                Err(error @ (ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_))) => {
+                Err(error) => {
                     tracing::warn!(error = chain(&error), "the policy folder could not be taken: trying again");
                     return;
                 }
@@ -127,21 +126,11 @@ impl Watcher {
 
     async fn read(&self) -> Result<(Vec<SourceFile>, Digest), Problems> {
         let folder = self.folder.clone().unwrap_or_default();
-        let read = move || read_folder(&folder).map(|files| (digest(&files), files));
+        let read = move || read_folder(&folder).map(|files| (digest_of(&files), files));
         match tokio::task::spawn_blocking(read).await {
             Ok(read) => read.map(|(digest, files)| (files, digest)),
             // The runtime is going away, and this task with it.
             Err(_) => std::future::pending().await,
         }
     }
-}
-
-/// SHA-256 over every path and text, each behind its length: no two folders run together.
-fn digest(files: &[SourceFile]) -> Digest {
-    let mut context = Context::new(&SHA256);
-    for part in files.iter().flat_map(|file| [&file.path, &file.text]) {
-        context.update(&(part.len() as u64).to_be_bytes());
-        context.update(part.as_bytes());
-    }
-    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }

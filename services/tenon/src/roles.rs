@@ -87,6 +87,7 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
             store: in_a_folder(args.store)?,
             state_dir: args.role.state_dir,
             folder: args.folder,
+            accept: Vec::new(),
             identity: joined.identity,
         };
         policy::serve(config, shutdown).await.map_err(|error| ended(Role::Policy, &error))

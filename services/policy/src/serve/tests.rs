@@ -86,6 +86,7 @@ impl World {
             store,
             state_dir: self.dir.path().to_owned(),
             folder,
+            accept: Vec::new(),
             identity: self.ca.identity("tenon-policy"),
         };
         let task = tokio::spawn(serve(config, shutdown.clone()));
