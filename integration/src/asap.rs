@@ -201,7 +201,7 @@ impl OurRepository {
             trust_domain,
             key_repository: Some(repository),
             key_repository_names: vec!["127.0.0.1".into()],
-            policy: None,
+            policy: Vec::new(),
         };
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();

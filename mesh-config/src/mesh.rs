@@ -252,9 +252,9 @@ pub struct ControlPlaneAddresses {
     pub key_repository: SocketAddr,
     /// The Tenant Context Service, once for each process of it. Never empty; the first one writes, and with an embedded
     /// store it is the only one that does.
-    pub tcs: Vec<TcsAddress>,
-    /// The policy service.
-    pub policy: SocketAddr,
+    pub tcs: Vec<ReplicaAddress>,
+    /// The policy service, once for each process of it. Never empty; several share a NATS store.
+    pub policy: Vec<ReplicaAddress>,
     /// The dashboard.
     pub dashboard: SocketAddr,
 }
@@ -265,16 +265,16 @@ impl Default for ControlPlaneAddresses {
         Self {
             identity: local(15010),
             key_repository: local(15011),
-            tcs: vec![TcsAddress { address: local(15020), zone: None }],
-            policy: local(15030),
+            tcs: vec![ReplicaAddress { address: local(15020), zone: None }],
+            policy: vec![ReplicaAddress { address: local(15030), zone: None }],
             dashboard: local(15080),
         }
     }
 }
 
-/// Where one process of the Tenant Context Service listens.
+/// Where one process of a service of the control plane listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TcsAddress {
+pub struct ReplicaAddress {
     /// gRPC.
     pub address: SocketAddr,
     /// The zone that it stands in: sidecars prefer to follow two of different zones.

@@ -69,7 +69,7 @@ async fn renewing(dir: &std::path::Path) {
         trust_domain: domain(),
         key_repository: None,
         key_repository_names: Vec::new(),
-        policy: None,
+        policy: Vec::new(),
     };
     let ca = Ca::create(&dir.join("ca"), &domain(), None, clock::unix_seconds()).expect("a CA");
     let shutdown = CancellationToken::new();

@@ -37,7 +37,7 @@ struct Requester {
 impl PolicyFollower {
     /// Starts from `state_dir` and follows `policy` until `shutdown`. Each task ends when its last state is on disk.
     pub(crate) fn start(
-        policy: SocketAddr,
+        policy: &[SocketAddr],
         identity: &Arc<Identity>,
         state_dir: PathBuf,
         shutdown: &CancellationToken,
@@ -58,7 +58,7 @@ impl PolicyFollower {
 
 fn follow<V: Value>(
     kind: &'static str,
-    policy: SocketAddr,
+    policy: &[SocketAddr],
     identity: &Arc<Identity>,
     state_dir: PathBuf,
     shutdown: &CancellationToken,
@@ -67,7 +67,7 @@ fn follow<V: Value>(
     let follow = Follow {
         kind,
         instance: control_plane::IDENTITY.to_owned(),
-        parents: vec![grpc::channel(policy, identity, &expected)],
+        parents: policy.iter().map(|address| grpc::channel(address, identity, &expected)).collect(),
         state_dir: Some(state_dir),
     };
     follow.start(|_: Event<'_, V>| {}, shutdown.clone())

@@ -64,8 +64,8 @@ pub struct Config {
     pub key_repository: Option<TcpListener>,
     /// DNS names and IP addresses in the certificate of the key repository.
     pub key_repository_names: Vec<String>,
-    /// The policy service, whose attestors and token requesters count; none: there are none.
-    pub policy: Option<SocketAddr>,
+    /// The processes of the policy service, one or two, whose attestors and token requesters count; empty: there are none.
+    pub policy: Vec<SocketAddr>,
 }
 
 /// Why the identity service could not start, or why it ended.
@@ -152,7 +152,10 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     tokio::spawn(store::recover(Arc::clone(&ca), shutdown.clone()));
     tokio::spawn(maintain(Arc::clone(&authority), shutdown.clone()));
     let registering = tokio::spawn(register(Arc::clone(&authority), shutdown.clone()));
-    let following = policy.map(|policy| follow_policy(&authority, policy, &data_dir, &shutdown)).transpose()?;
+    let following = match &policy[..] {
+        [] => None,
+        policy => Some(follow_policy(&authority, policy, &data_dir, &shutdown)?),
+    };
     let key_files = data_dir.join(TRANSACTION_KEYS);
     let signing = transaction::start(&authority, key_files, passphrase, shutdown.clone()).await?;
     tokio::spawn(keys::keep_pruned(Arc::clone(&authority), shutdown.clone()));
@@ -193,7 +196,7 @@ fn publish(store: &Embedded, ca: &Arc<Ca>, shutdown: &CancellationToken) -> Resu
 /// Has the policy's attestors and token requesters count, from the disk first.
 fn follow_policy(
     authority: &Authority,
-    policy: SocketAddr,
+    policy: &[SocketAddr],
     data_dir: &Path,
     shutdown: &CancellationToken,
 ) -> Result<[JoinHandle<()>; 2], ServeError> {

@@ -60,8 +60,8 @@ pub struct Config {
     pub identity: Arc<Identity>,
     /// Names this process as a follower, the same as for the identity service.
     pub instance: Arc<str>,
-    /// The policy service, whose routes it follows.
-    pub policy: SocketAddr,
+    /// The processes of the policy service whose routes it follows: one or two.
+    pub policy: Vec<SocketAddr>,
 }
 
 /// Where a TCS has its tenants from.
@@ -123,7 +123,7 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let ending = shutdown.clone().drop_guard();
     create(&state_dir)?;
     let changed = Arc::new(Notify::new());
-    let parents = [(policy, control_plane::POLICY)];
+    let parents: Vec<_> = policy.into_iter().map(|address| (address, control_plane::POLICY)).collect();
     let follow = follow(kind::ROUTE, &identity, &instance, &parents, state_dir.clone());
     let (routes, following_routes) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
     let views = Arc::new(ProductViews::new(routes.clone()));

@@ -171,7 +171,7 @@ mod tests {
         let file = file(WHOLE);
         let args = parse(file.path(), "").unwrap();
         assert_eq!((args.listen.port(), args.role.trust_domain.as_str()), (1, "demo.example"));
-        assert_eq!(args.policy.port(), 15030, "what the file does not say has its usual default");
+        assert_eq!(args.policy[0].port(), 15030, "what the file does not say has its usual default");
         let args = parse(file.path(), "--listen 127.0.0.1:2").unwrap();
         assert_eq!(args.listen.port(), 2);
     }

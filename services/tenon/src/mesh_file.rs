@@ -36,7 +36,19 @@ pub struct ControlPlane {
     /// The others, in the order of the LocalMesh document.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tcs_replicas: Vec<TcsReplica>,
+    /// The first policy service.
     pub policy: SocketAddr,
+    /// The others, in the order of the LocalMesh document.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_replicas: Vec<PolicyReplica>,
+}
+
+/// A policy service beside the first one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReplica {
+    /// Unique in the mesh: `policy-2`.
+    pub name: String,
+    pub address: SocketAddr,
 }
 
 /// A TCS beside the first one.
@@ -55,6 +67,11 @@ impl ControlPlane {
     /// Every TCS, those that take writes and those that do not, with the first one first.
     pub fn every_tcs(&self) -> Vec<SocketAddr> {
         [self.tcs].into_iter().chain(self.tcs_replicas.iter().map(|replica| replica.address)).collect()
+    }
+
+    /// Every policy service, the first one first.
+    pub fn every_policy(&self) -> Vec<SocketAddr> {
+        [self.policy].into_iter().chain(self.policy_replicas.iter().map(|replica| replica.address)).collect()
     }
 
     /// Those that take writes, the first one first.
@@ -156,6 +173,7 @@ mod tests {
                 tcs: ([127, 0, 0, 1], 2).into(),
                 tcs_replicas: Vec::new(),
                 policy: ([127, 0, 0, 1], 3).into(),
+                policy_replicas: Vec::new(),
             },
             sidecars: Vec::new(),
         }

@@ -10,7 +10,7 @@ use mesh_config::names::{ServiceName, TrustDomain, control_plane};
 use mesh_identity::{Identity, TrustBundle, grpc};
 use tonic::{Code, Status, transport::Channel};
 
-pub use answer::{from_the_connection, may_be_done};
+pub use answer::{from_the_connection, is_taken, may_be_done};
 use files::ReadError;
 
 use crate::{
@@ -139,14 +139,24 @@ impl Mesh {
             title: format!("{} {}", Role::Tcs.title(), replica.name),
             address: replica.address,
         });
-        first.into_iter().chain(replicas).collect()
+        let policies = self.file.control_plane.policy_replicas.iter().map(|replica| Process {
+            role: Role::Policy,
+            name: replica.name.clone(),
+            title: format!("{} {}", Role::Policy.title(), replica.name),
+            address: replica.address,
+        });
+        first.into_iter().chain(replicas).chain(policies).collect()
     }
 
-    /// A channel to a service of the control plane; connects when it is used. Of several TCS, to one that takes writes.
+    /// A channel to a service of the control plane; connects when it is used. Of several processes, to the first that answers;
+    /// of several TCS, to one that takes writes.
     pub fn channel(&self, role: Role) -> Channel {
         match role {
             Role::Tcs => self.tcs(),
-            Role::Identity | Role::Policy => grpc::channel(self.address(role), &self.identity, &role.service_name()),
+            Role::Policy => {
+                grpc::channel_to_any(&self.file.control_plane.every_policy(), &self.identity, &role.service_name())
+            }
+            Role::Identity => grpc::channel(self.address(role), &self.identity, &role.service_name()),
         }
     }
 
@@ -192,6 +202,9 @@ impl Mesh {
 
     /// The failure of a write: `not_done` where that is known. Else `find_out` says how to find out what became of it.
     pub fn write_failure(&self, role: Role, not_done: &str, find_out: &str, status: &Status) -> Failure {
+        if is_taken(status) {
+            return Failure::new(reason(status)).next("`tenon check` says when all of it is written");
+        }
         if may_be_done(status) {
             return Failure::new(format!("the outcome is unknown: {}", reason(status))).next(find_out);
         }
@@ -318,6 +331,7 @@ mod tests {
             tcs: address,
             tcs_replicas: Vec::new(),
             policy: address,
+            policy_replicas: Vec::new(),
         };
         let file = MeshFile {
             mesh: "demo".into(),
@@ -348,6 +362,19 @@ mod tests {
             assert!(failure.contains(says) && failure.contains(status.message()), "{failure}");
             assert_eq!(failure.contains("is the mesh running"), says.starts_with("is the mesh"), "{failure}");
         }
+    }
+
+    /// Named after a message that was not true: of a policy that was taken, it was said not to be known.
+    #[test]
+    fn a_policy_that_is_taken_is_not_said_to_be_unknown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mesh, _ca) = mesh(dir.path());
+        let text = "the policy is taken, but not all of it could be written yet: it is tried again until it is";
+        let failure = |status| mesh.write_failure(Role::Policy, "not applied", "find out", &status).to_string();
+        let expected = format!("{text}\n  `tenon check` says when all of it is written");
+        assert_eq!(failure(Status::unavailable(text)), expected);
+        let unknown = failure(Status::unavailable("the store did not confirm the files"));
+        assert_eq!(unknown, "the outcome is unknown: the store did not confirm the files\n  find out");
     }
 
     #[tokio::test]

@@ -3,13 +3,17 @@
 use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use journal::{Options, Store};
 use mesh_config::names::TrustDomain;
-use mesh_identity::join::{self, Attestation, Joined, Membership};
+use mesh_identity::{
+    join::{self, Attestation, Joined, Membership},
+    policy_signature::PublicKey,
+};
 use replica::{FollowTrust, Trust};
 use tokio::{
     net::TcpListener,
@@ -87,11 +91,21 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
             store: in_a_folder(args.store)?,
             state_dir: args.role.state_dir,
             folder: args.folder,
-            accept: Vec::new(),
+            accept: args.require_signed.as_deref().map(accepted_keys).transpose()?.unwrap_or_default(),
             identity: joined.identity,
         };
         policy::serve(config, shutdown).await.map_err(|error| ended(Role::Policy, &error))
     })
+}
+
+/// The keys that policy must be signed with.
+fn accepted_keys(path: &Path) -> Result<Vec<PublicKey>, Failure> {
+    let wrong = |why: String| {
+        Failure::new(format!("--require-signed {}: {why}", path.display()))
+            .next("name a file of Ed25519 public keys, as `openssl pkey -in KEY.pem -pubout` writes them")
+    };
+    let pem = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    PublicKey::all_from_pem(&pem).map_err(|error| wrong(error.to_string()))
 }
 
 /// Runs a role on a runtime with a thread a processor, with logs on standard error.

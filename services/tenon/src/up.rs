@@ -12,6 +12,7 @@ mod supervisor;
 
 use std::{path::Path, time::Duration};
 
+use journal::Store;
 use mesh_config::LocalMesh;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -54,6 +55,7 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
     let mut signals = Signals::new()?;
     let mesh = crate::policy::load(&args.folder)?;
     let local = mesh.local().ok_or_else(|| no_local_mesh(&args.folder))?;
+    several_share_a_store(local, args.store.as_ref())?;
     let binaries = children::Binaries::find()?;
     let data = Data::new(&absolute(&args.data)?);
     let lock = Lock::take(&data)?;
@@ -107,6 +109,17 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
     started?;
     printer.progress("ended");
     Ok(Answer::Yes)
+}
+
+/// An embedded store is open in one process alone, and of policy services each one writes.
+fn several_share_a_store(local: &LocalMesh, store: Option<&Store>) -> Result<(), Failure> {
+    match (local.control_plane.policy.len(), store) {
+        (1, _) | (_, Some(Store::Nats(_))) => Ok(()),
+        (several, _) => Err(Failure::usage(format!(
+            "spec.controlPlane.policy names {several} processes, which need a store that they share"
+        ))
+        .next("give --store nats://HOST:PORT[,HOST:PORT], or name one address")),
+    }
 }
 
 fn no_local_mesh(folder: &Path) -> Failure {

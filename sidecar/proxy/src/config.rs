@@ -15,7 +15,7 @@ use mesh_config::names::{RegionName, ServiceName, TrustDomain, ZoneName};
 use mesh_identity::{join::Attestation, workload::Socket};
 use serde::{Deserialize, Serialize};
 
-pub use self::tcs::{HeldTenants, TcsAddress};
+pub use self::tcs::{HeldTenants, ReplicaAddress};
 
 /// The command line of `tenon-sidecar`. Every flag is also a key of `--config FILE` and a `TENON_*` variable.
 #[derive(Debug, Default, Parser, Deserialize)]
@@ -78,9 +78,13 @@ pub struct Flags {
     /// With --tenants on-demand: the most memory that tenants may take [default: 64MiB]
     #[arg(long, env = "TENON_TENANT_CACHE_BYTES", value_name = "SIZE")]
     pub tenant_cache_bytes: Option<String>,
-    /// Address of the policy service [default: 127.0.0.1:15030]
-    #[arg(long, env = "TENON_POLICY", value_name = "HOST:PORT")]
-    pub policy: Option<String>,
+    /// Address of a process of the policy service, as for --tcs [default: 127.0.0.1:15030]
+    #[arg(long, env = "TENON_POLICY", value_name = "[ZONE=]IP:PORT", value_delimiter = ',')]
+    #[serde(deserialize_with = "addresses")]
+    pub policy: Vec<String>,
+    /// Accept only policy that is signed with one of these keys: Ed25519 public keys, PEM [default: any]
+    #[arg(long, env = "TENON_REQUIRE_SIGNED", value_name = "PATH")]
+    pub require_signed: Option<PathBuf>,
     /// SHA-256 of the mesh's trust bundle, in hexadecimal: what the identity service is pinned by
     #[arg(long, env = "TENON_TRUST_BUNDLE_SHA256", value_name = "HEX")]
     pub trust_bundle_sha256: Option<String>,
@@ -171,11 +175,13 @@ pub struct Config {
     /// Identity service.
     pub identity: SocketAddr,
     /// The replicas of the Tenant Context Service that are followed: one or two.
-    pub tcs: Vec<TcsAddress>,
+    pub tcs: Vec<ReplicaAddress>,
     /// How much of their map is held.
     pub tenants: HeldTenants,
-    /// Policy service.
-    pub policy: SocketAddr,
+    /// The processes of the policy service that are followed: one or two.
+    pub policy: Vec<ReplicaAddress>,
+    /// Public keys that policy must be signed with; `None`: it need not be signed.
+    pub require_signed: Option<PathBuf>,
     /// Who says which certificate is this sidecar's.
     pub svid_from: SvidFrom,
     /// The app's own Workload API.
@@ -223,7 +229,8 @@ impl Flags {
             tcs: if self.tcs.is_empty() { file.tcs } else { self.tcs },
             tenants: self.tenants.or(file.tenants),
             tenant_cache_bytes: self.tenant_cache_bytes.or(file.tenant_cache_bytes),
-            policy: self.policy.or(file.policy),
+            policy: if self.policy.is_empty() { file.policy } else { self.policy },
+            require_signed: self.require_signed.or(file.require_signed),
             trust_bundle_sha256: self.trust_bundle_sha256.or(file.trust_bundle_sha256),
             join_token_file: self.join_token_file.or(file.join_token_file),
             oidc_token_file: self.oidc_token_file.or(file.oidc_token_file),
@@ -247,9 +254,9 @@ impl Flags {
         let inbound = problems.optional("inbound", Some(self.inbound.as_deref().unwrap_or("0.0.0.0:15006")));
         let admin = problems.optional("admin", Some(self.admin.as_deref().unwrap_or("127.0.0.1:15000")));
         let identity = problems.optional("identity", Some(self.identity.as_deref().unwrap_or("127.0.0.1:15010")));
-        let tcs = problems.tcs(&self.tcs);
+        let tcs = problems.replicas("tcs", &self.tcs, "127.0.0.1:15020");
         let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
-        let policy = problems.optional("policy", Some(self.policy.as_deref().unwrap_or("127.0.0.1:15030")));
+        let policy = problems.replicas("policy", &self.policy, "127.0.0.1:15030");
         let attestation = Attestation {
             join_token: None,
             join_token_file: self.join_token_file,
@@ -277,6 +284,8 @@ impl Flags {
                 Some(state_dir),
             ) if problems.0.is_empty() => Ok(Config {
                 tcs: tcs::parents(&tcs, zone.as_ref()),
+                policy: tcs::parents(&policy, zone.as_ref()),
+                require_signed: self.require_signed,
                 tenants: tenants.unwrap_or_default(),
                 service,
                 trust_domain,
@@ -287,7 +296,6 @@ impl Flags {
                 inbound,
                 admin,
                 identity,
-                policy,
                 svid_from,
                 serve_workload_api: self.serve_workload_api,
                 state_dir,
@@ -372,11 +380,11 @@ impl Problems {
         }
     }
 
-    fn tcs(&mut self, given: &[String]) -> Option<Vec<TcsAddress>> {
-        let default = ["127.0.0.1:15020".to_owned()];
+    fn replicas(&mut self, name: &str, given: &[String], default: &str) -> Option<Vec<ReplicaAddress>> {
+        let default = [default.to_owned()];
         let given = if given.is_empty() { &default[..] } else { given };
         // All of them, so that all problems are told.
-        let parsed: Vec<_> = given.iter().map(|address| self.optional("tcs", Some(address))).collect();
+        let parsed: Vec<_> = given.iter().map(|address| self.optional(name, Some(address))).collect();
         parsed.into_iter().collect()
     }
 

@@ -45,7 +45,7 @@ async fn config(dir: &Path) -> Config {
         trust_domain: demo(),
         key_repository: None,
         key_repository_names: Vec::new(),
-        policy: None,
+        policy: Vec::new(),
     }
 }
 

@@ -60,7 +60,7 @@ impl Service {
             trust_domain: domain.clone(),
             key_repository: Some(key_repository),
             key_repository_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
-            policy: None,
+            policy: Vec::new(),
         };
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();

@@ -76,7 +76,7 @@ impl Mesh {
             state_dir: self.dir.path().join(state),
             identity: self.ca.identity(control_plane::TCS),
             instance: format!("tenon-tcs-{}", state.len()).into(),
-            policy: self.policy,
+            policy: vec![self.policy],
         };
         let shutdown = self.shutdown.child_token();
         self.serving = shutdown.clone();
@@ -393,7 +393,7 @@ async fn a_store_that_is_in_use_is_named() {
         state_dir: mesh.dir.path().join("other"),
         identity: mesh.ca.identity(control_plane::TCS),
         instance: "tenon-tcs-0123456789abcdef".into(),
-        policy: mesh.address,
+        policy: vec![mesh.address],
     };
     let error = serve(config, CancellationToken::new()).await.unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();

@@ -75,9 +75,9 @@ pub struct IdentityServe {
     #[arg(long, value_name = "NAME", env = "TENON_KEY_REPOSITORY_NAMES", value_delimiter = ',')]
     pub key_repository_name: Vec<String>,
     /// Address of the policy service: says whose tokens attest services, and which services may ask for transaction
-    /// tokens. Without it nobody's do, and none may.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY")]
-    pub policy: Option<SocketAddr>,
+    /// tokens. Without it nobody's do, and none may. Of several processes, two.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", value_delimiter = ',')]
+    pub policy: Vec<SocketAddr>,
     /// Folder of the CA; made there when it is empty. TENON_CA_PASSPHRASE opens an encrypted key.
     #[arg(long, value_name = "DIR", env = "TENON_CA")]
     pub ca: PathBuf,
@@ -97,9 +97,12 @@ pub struct PolicyServe {
     /// Folder of policy files to follow; without it, policy comes from `tenon policy apply` alone.
     #[arg(short = 'f', long = "folder", value_name = "DIR", env = "TENON_FOLDER")]
     pub folder: Option<PathBuf>,
-    /// Where policy is kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
+    /// Where policy is kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`, which any number of processes share.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Store,
+    /// Take only policy that is signed with one of these keys: a file of Ed25519 public keys, PEM.
+    #[arg(long, value_name = "FILE", env = "TENON_REQUIRE_SIGNED")]
+    pub require_signed: Option<PathBuf>,
     #[command(flatten)]
     pub join: JoinArgs,
     #[command(flatten)]
@@ -119,9 +122,9 @@ pub struct TcsServe {
     /// Address to listen on.
     #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15020")]
     pub listen: SocketAddr,
-    /// Address of the policy service: says which service may see which product of a tenant.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", default_value = "127.0.0.1:15030")]
-    pub policy: SocketAddr,
+    /// Address of the policy service: says which service may see which product of a tenant. Of several processes, two.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", value_delimiter = ',', default_value = "127.0.0.1:15030")]
+    pub policy: Vec<SocketAddr>,
     /// Where tenants are kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Option<Store>,

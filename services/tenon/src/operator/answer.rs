@@ -20,6 +20,14 @@ pub fn may_be_done(status: &Status) -> bool {
     unclear.contains(&status.code()) && !told && !never_connected(status)
 }
 
+/// Whether the policy service has taken the policy, and goes on writing what follows from it.
+pub fn is_taken(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message().starts_with(TAKEN)
+}
+
+/// How the policy service says so.
+const TAKEN: &str = "the policy is taken";
+
 /// How services say that a write was not made: the journal's words.
 const NOTHING_HAS_CHANGED: &str = "nothing has changed";
 

@@ -159,6 +159,7 @@ mod tests {
                 tcs: address,
                 tcs_replicas: Vec::new(),
                 policy: address,
+                policy_replicas: Vec::new(),
             },
             sidecars: vec![sidecar],
         };

@@ -8,14 +8,14 @@ use std::{
 };
 
 use journal::Store;
-use mesh_config::{HeldTenants, Instance, LocalMesh, Mesh, Records, TcsAddress, compile, names::ServiceName};
+use mesh_config::{HeldTenants, Instance, LocalMesh, Mesh, Records, ReplicaAddress, compile, names::ServiceName};
 
 use super::{credentials::PASSPHRASE, leftovers, supervisor};
 use crate::{
     cli::PastArgs,
     data::Data,
     failure::Failure,
-    mesh_file::{ControlPlane, MeshFile, Sidecar, TcsReplica},
+    mesh_file::{ControlPlane, MeshFile, PolicyReplica, Sidecar, TcsReplica},
     operator::Role,
 };
 
@@ -51,7 +51,8 @@ pub struct Planned {
 #[derive(Debug)]
 pub struct Plan {
     pub identity: Planned,
-    pub policy: Planned,
+    /// In the order of the LocalMesh document.
+    pub policy: Vec<Planned>,
     /// In the order of the LocalMesh document; never empty.
     pub tcs: Vec<Planned>,
     /// In the order of `file.sidecars`.
@@ -105,7 +106,8 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
             key_repository: addresses.key_repository,
             tcs: maker.leader(),
             tcs_replicas: maker.tcs_replicas(),
-            policy: addresses.policy,
+            policy: addresses.policy[0].address,
+            policy_replicas: maker.policy_replicas(),
         },
         sidecars: around
             .local
@@ -119,7 +121,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
     let instances = || around.local.instances.iter().zip(&names);
     Plan {
         identity: maker.identity(),
-        policy: maker.policy(),
+        policy: (0..addresses.policy.len()).map(|index| maker.policy(index)).collect(),
         tcs: (0..addresses.tcs.len()).map(|index| maker.tcs(index)).collect(),
         sidecars: instances()
             .zip(lines)
@@ -165,10 +167,10 @@ fn sidecar_names(instances: &[Instance]) -> Vec<String> {
 }
 
 /// `tcs`, and `tcs-2` for the second one.
-fn tcs_name(index: usize) -> String {
+fn process_name(role: Role, index: usize) -> String {
     match index {
-        0 => Role::Tcs.name().to_owned(),
-        _ => format!("{}-{}", Role::Tcs.name(), index + 1),
+        0 => role.name().to_owned(),
+        _ => format!("{}-{}", role.name(), index + 1),
     }
 }
 
@@ -184,7 +186,7 @@ impl Maker<'_> {
         line = line
             .flag("--listen", self.around.local.control_plane.identity)
             .flag("--key-repository", self.around.local.control_plane.key_repository)
-            .flag("--policy", self.around.local.control_plane.policy)
+            .flag("--policy", self.policy_addresses())
             .path("--ca", &self.around.data.ca())
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .path("--state-dir", &self.around.data.role("identity"));
@@ -193,13 +195,13 @@ impl Maker<'_> {
         child
     }
 
-    fn policy(&self) -> Planned {
+    fn policy(&self, index: usize) -> Planned {
         let line = Line::new(&self.binaries.tenon)
             .words(["policy", "serve"])
-            .flag("--listen", self.around.local.control_plane.policy)
+            .flag("--listen", self.around.local.control_plane.policy[index].address)
             .path("--folder", self.around.folder)
             .flag("--store", self.store(Role::Policy));
-        self.joining(Role::Policy, Role::Policy.name(), line)
+        self.joining(Role::Policy, &process_name(Role::Policy, index), line)
     }
 
     /// The first one leads. The others follow it, or write beside it where the store takes several writers.
@@ -208,14 +210,14 @@ impl Maker<'_> {
         let line = Line::new(&self.binaries.tenon)
             .words(["tcs", "serve"])
             .flag("--listen", addresses.tcs[index].address)
-            .flag("--policy", addresses.policy);
+            .flag("--policy", self.policy_addresses());
         let line = if index == 0 || self.several_write() {
             let line = line.flag("--store", self.store(Role::Tcs));
             self.around.past.flags().into_iter().fold(line, |line, (name, value)| line.flag(name, value))
         } else {
             line.flag("--follow", self.leader())
         };
-        self.joining(Role::Tcs, &tcs_name(index), line)
+        self.joining(Role::Tcs, &process_name(Role::Tcs, index), line)
     }
 
     fn leader(&self) -> SocketAddr {
@@ -223,13 +225,28 @@ impl Maker<'_> {
     }
 
     fn tcs_replicas(&self) -> Vec<TcsReplica> {
-        let replica = |(index, tcs): (usize, &TcsAddress)| TcsReplica {
-            name: tcs_name(index),
+        let replica = |(index, tcs): (usize, &ReplicaAddress)| TcsReplica {
+            name: process_name(Role::Tcs, index),
             address: tcs.address,
             zone: tcs.zone.as_ref().map(ToString::to_string),
             writes: self.several_write(),
         };
         self.around.local.control_plane.tcs.iter().enumerate().skip(1).map(replica).collect()
+    }
+
+    fn policy_replicas(&self) -> Vec<PolicyReplica> {
+        let replicas = self.around.local.control_plane.policy.iter().enumerate().skip(1);
+        let replica = |(index, policy): (usize, &ReplicaAddress)| PolicyReplica {
+            name: process_name(Role::Policy, index),
+            address: policy.address,
+        };
+        replicas.map(replica).collect()
+    }
+
+    /// The two that services of the control plane follow.
+    fn policy_addresses(&self) -> String {
+        let addresses = self.around.local.control_plane.policy.iter().take(2);
+        addresses.map(|policy| policy.address.to_string()).collect::<Vec<_>>().join(",")
     }
 
     /// An embedded store is open in one process alone.
@@ -277,17 +294,18 @@ impl Maker<'_> {
             .flag("--inbound", instance.inbound)
             .flag("--admin", instance.admin)
             .flag("--identity", addresses.identity);
-        for TcsAddress { address, zone } in &addresses.tcs {
-            line = match zone {
-                Some(zone) => line.flag("--tcs", format_args!("{zone}={address}")),
-                None => line.flag("--tcs", address),
-            };
+        for (flag, replicas) in [("--tcs", &addresses.tcs), ("--policy", &addresses.policy)] {
+            for ReplicaAddress { address, zone } in replicas {
+                line = match zone {
+                    Some(zone) => line.flag(flag, format_args!("{zone}={address}")),
+                    None => line.flag(flag, address),
+                };
+            }
         }
         if instance.tenants == HeldTenants::OnDemand {
             line = line.flag("--tenants", "on-demand");
         }
-        line.flag("--policy", addresses.policy)
-            .flag("--trust-bundle-sha256", self.around.pin)
+        line.flag("--trust-bundle-sha256", self.around.pin)
             .path("--join-token-file", &dir.join(JOIN_TOKEN))
             .path("--state-dir", &dir)
             .flag("--drain-seconds", DRAIN_SECONDS)

@@ -23,13 +23,16 @@ pub struct Wanted {
 /// Every address that the mesh is going to listen on.
 pub fn wanted(local: &LocalMesh) -> Vec<Wanted> {
     let plane = &local.control_plane;
-    let addresses = [("identity", plane.identity), ("keyRepository", plane.key_repository), ("policy", plane.policy)];
+    let addresses = [("identity", plane.identity), ("keyRepository", plane.key_repository)];
     let mut wanted: Vec<_> = addresses
         .map(|(name, address)| Wanted { address: Outbound::Tcp(address), field: format!("spec.controlPlane.{name}") })
         .into();
-    for (index, tcs) in plane.tcs.iter().enumerate() {
-        let number = if plane.tcs.len() == 1 { String::new() } else { format!("[{index}]") };
-        wanted.push(Wanted { address: Outbound::Tcp(tcs.address), field: format!("spec.controlPlane.tcs{number}") });
+    for (name, replicas) in [("policy", &plane.policy), ("tcs", &plane.tcs)] {
+        for (index, replica) in replicas.iter().enumerate() {
+            let number = if replicas.len() == 1 { String::new() } else { format!("[{index}]") };
+            let field = format!("spec.controlPlane.{name}{number}");
+            wanted.push(Wanted { address: Outbound::Tcp(replica.address), field });
+        }
     }
     for (index, instance) in local.instances.iter().enumerate() {
         let mut add = |name: &str, address: Outbound| {

@@ -85,7 +85,7 @@ impl<'a> Startup<'a> {
         let plan = self.plan;
         let addresses = &plan.file.control_plane;
         self.role(Role::Identity, &[&plan.identity], &[addresses.identity]).await?;
-        self.role(Role::Policy, &[&plan.policy], &[addresses.policy]).await?;
+        self.role(Role::Policy, &plan.policy.iter().collect::<Vec<_>>(), &addresses.every_policy()).await?;
         self.role(Role::Tcs, &plan.tcs.iter().collect::<Vec<_>>(), &addresses.every_tcs()).await?;
         self.warn_of_another_policy().await;
         for app in &plan.apps {

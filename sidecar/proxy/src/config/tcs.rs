@@ -13,14 +13,14 @@ const SMALLEST_CACHE_BYTES: u64 = 1 << 20;
 /// One replica of the TCS: `127.0.0.1:15020`, or with the zone that it runs in `a=127.0.0.1:15020`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(into = "String")]
-pub struct TcsAddress {
+pub struct ReplicaAddress {
     /// Where it runs.
     pub zone: Option<ZoneName>,
     /// Where it listens.
     pub address: SocketAddr,
 }
 
-impl FromStr for TcsAddress {
+impl FromStr for ReplicaAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -33,7 +33,7 @@ impl FromStr for TcsAddress {
     }
 }
 
-impl fmt::Display for TcsAddress {
+impl fmt::Display for ReplicaAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(zone) = &self.zone {
             write!(f, "{zone}=")?;
@@ -42,8 +42,8 @@ impl fmt::Display for TcsAddress {
     }
 }
 
-impl From<TcsAddress> for String {
-    fn from(address: TcsAddress) -> Self {
+impl From<ReplicaAddress> for String {
+    fn from(address: ReplicaAddress) -> Self {
         address.to_string()
     }
 }
@@ -51,7 +51,7 @@ impl From<TcsAddress> for String {
 /// Of all replicas the two that a sidecar in `here` follows: one in its own zone where there is one, and one in another
 /// zone than the first, so that no zone takes both away. Where zones do not decide, the order does.
 #[must_use]
-pub fn parents(all: &[TcsAddress], here: Option<&ZoneName>) -> Vec<TcsAddress> {
+pub fn parents(all: &[ReplicaAddress], here: Option<&ZoneName>) -> Vec<ReplicaAddress> {
     let near = all.iter().position(|tcs| here.is_some() && tcs.zone.as_ref() == here).unwrap_or(0);
     let Some(first) = all.get(near) else { return Vec::new() };
     let others = || all.iter().filter(|tcs| tcs.address != first.address);
@@ -123,7 +123,7 @@ fn size(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn all(texts: &[&str]) -> Vec<TcsAddress> {
+    fn all(texts: &[&str]) -> Vec<ReplicaAddress> {
         texts.iter().map(|text| text.parse().expect("an address")).collect()
     }
 
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn an_address_may_have_a_zone_and_nothing_else() {
         for bad in ["", "localhost:1", "a=", "=10.0.0.1:1", "A=10.0.0.1:1", "a=b=10.0.0.1:1", "10.0.0.1"] {
-            assert!(bad.parse::<TcsAddress>().is_err(), "{bad:?}");
+            assert!(bad.parse::<ReplicaAddress>().is_err(), "{bad:?}");
         }
     }
 

@@ -6,7 +6,7 @@ use prometheus_client::{
 };
 use replica::{CacheStatus, Status};
 
-use crate::config::TcsAddress;
+use crate::config::ReplicaAddress;
 
 /// What of a replica a scrape shows.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -81,7 +81,7 @@ impl ReplicaGauges {
     }
 
     /// Of a cache, whose parents are `parents` in this order.
-    pub fn of_cache(kind: &'static str, status: &CacheStatus, parents: &[TcsAddress]) -> Self {
+    pub fn of_cache(kind: &'static str, status: &CacheStatus, parents: &[ReplicaAddress]) -> Self {
         let parents = parents.iter().zip(&status.connected).map(|(parent, connected)| ParentGauges {
             parent: parent.to_string(),
             connected: *connected,

@@ -110,7 +110,7 @@ fn roles_understand_their_command_lines() {
     let Command::Identity(Identity::Serve(identity)) = parsed(&plan.identity) else { panic!("another command") };
     assert_eq!((identity.listen.port(), identity.ca.as_path()), (16010, Path::new("/data/ca")));
     assert_eq!(identity.key_repository, Some(([127, 0, 0, 1], 15011).into()));
-    let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy) else { panic!("another command") };
+    let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy[0]) else { panic!("another command") };
     assert_eq!(
         (policy.folder.as_deref(), policy.store.to_string()),
         (Some(Path::new("/mesh")), "embedded:/data/policy/policy.redb".to_owned())
@@ -127,7 +127,7 @@ fn stores_may_lie_elsewhere() {
     let store: Store = "embedded:/fast".parse().unwrap();
     let plan = planned(Some(&store));
     assert!(line(&plan.tcs[0]).contains("--store embedded:/fast/tcs.redb"));
-    assert!(line(&plan.policy).contains("--store embedded:/fast/policy.redb"));
+    assert!(line(&plan.policy[0]).contains("--store embedded:/fast/policy.redb"));
 }
 
 #[test]
@@ -148,7 +148,8 @@ fn a_second_tcs_follows_the_first_and_sidecars_are_told_of_both() {
 fn with_nats_each_tcs_writes_with_a_state_folder_of_its_own() {
     let store: Store = "nats://127.0.0.1:4222,127.0.0.1:4223".parse().unwrap();
     let plan = planned_two(Some(&store));
-    for (child, dir) in [(&plan.tcs[0], "/data/tcs "), (&plan.tcs[1], "/data/tcs-2 "), (&plan.policy, "/data/policy ")]
+    for (child, dir) in
+        [(&plan.tcs[0], "/data/tcs "), (&plan.tcs[1], "/data/tcs-2 "), (&plan.policy[0], "/data/policy ")]
     {
         let line = line(child);
         assert!(line.contains(" --store nats://127.0.0.1:4222,127.0.0.1:4223 "), "{line}");
