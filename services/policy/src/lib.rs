@@ -5,6 +5,7 @@
 
 mod engine;
 mod fleet;
+mod flows;
 mod serve;
 mod service;
 mod views;
