@@ -1,5 +1,10 @@
 //! What a store that fails leaves behind.
 
+mod history;
+mod replicas;
+mod signed;
+mod staging;
+
 use journal::{Embedded, Record, Snapshot, Tail, Write};
 use mesh_config::SourceFile;
 
@@ -69,6 +74,50 @@ impl Journal for Failing {
     }
 }
 
+/// Files with these services, each with the rules of these names.
+fn files(services: &[(&str, &[&str])]) -> Vec<SourceFile> {
+    let mut text = MESH.split("---").next().unwrap().to_owned();
+    for (service, rules) in services {
+        text += &format!("---\napiVersion: tenon.dev/v1\nkind: Service\nmetadata: {{name: {service}}}\nspec: {{}}\n");
+        text += &format!("---\napiVersion: tenon.dev/v1\nkind: Allowlist\nmetadata: {{name: {service}}}\nspec:\n");
+        text += &format!("  service: {service}\n  rules:\n");
+        for rule in *rules {
+            text += &format!("    - {{name: {rule}, callers: ['*'], paths: [/a.B/{}]}}\n", rule.replace('-', "_"));
+        }
+    }
+    vec![SourceFile { path: "mesh.yaml".to_owned(), text }]
+}
+
+fn ann() -> Origin {
+    Origin::Operator("spiffe://test.example/operator/ann".to_owned())
+}
+
+/// All journals of one store.
+fn journals(store: &Embedded) -> Journals {
+    Journals {
+        allowlists: store.kind("allowlist").unwrap(),
+        routes: store.kind("route").unwrap(),
+        endpoints: store.kind("endpoint").unwrap(),
+        quarantines: store.kind("quarantine").unwrap(),
+        attestors: store.kind("attestation").unwrap(),
+        sources: store.kind("source").unwrap(),
+    }
+}
+
+async fn open(journals: &Journals) -> Engine {
+    Engine::open("test.example".parse().unwrap(), Vec::new(), journals.clone()).await.unwrap()
+}
+
+/// Services and their rules, as sidecars have them.
+async fn rules(engine: &Engine) -> Vec<String> {
+    let (_, services) = records_of::<proto::ServicePolicy>(&*engine.journals().allowlists).await.unwrap();
+    services.iter().flat_map(|one| one.rules.iter().map(|rule| format!("{}/{}", one.service, rule.name))).collect()
+}
+
+async fn head(engine: &Engine) -> Position {
+    engine.journals().allowlists.head().await.unwrap()
+}
+
 struct World {
     engine: Engine,
     sources: Arc<Failing>,
@@ -86,21 +135,17 @@ impl World {
         };
         let (sources, routes) = (failing("source"), failing("route"));
         let journals = Journals {
-            allowlists: store.kind("allowlist").unwrap(),
             routes: Arc::clone(&routes) as Arc<dyn Journal>,
-            endpoints: store.kind("endpoint").unwrap(),
-            quarantines: store.kind("quarantine").unwrap(),
-            attestors: store.kind("attestation").unwrap(),
             sources: Arc::clone(&sources) as Arc<dyn Journal>,
+            ..journals(&store)
         };
-        let engine = Engine::open("test.example".parse().unwrap(), Vec::new(), journals).await.unwrap();
+        let engine = open(&journals).await;
         Self { engine, sources, routes, _dir: dir }
     }
 
     async fn apply(&self) -> Result<Applied, ApplyError> {
         let files = vec![SourceFile { path: "mesh.yaml".to_owned(), text: MESH.to_owned() }];
-        let origin = Origin::Operator("spiffe://test.example/operator/ann".to_owned());
-        self.engine.apply(files, Vec::new(), origin, String::new(), None).await
+        self.engine.apply(files, Vec::new(), ann(), String::new(), None).await
     }
 
     async fn counts(&self) -> [u64; 3] {
@@ -115,6 +160,7 @@ async fn when_the_files_cannot_be_kept_nothing_changes() {
     world.sources.fails.store(true, Ordering::Relaxed);
     let failed = world.apply().await.unwrap_err();
     assert!(matches!(failed, ApplyError::Store(_)) && failed.to_string().contains("nothing has changed"), "{failed}");
+    assert!(chain(&failed).contains("no room left on the disk"), "{}", chain(&failed));
     assert_eq!(world.counts().await, [0, 0, 0]);
     assert_eq!(world.engine.in_force().origin, "");
 }
@@ -142,10 +188,12 @@ async fn when_a_record_cannot_be_written_it_is_written_later() {
     let world = World::new().await;
     world.routes.fails.store(true, Ordering::Relaxed);
     assert!(matches!(world.apply().await, Err(ApplyError::Unsettled(_))));
-    assert_eq!(world.counts().await, [2, 1, 0]);
+    assert_eq!(world.counts().await, [3, 2, 0], "state, files and history; the allowlist and the reserved record");
     world.engine.settle().await;
-    assert_eq!(world.counts().await, [2, 1, 0], "the store still fails");
+    assert_eq!(world.counts().await, [3, 2, 0], "the store still fails");
     world.routes.fails.store(false, Ordering::Relaxed);
     world.engine.settle().await;
-    assert_eq!(world.counts().await, [2, 1, 1]);
+    assert_eq!(world.counts().await, [3, 2, 1]);
+    let [entry] = &world.engine.history(10).await.unwrap()[..] else { panic!("one entry") };
+    assert_eq!(entry.revision, Some(to_revision(world.engine.journals().allowlists.head().await.unwrap())));
 }

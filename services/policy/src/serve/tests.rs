@@ -329,7 +329,7 @@ async fn a_changed_file_takes_effect_and_a_broken_one_keeps_the_last_good_policy
 
     world.write("allowlist.yaml", &rule("second"));
     let second = until(&mut client, |described| rules(described) == ["second"]).await;
-    assert_eq!((second.epoch, second.revision), (first.epoch, first.revision + 1), "one record changed");
+    assert_eq!((second.epoch, second.revision), (first.epoch, first.revision + 2), "one record and the reserved one");
 
     world.write("allowlist.yaml", &rule("third").replace("[wiki]", "[wikki]"));
     let broken = until(&mut client, |described| !described.problems.is_empty()).await;
@@ -393,7 +393,7 @@ async fn apply_replaces_the_whole_policy_or_changes_nothing() {
 
     let applied = apply(&mut client, &[("a.yaml", MESH), ("b.yaml", &rule("first"))]).await;
     // Two allowlists, two routes, one endpoint.
-    assert_eq!((applied.problems.len(), applied.changes, applied.revision), (0, 5, 2));
+    assert_eq!((applied.problems.len(), applied.changes, applied.revision), (0, 5, 3));
     let described = describe(&mut client).await;
     assert_eq!(described.source, "applied by spiffe://test.example/operator/ann");
     assert_eq!((described.epoch, described.revision), (applied.epoch, applied.revision));
