@@ -19,10 +19,10 @@ pub use crate::{
     folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
         Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HeldTenants,
-        Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, Residency, Rule,
-        Service, TcsAddress, TenantCondition, Tenants, TestCall, TestTransaction,
+        Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, ReplicaAddress,
+        Residency, Rule, Service, TenantCondition, Tenants, TestCall, TestTransaction,
     },
-    parse::parse,
+    parse::{parse, schema::schema},
     problem::{Problem, Problems},
 };
 

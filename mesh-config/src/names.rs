@@ -18,6 +18,11 @@ pub struct NameError {
 }
 
 impl NameError {
+    /// What is wrong, with a hint behind it.
+    pub(crate) fn with_hint(&self, hint: &str) -> String {
+        format!("{:?} is not a {}{hint}, expected {}", self.text, self.what, self.expected)
+    }
+
     /// The grammar in words, without the text that broke it.
     pub fn expected(&self) -> &'static str {
         self.expected

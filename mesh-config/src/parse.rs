@@ -8,22 +8,25 @@ mod attestor;
 mod certificates;
 mod document;
 mod external_client;
+mod forms;
 mod local;
 mod policy_test;
+pub(crate) mod schema;
 mod tenants;
 mod url;
 
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    str::FromStr,
 };
 
 use crate::{
     Mesh, Problem, Problems, SourceFile,
     mesh::{Allowlist, Attestor, ExternalClient, LocalMesh, PolicyTest, Quarantine, Service},
-    names::{DocumentName, RegionName, ServiceName, TrustDomain},
+    names::{DocumentName, NameError, RegionName, ServiceName, TrustDomain},
     problem::FIRST_AT,
-    yaml::{self, At, Reader, suggestion},
+    yaml::{self, At, Node, Reader, suggestion},
 };
 
 /// Checks policy files as a whole mesh. Their order does not matter.
@@ -137,6 +140,8 @@ struct Reference {
     /// [`SERVICE`], [`CALLER`] or [`REGION`].
     what: &'static str,
     name: String,
+    /// It is not even the name that it should be.
+    malformed: Option<NameError>,
     place: Place,
 }
 
@@ -160,20 +165,40 @@ impl Draft {
 
     /// Notes that a name must be defined somewhere.
     fn refer(&mut self, reader: &Reader<'_>, what: &'static str, name: &str, at: At) {
+        self.mention(reader, what, name, at, None);
+    }
+
+    /// Reads a name that must be defined somewhere. What is wrong with it is told later, when all names are known.
+    fn referred<T>(&mut self, reader: &mut Reader<'_>, what: &'static str, node: &Node) -> Option<T>
+    where
+        T: FromStr<Err = NameError>,
+    {
+        let text = reader.text(node, if what == REGION { "a region name" } else { "a service name" })?;
+        let name = text.parse();
+        self.mention(reader, what, text, node.at, name.as_ref().err().cloned());
+        name.ok()
+    }
+
+    fn mention(&mut self, reader: &Reader<'_>, what: &'static str, name: &str, at: At, malformed: Option<NameError>) {
         let place = Place { file: reader.file().to_owned(), at };
-        self.references.push(Reference { what, name: name.to_owned(), place });
+        self.references.push(Reference { what, name: name.to_owned(), malformed, place });
     }
 
     fn check_references(&self, problems: &mut Vec<Problem>) {
         let nothing = BTreeMap::new();
         let defined = |what: &str| self.defined.get(what).unwrap_or(&nothing);
         let (services, clients) = (defined(SERVICE), defined(EXTERNAL_CLIENT));
-        for Reference { what, name, place } in &self.references {
+        for Reference { what, name, malformed, place } in &self.references {
             let (names, more, expected) = match *what {
                 REGION => (defined(REGION), &nothing, "one of the regions of the Mesh document"),
                 CALLER => (services, clients, "the name of a Service or ExternalClient document"),
                 _ => (services, &nothing, "the name of a Service document"),
             };
+            let hint = || suggestion(name, names.keys().chain(more.keys()).map(String::as_str));
+            if let Some(error) = malformed {
+                problems.push(problem(&place.file, place.at, error.with_hint(&hint())));
+                continue;
+            }
             let known = names.contains_key(name) || more.contains_key(name);
             if known || self.unseen || (*what == REGION && names.is_empty()) {
                 continue;
@@ -181,8 +206,7 @@ impl Draft {
             let message = if *what == SERVICE && clients.contains_key(name) {
                 format!("{name:?} is an ExternalClient, expected {expected}")
             } else {
-                let hint = suggestion(name, names.keys().chain(more.keys()).map(String::as_str));
-                format!("no {what} {name:?}{hint}, expected {expected}")
+                format!("no {what} {name:?}{}, expected {expected}", hint())
             };
             problems.push(problem(&place.file, place.at, message));
         }

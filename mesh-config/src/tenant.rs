@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use prost::Message as _;
 use tenon_proto::tcs::v1::{Product, Shard, TenantContext, product::State, tenant_context::Status};
 
-pub(crate) use self::fields::{misfits, place};
+pub(crate) use self::fields::{TENANT, misfits, place};
 use crate::{
     Problem, Problems,
     names::{HostName, ProductName, RegionName, TenantId, short},

@@ -5,6 +5,8 @@
 
 mod deserialize;
 mod reader;
+pub(crate) mod shape;
+mod syntax;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,8 +15,11 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput, Tag};
 
 use crate::Problem;
 
-pub use self::reader::{Fields, Reader, suggestion};
 pub(crate) use self::{deserialize::from_node, reader::one_of};
+pub use self::{
+    reader::{Fields, Reader, suggestion},
+    shape::{Field, Form, Map},
+};
 
 /// How deep lists and maps may stand in one another. Policy files need eight.
 const MAX_DEPTH: usize = 64;
@@ -173,7 +178,7 @@ impl<'f> Builder<'f> {
             match event {
                 Ok((event, span)) => self.event(event, span)?,
                 Err(error) => {
-                    let message = format!("not YAML: {}, expected well-formed YAML 1.2", error.info());
+                    let message = syntax::message(error.info(), self.open.last().map(|open| open.at));
                     return Err(self.stop(at(*error.marker()), message));
                 }
             }
@@ -228,10 +233,11 @@ impl<'f> Builder<'f> {
 
     fn alias(&mut self, anchor: usize, place: At) -> Result<(), Stopped> {
         let Some(node) = self.anchors.get(&anchor).cloned() else {
-            return Err(self.stop(
-                place,
-                "an alias of an anchor that is not closed yet, expected one that stands before it".to_owned(),
-            ));
+            let message = match self.open.iter().any(|open| open.anchor == anchor) {
+                true => "an alias inside of what it stands for, expected one of an anchor that is closed before it",
+                false => "an alias of an anchor in another document, expected one of its own document",
+            };
+            return Err(self.stop(place, message.to_owned()));
         };
         self.aliased += node.value.nodes();
         if self.aliased > MAX_ALIASED_NODES {

@@ -5,18 +5,47 @@ use std::collections::BTreeMap;
 use super::{
     Draft, certificates,
     document::{or_default, service_name, word},
+    forms::{CERTIFICATES, LABEL, URL, WORD},
     url,
 };
 use crate::{
     mesh::{Attestor, AttestorRule},
     names::{DocumentName, short},
-    yaml::{At, Entry, Node, Reader, Value},
+    yaml::{
+        At, Entry, Form, Map, Node, Reader,
+        shape::{optional, required},
+    },
 };
 
-pub(super) const FIELDS: &[&str] = &["issuer", "audience", "jwksUri", "ca", "rules"];
+pub(super) static ATTESTOR: Map = Map {
+    what: "the spec of an Attestor",
+    fields: &[
+        required("issuer", WORD, "iss of the platform's tokens, byte for byte."),
+        required("audience", WORD, "One of aud of the tokens that are for this mesh."),
+        optional("jwksUri", URL, "Where the keys are. Default: found by OpenID Connect discovery below the issuer."),
+        optional(
+            "ca",
+            CERTIFICATES,
+            "CA certificates of discovery and keys as PEM. Default: those that the system trusts.",
+        ),
+        required("rules", Form::Some(&Form::Map(&RULE)), "The first rule whose claims all match decides."),
+    ],
+};
+
+static RULE: Map = Map {
+    what: "a rule of an Attestor",
+    fields: &[
+        required(
+            "claims",
+            Form::SomeNames(&WORD, &WORD),
+            "Name of a claim, or a JSON pointer into the claims such as /kubernetes.io/namespace, and its exact value.",
+        ),
+        required("service", LABEL, "The service whose identity such a token gets."),
+    ],
+};
 
 pub(super) fn read(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<Attestor> {
-    let fields = reader.fields(spec, "the spec of an Attestor", FIELDS)?;
+    let fields = reader.fields(spec, &ATTESTOR)?;
     let issuer = fields.required(reader, "issuer", "the iss of the platform's tokens");
     let issuer = issuer.and_then(|node| Some((word(reader, node, "the iss of the platform's tokens")?, node.at)));
     let audience = fields.required(reader, "audience", "the aud that tokens for this mesh have");
@@ -62,7 +91,7 @@ fn rules(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Vec<
 }
 
 fn rule(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<AttestorRule> {
-    let fields = reader.fields(node, "a rule of an Attestor", &["claims", "service"])?;
+    let fields = reader.fields(node, &RULE)?;
     let claims = fields.required(reader, "claims", CLAIMS).and_then(|node| claims(reader, node));
     let service = fields.required(reader, "service", "the name of a service");
     let service = service.and_then(|node| service_name(reader, node, draft));
@@ -72,18 +101,8 @@ fn rule(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Attes
 const CLAIMS: &str = "a map of claims to their values, with at least one of them";
 
 fn claims(reader: &mut Reader<'_>, node: &Node) -> Option<BTreeMap<String, String>> {
-    let entries = match &node.value {
-        // Without a claim, every token of the issuer would match.
-        Value::Map(entries) if !entries.is_empty() => entries,
-        Value::Map(_) => {
-            reader.problem(node.at, format!("an empty map, expected {CLAIMS}"));
-            return None;
-        }
-        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::List(_) => {
-            reader.problem(node.at, format!("found {}, expected {CLAIMS}", node.value.describe()));
-            return None;
-        }
-    };
+    // Without a claim, every token of the issuer would match.
+    let entries = reader.some_names(node, CLAIMS)?;
     let mut claims = BTreeMap::new();
     for Entry { key, at, value } in entries {
         let named = is_claim(key);

@@ -1,14 +1,18 @@
 //! The frame of every document, and the small kinds: `Mesh`, `Service`, `Quarantine`.
 
 use super::{
-    CALLER, Draft, EXTERNAL_CLIENT, Header, MESH, REGION, SERVICE, allowlist, attestor, external_client, local,
-    policy_test,
+    CALLER, Draft, EXTERNAL_CLIENT, Header, MESH, REGION, SERVICE, allowlist, attestor, external_client,
+    forms::{LABEL, NAME},
+    local, policy_test,
 };
 use crate::{
     mesh::{Quarantine, Residency, Service},
     names::{DocumentName, RegionName, ServiceName, control_plane, short},
     problem::FIRST_AT,
-    yaml::{At, Fields, Node, Reader, Value},
+    yaml::{
+        At, Fields, Form, Map, Node, Reader, Value,
+        shape::{optional, required, words},
+    },
 };
 
 const API_VERSION: &str = "tenon.dev/v1";
@@ -39,13 +43,111 @@ pub(super) const KINDS: &[(&str, Kind)] = &[
 /// Of the format, but nothing enforces them yet: to take them and do nothing would be worse than to refuse them.
 const LATER: &[&str] = &["Route"];
 
+/// The frame of every document.
+pub(super) static DOCUMENT: Map = Map {
+    what: "a document",
+    fields: &[
+        required("apiVersion", Form::Choice(|| words(API_VERSIONS)), "The version of this format."),
+        required("kind", Form::Choice(|| words(KINDS)), "What the document is."),
+        required("metadata", Form::Map(&METADATA), "What the document is called."),
+        required("spec", Form::Names(&Form::Text), "What the document says."),
+    ],
+};
+
+static METADATA: Map =
+    Map { what: "metadata", fields: &[required("name", NAME, "The name of the document: unique within its kind.")] };
+
+static MESH_SPEC: Map = Map {
+    what: "the spec of a Mesh",
+    fields: &[
+        required(
+            "trustDomain",
+            Form::Like("^[a-z0-9._-]{1,255}$"),
+            "The SPIFFE trust domain of every identity of this mesh.",
+        ),
+        required("regions", Form::Set(&LABEL), "The regions that there are."),
+    ],
+};
+
+static SERVICE_SPEC: Map = Map {
+    what: "the spec of a Service",
+    fields: &[
+        optional("product", LABEL, "Tenants need it active and licensed. Leave it out for platform services."),
+        optional(
+            "residency",
+            Form::Choice(|| words(RESIDENCIES)),
+            "home: an instance serves only tenants whose home region is its own. Default: any.",
+        ),
+        optional(
+            "originates",
+            Form::Boolean,
+            "true: may call for any tenant. false: only for those that it is serving at the moment. Default: true.",
+        ),
+        optional(
+            "requestsTransactionTokens",
+            Form::Boolean,
+            "May ask the identity service for transaction tokens. Default: false.",
+        ),
+        optional(
+            "managesTenants",
+            Form::Boolean,
+            "May change tenants through tenon.tcs.v1.Lifecycle: a provisioning system. Default: false.",
+        ),
+    ],
+};
+
+static QUARANTINE: Map = Map {
+    what: "the spec of a Quarantine",
+    fields: &[
+        required("services", Form::Set(&LABEL), "Services and ExternalClients that are cut off in both directions."),
+        optional("reason", Form::Text, "Why, for people."),
+    ],
+};
+
+const API_VERSIONS: &[(&str, ())] = &[(API_VERSION, ())];
+
+const RESIDENCIES: &[(&str, Residency)] = &[("any", Residency::Any), ("home", Residency::Home)];
+
+impl Kind {
+    /// What its spec is, and what it is for.
+    pub(super) fn spec(self) -> (&'static Map, &'static str) {
+        match self {
+            Self::Mesh => (&MESH_SPEC, "The mesh as a whole: exactly one."),
+            Self::Service => (&SERVICE_SPEC, "Something that has a sidecar."),
+            Self::Allowlist => (&allowlist::ALLOWLIST, "Who may call one service. What no rule allows is refused."),
+            Self::ExternalClient => (
+                &external_client::EXTERNAL_CLIENT_SPEC,
+                "A caller outside of the mesh, with a certificate and keys of its own.",
+            ),
+            Self::Attestor => {
+                (&attestor::ATTESTOR, "Whose tokens say which service a process is, so that it gets a certificate.")
+            }
+            Self::LocalMesh => (&local::LOCAL_MESH, "What tenon up runs on one machine: at most one."),
+            Self::Quarantine => {
+                (&QUARANTINE, "Cuts services off, in both directions and at once. Overrules everything.")
+            }
+            Self::PolicyTest => (&policy_test::POLICY_TEST, "What the policy must decide, for tenon policy test."),
+        }
+    }
+
+    /// What its name is.
+    pub(super) fn name(self) -> Form {
+        match self {
+            Self::Service | Self::ExternalClient => LABEL,
+            Self::Mesh | Self::Allowlist | Self::Attestor | Self::LocalMesh | Self::Quarantine | Self::PolicyTest => {
+                NAME
+            }
+        }
+    }
+}
+
 /// Reads one document into the draft.
 pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
     // Until its kind and name are known, it may define anything.
     let unseen = std::mem::replace(&mut draft.unseen, true);
-    let Some(fields) = reader.fields(node, "a document", &["apiVersion", "kind", "metadata", "spec"]) else { return };
+    let Some(fields) = reader.fields(node, &DOCUMENT) else { return };
     if let Some(version) = fields.required(reader, "apiVersion", API_VERSION) {
-        reader.choice(version, &[(API_VERSION, ())]);
+        reader.choice(version, API_VERSIONS);
     }
     let Some(kind_node) = fields.required(reader, "kind", "the kind of the document") else { return };
     if let Value::Text(name) = &kind_node.value
@@ -93,7 +195,7 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
 }
 
 fn metadata<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<(&'n Node, DocumentName)> {
-    let fields = reader.fields(node, "metadata", &["name"])?;
+    let fields = reader.fields(node, &METADATA)?;
     let name = fields.required(reader, "name", "the name of the document")?;
     Some((name, reader.parsed(name, "the name of the document")?))
 }
@@ -102,7 +204,7 @@ fn mesh(reader: &mut Reader<'_>, name: DocumentName, at: At, spec: Option<&Node>
     if !draft.define(reader, MESH, "", at) {
         return;
     }
-    let fields = spec.and_then(|spec| reader.fields(spec, "the spec of a Mesh", &["trustDomain", "regions"]));
+    let fields = spec.and_then(|spec| reader.fields(spec, &MESH_SPEC));
     let Some(fields) = fields else { return };
     let trust_domain = fields
         .required(reader, "trustDomain", "the SPIFFE trust domain")
@@ -131,15 +233,14 @@ fn regions(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<Ve
 
 fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft: &mut Draft) {
     let name = caller_name(reader, name_node, SERVICE, draft);
-    let fields = spec.and_then(|spec| reader.fields(spec, "the spec of a Service", SERVICE_FIELDS));
+    let fields = spec.and_then(|spec| reader.fields(spec, &SERVICE_SPEC));
     let Some(fields) = fields else { return };
     let product = match fields.optional("product") {
         Some(node) => reader.parsed(node, "a product name").map(Some),
         None => Some(None),
     };
-    let residency = or_default(reader, fields, "residency", Residency::Any, |reader, node| {
-        reader.choice(node, &[("any", Residency::Any), ("home", Residency::Home)])
-    });
+    let residency =
+        or_default(reader, fields, "residency", Residency::Any, |reader, node| reader.choice(node, RESIDENCIES));
     let originates = or_default(reader, fields, "originates", true, |reader, node| reader.boolean(node));
     let requests = or_default(reader, fields, "requestsTransactionTokens", false, |reader, node| reader.boolean(node));
     let manages = or_default(reader, fields, "managesTenants", false, |reader, node| reader.boolean(node));
@@ -156,9 +257,6 @@ fn service(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft
         draft.services.insert(service.name.clone(), service);
     }
 }
-
-pub(super) const SERVICE_FIELDS: &[&str] =
-    &["product", "residency", "originates", "requestsTransactionTokens", "managesTenants"];
 
 /// The name of a document that rules may name as a caller: services and outside clients share one namespace.
 pub(super) fn caller_name(
@@ -189,7 +287,7 @@ pub(super) fn caller_name(
 }
 
 fn quarantine(reader: &mut Reader<'_>, name: DocumentName, spec: &Node, draft: &mut Draft) -> Option<Quarantine> {
-    let fields = reader.fields(spec, "the spec of a Quarantine", &["services", "reason"])?;
+    let fields = reader.fields(spec, &QUARANTINE)?;
     let services = fields.required(reader, "services", "a list of service names");
     let services = services.and_then(|node| caller_names(reader, node, draft));
     let reason = or_default(reader, fields, "reason", String::new(), |reader, node| {
@@ -215,23 +313,17 @@ fn caller_names(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Opti
 
 /// A service name that a Service document must define.
 pub(super) fn service_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<ServiceName> {
-    let name: ServiceName = reader.parsed(node, "a service name")?;
-    draft.refer(reader, SERVICE, name.as_str(), node.at);
-    Some(name)
+    draft.referred(reader, SERVICE, node)
 }
 
 /// The name of a service, or of a client outside of the mesh, that a document must define.
 pub(super) fn known_caller(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<ServiceName> {
-    let name: ServiceName = reader.parsed(node, "a service name")?;
-    draft.refer(reader, CALLER, name.as_str(), node.at);
-    Some(name)
+    draft.referred(reader, CALLER, node)
 }
 
 /// A region name that the Mesh document must define.
 pub(super) fn region_name(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) -> Option<RegionName> {
-    let name: RegionName = reader.parsed(node, "a region name")?;
-    draft.refer(reader, REGION, name.as_str(), node.at);
-    Some(name)
+    draft.referred(reader, REGION, node)
 }
 
 /// Text that is not empty and stays on its line.

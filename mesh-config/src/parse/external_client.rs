@@ -7,6 +7,7 @@ use super::{
     allowlist::each,
     certificates,
     document::{caller_name, or_default},
+    forms::{CERTIFICATES, WORD},
     problem, url,
 };
 use crate::{
@@ -14,11 +15,39 @@ use crate::{
     mesh::ExternalClient,
     names::{HostName, Issuer, control_plane, short},
     problem::FIRST_AT,
-    yaml::{Node, Reader},
+    yaml::{
+        Form, Map, Node, Reader,
+        shape::{optional, required},
+    },
 };
 
-pub(super) const FIELDS: &[&str] =
-    &["issuer", "ca", "certificateNames", "keyRepositories", "keyRepositoryCa", "subjects"];
+pub(super) static EXTERNAL_CLIENT_SPEC: Map = Map {
+    what: "the spec of an ExternalClient",
+    fields: &[
+        optional(
+            "issuer",
+            Form::Like("^[A-Za-z0-9_.+/-]{1,254}$"),
+            "iss of its tokens, and what its key ids begin with. Default: the name of the document.",
+        ),
+        required("ca", CERTIFICATES, "The CA certificates, as PEM, that its client certificate chains to."),
+        required(
+            "certificateNames",
+            Form::Set(&Form::Like("^(dns|uri):.")),
+            "dns:NAME or uri:URI. Its certificate carries one of these among its subject alternative names.",
+        ),
+        required(
+            "keyRepositories",
+            Form::Set(&Form::Like("^https://[^#?]+/$")),
+            "Base URLs, asked in this order for its public keys.",
+        ),
+        optional(
+            "keyRepositoryCa",
+            CERTIFICATES,
+            "The CA certificates of the key repositories as PEM. Default: those that the system trusts.",
+        ),
+        optional("subjects", Form::Set(&WORD), "Other subjects that its tokens may name. Default: none."),
+    ],
+};
 
 /// What the clients of all files must not share, each with its place.
 #[derive(Default)]
@@ -39,7 +68,7 @@ struct Named {
 
 pub(super) fn read(reader: &mut Reader<'_>, name_node: &Node, spec: Option<&Node>, draft: &mut Draft) {
     let name = caller_name(reader, name_node, EXTERNAL_CLIENT, draft);
-    let fields = spec.and_then(|spec| reader.fields(spec, "the spec of an ExternalClient", FIELDS));
+    let fields = spec.and_then(|spec| reader.fields(spec, &EXTERNAL_CLIENT_SPEC));
     let Some(fields) = fields else { return };
     let place = |reader: &Reader<'_>, node: &Node| Place { file: reader.file().to_owned(), at: node.at };
     let issuer: Option<Issuer> = match (fields.optional("issuer"), &name) {

@@ -8,22 +8,98 @@ use std::{
 use super::{
     Draft,
     document::{or_default, region_name, service_name},
+    forms::LABEL,
 };
 use crate::{
-    mesh::{ControlPlaneAddresses, HeldTenants, Instance, LocalMesh, Outbound, TcsAddress},
+    mesh::{ControlPlaneAddresses, HeldTenants, Instance, LocalMesh, Outbound, ReplicaAddress},
     names::short,
-    yaml::{At, Node, Reader, Value},
+    yaml::{
+        At, Form, Map, Node, Reader, Value,
+        shape::{optional, required, words},
+    },
 };
 
+pub(super) static LOCAL_MESH: Map = Map {
+    what: "the spec of a LocalMesh",
+    fields: &[
+        required("instances", Form::Some(&Form::Map(&INSTANCE)), "A sidecar each, with its app."),
+        optional("controlPlane", Form::Map(&CONTROL_PLANE), "Where the control plane listens."),
+    ],
+};
+
+static CONTROL_PLANE: Map = Map {
+    what: "the addresses of the control plane",
+    fields: &[
+        optional("identity", SOCKET, "The identity service. Default: 127.0.0.1:15010."),
+        optional("keyRepository", SOCKET, "The key repository. Default: 127.0.0.1:15011."),
+        optional(
+            TCS,
+            Form::Either(&[
+                SOCKET,
+                Form::Map(&REPLICA_ADDRESS),
+                Form::Some(&Form::Either(&[SOCKET, Form::Map(&REPLICA_ADDRESS)])),
+            ]),
+            "One address or a list, for one process of the Tenant Context Service each. Default: 127.0.0.1:15020.",
+        ),
+        optional(
+            POLICY,
+            Form::Either(&[
+                SOCKET,
+                Form::Map(&REPLICA_ADDRESS),
+                Form::Some(&Form::Either(&[SOCKET, Form::Map(&REPLICA_ADDRESS)])),
+            ]),
+            "One address or a list, for one process of the policy service each. Default: 127.0.0.1:15030.",
+        ),
+        optional("dashboard", SOCKET, "The dashboard. Default: 127.0.0.1:15080."),
+    ],
+};
+
+static REPLICA_ADDRESS: Map = Map {
+    what: "the address of a process",
+    fields: &[
+        required("address", SOCKET, "Where it listens."),
+        optional("zone", LABEL, "The zone that it stands in: sidecars follow two of different zones."),
+    ],
+};
+
+static INSTANCE: Map = Map {
+    what: "an instance",
+    fields: &[
+        required("service", LABEL, "The service that it is an instance of."),
+        required("region", LABEL, "The region that it stands in."),
+        optional("zone", LABEL, "The zone within the region."),
+        optional("app", SOCKET, "Where the app listens (h2c). Leave it out for a service that only calls."),
+        optional("command", Form::Some(&Form::Text), "Program and arguments of the app, for tenon up to start."),
+        optional(
+            "outbound",
+            Form::Like(r"^(unix:.|(\[[^\]]+\]|[0-9.]+):[0-9]{1,5}$)"),
+            "Where the app sends its own calls: a loopback address or unix:PATH. Default: 127.0.0.1:15001.",
+        ),
+        optional("inbound", SOCKET, "Where other sidecars send calls. Default: 127.0.0.1:15006."),
+        optional("admin", SOCKET, "The admin listener. Default: 127.0.0.1:15000."),
+        optional(
+            "tenants",
+            Form::Choice(|| words(HELD)),
+            "Which tenants its sidecar holds. on-demand: those that were asked for lately. Default: full, all of them.",
+        ),
+    ],
+};
+
+const HELD: &[(&str, HeldTenants)] = &[("full", HeldTenants::Full), ("on-demand", HeldTenants::OnDemand)];
+
+/// An IP address with a port.
+const SOCKET: Form = Form::Like(r"^(\[[^\]]+\]|[0-9.]+):[0-9]{1,5}$");
+
 pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> Option<LocalMesh> {
-    let fields = reader.fields(spec, "the spec of a LocalMesh", &["instances", "controlPlane"])?;
+    let fields = reader.fields(spec, &LOCAL_MESH)?;
     let mut taken = Taken::default();
     let control_plane = match fields.optional("controlPlane") {
         Some(node) => control_plane(reader, node, &mut taken),
         None => {
             let defaults = ControlPlaneAddresses::default();
-            let tcs = defaults.tcs.iter().map(|tcs| (TCS, tcs.address));
-            for (name, address) in by_name(&defaults).into_iter().chain(tcs) {
+            let several = [(TCS, &defaults.tcs), (POLICY, &defaults.policy)];
+            let several = several.into_iter().flat_map(|(name, all)| all.iter().map(move |one| (name, one.address)));
+            for (name, address) in by_name(&defaults).into_iter().chain(several) {
                 taken.take(reader, fields.at(), address, format!("the default of the control plane's {name}"));
             }
             Some(defaults)
@@ -42,35 +118,31 @@ pub(super) fn read(reader: &mut Reader<'_>, spec: &Node, draft: &mut Draft) -> O
 }
 
 const TCS: &str = "tcs";
+const POLICY: &str = "policy";
 
 /// Those that listen on one address each.
-fn by_name(addresses: &ControlPlaneAddresses) -> [(&'static str, SocketAddr); 4] {
-    [
-        ("identity", addresses.identity),
-        ("keyRepository", addresses.key_repository),
-        ("policy", addresses.policy),
-        ("dashboard", addresses.dashboard),
-    ]
+fn by_name(addresses: &ControlPlaneAddresses) -> [(&'static str, SocketAddr); 3] {
+    [("identity", addresses.identity), ("keyRepository", addresses.key_repository), ("dashboard", addresses.dashboard)]
 }
 
 fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Option<ControlPlaneAddresses> {
-    let known = &["identity", "keyRepository", TCS, "policy", "dashboard"];
-    let fields = reader.fields(node, "the addresses of the control plane", known)?;
-    let mut defaults = ControlPlaneAddresses::default();
-    let [identity, key_repository, policy, dashboard] = by_name(&defaults).map(|(name, default)| {
+    let fields = reader.fields(node, &CONTROL_PLANE)?;
+    let defaults = ControlPlaneAddresses::default();
+    let [identity, key_repository, dashboard] = by_name(&defaults).map(|(name, default)| {
         let read = or_default(reader, fields, name, default, address)?;
         let at = fields.optional(name).map_or(fields.at(), |node| node.at);
         taken.take(reader, at, read, format!("the control plane's {name}"));
         Some(read)
     });
-    let tcs = if let Some(node) = fields.optional(TCS) {
-        several_tcs(reader, node, taken)
-    } else {
-        for tcs in &defaults.tcs {
-            taken.take(reader, fields.at(), tcs.address, format!("the control plane's {TCS}"));
+    let [tcs, policy] = [(TCS, defaults.tcs), (POLICY, defaults.policy)].map(|(name, default)| {
+        if let Some(node) = fields.optional(name) {
+            return several(reader, node, taken, name);
         }
-        Some(std::mem::take(&mut defaults.tcs))
-    };
+        for replica in &default {
+            taken.take(reader, fields.at(), replica.address, format!("the control plane's {name}"));
+        }
+        Some(default)
+    });
     Some(ControlPlaneAddresses {
         identity: identity?,
         key_repository: key_repository?,
@@ -81,34 +153,30 @@ fn control_plane(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Opt
 }
 
 /// One address, or a list of them.
-fn several_tcs(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken) -> Option<Vec<TcsAddress>> {
+fn several(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken, name: &str) -> Option<Vec<ReplicaAddress>> {
     let Value::List(_) = node.value else {
-        let tcs = tcs(reader, node, taken, format!("the control plane's {TCS}"))?;
-        return Some(vec![tcs]);
+        return Some(vec![replica(reader, node, taken, format!("the control plane's {name}"))?]);
     };
     let nodes = reader.some_list(node, "addresses")?;
-    let number = |n: usize| format!("number {n} of the control plane's {TCS}");
-    let all = nodes.iter().zip(1..).filter_map(|(node, n)| tcs(reader, node, taken, number(n)));
-    let all: Vec<TcsAddress> = all.collect();
+    let number = |n: usize| format!("number {n} of the control plane's {name}");
+    let all = nodes.iter().zip(1..).filter_map(|(node, n)| replica(reader, node, taken, number(n)));
+    let all: Vec<ReplicaAddress> = all.collect();
     (all.len() == nodes.len()).then_some(all)
 }
 
-fn tcs(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken, what: String) -> Option<TcsAddress> {
+fn replica(reader: &mut Reader<'_>, node: &Node, taken: &mut Taken, what: String) -> Option<ReplicaAddress> {
     let (at, read) = if let Value::Map(_) = node.value {
-        let fields = reader.fields(node, "the address of a TCS", &["address", "zone"])?;
+        let fields = reader.fields(node, &REPLICA_ADDRESS)?;
         let zone =
             or_default(reader, fields, "zone", None, |reader, node| reader.parsed(node, "a zone name").map(Some));
         let node = fields.required(reader, "address", ADDRESS)?;
-        (node.at, TcsAddress { address: address(reader, node)?, zone: zone? })
+        (node.at, ReplicaAddress { address: address(reader, node)?, zone: zone? })
     } else {
-        (node.at, TcsAddress { address: address(reader, node)?, zone: None })
+        (node.at, ReplicaAddress { address: address(reader, node)?, zone: None })
     };
     taken.take(reader, at, read.address, what);
     Some(read)
 }
-
-pub(super) const INSTANCE: &[&str] =
-    &["service", "region", "zone", "app", "command", "outbound", "inbound", "admin", "tenants"];
 
 fn instance(
     reader: &mut Reader<'_>,
@@ -117,7 +185,7 @@ fn instance(
     taken: &mut Taken,
     apps: &mut Vec<(At, SocketAddr)>,
 ) -> Option<Instance> {
-    let fields = reader.fields(node, "an instance", INSTANCE)?;
+    let fields = reader.fields(node, &INSTANCE)?;
     let service = fields.required(reader, "service", "the name of a service");
     let service = service.and_then(|node| service_name(reader, node, draft));
     let region = fields.required(reader, "region", "the name of a region");
@@ -142,8 +210,7 @@ fn instance(
         taken.take(reader, at(name), read, named(name));
         Some(read)
     });
-    let modes = [("full", HeldTenants::Full), ("on-demand", HeldTenants::OnDemand)];
-    let tenants = or_default(reader, fields, "tenants", HeldTenants::Full, |reader, node| reader.choice(node, &modes));
+    let tenants = or_default(reader, fields, "tenants", HeldTenants::Full, |reader, node| reader.choice(node, HELD));
     Some(Instance {
         service: service?,
         region: region?,

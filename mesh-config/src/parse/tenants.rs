@@ -4,17 +4,38 @@ use super::{
     Draft, Place,
     allowlist::each,
     document::{or_default, region_name, word},
+    forms::{LABEL, WORD},
     problem,
 };
 use crate::{
     Problem,
     mesh::Tenants,
     names::{ProductName, ServiceName},
-    yaml::{Entry, Node, Reader, Value, suggestion},
+    yaml::{
+        Entry, Form, Map, Node, Reader,
+        shape::{optional, required},
+        suggestion,
+    },
 };
 
-pub(super) const FIELDS: &[&str] = &["products", "features", "regions", "ids"];
-pub(super) const PRODUCT: &[&str] = &["editions"];
+pub(super) static TENANTS: Map = Map {
+    what: "the tenants of a rule",
+    fields: &[
+        optional(
+            "products",
+            Form::SomeNames(&LABEL, &Form::Map(&PRODUCT)),
+            "Conditions on the product of the service, by its name: it alone is known of a tenant there.",
+        ),
+        optional("features", Form::Set(&WORD), "The tenant's product has every one of these features."),
+        optional("regions", Form::Set(&LABEL), "The tenant's home is one of these regions of the Mesh."),
+        optional("ids", Form::Set(&LABEL), "The tenant is one of these."),
+    ],
+};
+
+static PRODUCT: Map = Map {
+    what: "the conditions on a product",
+    fields: &[required("editions", Form::Set(&WORD), "The tenant has one of these editions.")],
+};
 
 /// What a rule says of a product. The service that has it may be defined in a file that is read later.
 pub(super) struct Narrowed {
@@ -30,15 +51,11 @@ pub(super) fn read(
     service: Option<&ServiceName>,
     draft: &mut Draft,
 ) -> Option<Tenants> {
-    let fields = reader.fields(node, "the tenants of a rule", FIELDS)?;
-    if matches!(&node.value, Value::Map(entries) if entries.is_empty()) {
-        reader.problem(node.at, "an empty map, expected at least one of products, features, regions and ids");
-        return None;
-    }
+    let fields = reader.some_fields(node, &TENANTS)?;
     let place = |reader: &Reader<'_>, at| Place { file: reader.file().to_owned(), at };
     let editions = or_default(reader, fields, "products", Vec::new(), |reader, node| {
         let mut editions = Vec::new();
-        for Entry { key, at, value } in products(reader, node)? {
+        for Entry { key, at, value } in reader.some_names(node, "a map of the service's product to its editions")? {
             match (ProductName::try_from(key.as_str()), service) {
                 (Ok(product), Some(service)) => {
                     let (service, product) = (service.clone(), Some(product));
@@ -66,20 +83,8 @@ pub(super) fn read(
     Some(Tenants { editions: editions?, features: features?, regions: regions?, ids: ids? })
 }
 
-fn products<'n>(reader: &mut Reader<'_>, node: &'n Node) -> Option<&'n [Entry]> {
-    let expected = "a map of the service's product to its editions";
-    match &node.value {
-        Value::Map(entries) if !entries.is_empty() => return Some(entries),
-        Value::Map(_) => reader.problem(node.at, format!("an empty map, expected {expected}")),
-        Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::List(_) => {
-            reader.problem(node.at, format!("found {}, expected {expected}", node.value.describe()));
-        }
-    }
-    None
-}
-
 fn product(reader: &mut Reader<'_>, node: &Node) -> Option<Vec<String>> {
-    let fields = reader.fields(node, "the conditions on a product", PRODUCT)?;
+    let fields = reader.fields(node, &PRODUCT)?;
     let editions = fields.required(reader, "editions", "a list of editions")?;
     each(reader, editions, "editions", |reader, node| word(reader, node, "the name of an edition"))
 }

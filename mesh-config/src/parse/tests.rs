@@ -1,4 +1,4 @@
-//! What is refused, with the exact words; what is taken, and what becomes of it.
+//! What is taken, and what becomes of it. What is refused, with the exact words, stands in `tests/malformed`.
 
 use std::{path::Path, sync::Mutex};
 
@@ -8,8 +8,6 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use super::*;
 use crate::problem::MAX_PROBLEMS;
 use crate::{Residency, TestTransaction, compile, load};
-
-mod malformed;
 
 /// A mesh that every malformed document below stands in.
 const BASE: &str = "\
@@ -47,21 +45,12 @@ fn allowlist(name: &str, rule: &str) -> String {
 /// A CA certificate as PEM, always the same for one name.
 fn ca(name: &'static str) -> String {
     static MADE: Mutex<BTreeMap<&'static str, String>> = Mutex::new(BTreeMap::new());
-    MADE.lock()
-        .unwrap()
-        .entry(name)
-        .or_insert_with(|| certificate(name, IsCa::Ca(BasicConstraints::Unconstrained)))
-        .clone()
+    MADE.lock().unwrap().entry(name).or_insert_with(|| certificate(name)).clone()
 }
 
-/// The certificate of nobody's CA.
-fn leaf() -> String {
-    certificate("leaf", IsCa::NoCa)
-}
-
-fn certificate(name: &str, is_ca: IsCa) -> String {
+fn certificate(name: &str) -> String {
     let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
-    parameters.is_ca = is_ca;
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
 }
 
@@ -225,24 +214,6 @@ spec:
 }
 
 #[test]
-fn the_page_of_policy_files_names_every_kind_and_every_field() {
-    let page = include_str!("../../../docs/policy-files.md");
-    let blocks: String = page.split("```").filter_map(|part| part.strip_prefix("yaml\n")).collect();
-    let kinds = document::KINDS.iter().map(|(kind, _)| format!("kind: {kind}\n"));
-    let fields = [
-        document::SERVICE_FIELDS,
-        allowlist::RULE,
-        attestor::FIELDS,
-        external_client::FIELDS,
-        local::INSTANCE,
-        policy_test::CALL,
-    ];
-    let fields = fields.concat().into_iter().map(|field| format!("{field}:"));
-    let missing: Vec<_> = kinds.chain(fields).filter(|word| !blocks.contains(word.as_str())).collect();
-    assert!(missing.is_empty(), "{missing:?}");
-}
-
-#[test]
 fn the_sample_mesh_has_no_problem() {
     let mesh = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")).unwrap();
     assert_eq!(mesh.trust_domain().as_str(), "demo.example");
@@ -372,7 +343,7 @@ spec:
     let local = mesh.local().unwrap();
     let tcs: Vec<_> = local.control_plane.tcs.iter().map(|tcs| (tcs.address.port(), tcs.zone.as_ref())).collect();
     assert_eq!(tcs, [(7020, None)]);
-    assert_eq!(local.control_plane.policy.port(), 15030);
+    assert_eq!(local.control_plane.policy[0].address.port(), 15030);
     assert_eq!(local.instances[0].outbound.to_string(), "unix:/tmp/w");
 }
 
@@ -402,6 +373,27 @@ fn anchors_and_aliases_stand_for_what_they_name() {
         + "    - {name: b, callers: *who, paths: [/media.v1.Media/List]}\n";
     let records = compile(&with_base(&text).unwrap());
     assert_eq!(records.allowlists["media"].rules[1].callers, ["wiki"]);
+}
+
+#[test]
+fn files_that_make_no_mesh_say_so() {
+    let of = |files: &[(&str, &str)]| {
+        let files: Vec<_> = files.iter().map(|(path, text)| file(path, text)).collect();
+        parse(&files).unwrap_err().to_string()
+    };
+    assert_eq!(of(&[]), ":1:1: no *.yaml file, expected policy files with one document of kind Mesh");
+    assert_eq!(of(&[("a.yaml", "# nothing\n")]), "a.yaml:1:1: no document of kind Mesh, expected one in these files");
+    assert_eq!(of(&[("a.yaml", BASE), ("a.yaml", BASE)]), "a.yaml:1:1: this file is given twice, expected it once");
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let service =
+        |spec: &str| format!("apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {{name: s}}\nspec: {spec}\n");
+    let text = format!("{}---\n{}---\na: [\n", service("{residency: x}"), service("{product: 1, orginates: true}"));
+    let problems = with_base(&text).unwrap_err();
+    let places: Vec<(u32, u32)> = problems.0.iter().map(|problem| (problem.line, problem.column)).collect();
+    assert_eq!(places, [(4, 19), (8, 18), (9, 17), (9, 20), (12, 1)], "{problems}");
 }
 
 #[test]

@@ -5,7 +5,11 @@ use tenon_proto::tcs::v1::{Product, Shard, TenantContext};
 
 use crate::{
     names::short,
-    yaml::{At, Entry, Node, Value, from_node, one_of, suggestion},
+    yaml::{
+        At, Entry, Form, Map, Node, Value, from_node, one_of,
+        shape::{optional, required},
+        suggestion,
+    },
 };
 
 /// Where the field stands that the path leads to, or the innermost one on the way to it that there is.
@@ -33,7 +37,7 @@ pub(crate) fn misfits(record: &Node) -> Vec<(At, String)> {
     let mut found = Vec::new();
     for field in entries(record) {
         if json_name(&field.key) != "products" || !is_map(&field.value) {
-            found.extend(misfit::<TenantContext>(field, TENANT));
+            found.extend(misfit::<TenantContext>(field, &TENANT));
             continue;
         }
         for product in entries(&field.value) {
@@ -42,9 +46,9 @@ pub(crate) fn misfits(record: &Node) -> Vec<(At, String)> {
             }
             for field in entries(&product.value) {
                 if json_name(&field.key) == "shard" && is_map(&field.value) {
-                    found.extend(entries(&field.value).iter().filter_map(|part| misfit::<Shard>(part, SHARD)));
+                    found.extend(entries(&field.value).iter().filter_map(|part| misfit::<Shard>(part, &SHARD)));
                 } else {
-                    found.extend(misfit::<Product>(field, PRODUCT));
+                    found.extend(misfit::<Product>(field, &PRODUCT));
                 }
             }
         }
@@ -52,39 +56,61 @@ pub(crate) fn misfits(record: &Node) -> Vec<(At, String)> {
     found
 }
 
-/// What stands in each field, in words.
-type Expected = &'static [(&'static str, &'static str)];
+/// A tenant as the policy's tests have it.
+pub(crate) static TENANT: Map = Map {
+    what: "a tenant",
+    fields: &[
+        required("tenantId", Form::Text, "a tenant id as text"),
+        optional("revision", Form::Either(&[Form::Number(0), Form::Text]), "a whole number 0 to 18446744073709551615"),
+        required("status", Form::Choice(|| vec!["ACTIVE", "SUSPENDED"]), "ACTIVE or SUSPENDED"),
+        optional("hosts", Form::List(&Form::Text), "a list of host names"),
+        optional("realm", Form::Text, "the name of a realm as text"),
+        optional("region", Form::Text, "the name of a region as text"),
+        optional("products", Form::Names(&Form::Map(&PRODUCT)), "an object of products by their names"),
+        optional("settings", Form::Names(&Form::Text), "an object of texts by their names"),
+        optional("move", Form::Map(&MOVE), "an object with toRegion and startedAt"),
+    ],
+};
 
-const TENANT: Expected = &[
-    ("tenantId", "a tenant id as text"),
-    ("revision", "a whole number 0 to 18446744073709551615"),
-    ("status", "ACTIVE or SUSPENDED"),
-    ("hosts", "a list of host names"),
-    ("realm", "the name of a realm as text"),
-    ("region", "the name of a region as text"),
-    ("products", "an object of products by their names"),
-    ("settings", "an object of texts by their names"),
-];
-const PRODUCT: Expected = &[
-    ("state", "ACTIVE, INACTIVE or SUSPENDED"),
-    ("edition", "text"),
-    ("seats", "a whole number 0 to 4294967295"),
-    ("licenseExpiresAt", "an RFC 3339 time such as 2027-01-31T00:00:00Z"),
-    ("features", "a list of texts"),
-    ("shard", "an object with cluster, database and schema"),
-];
-const SHARD: Expected = &[("cluster", "text"), ("database", "text"), ("schema", "text")];
+static PRODUCT: Map = Map {
+    what: "a product",
+    fields: &[
+        required("state", Form::Choice(|| vec!["ACTIVE", "INACTIVE", "SUSPENDED"]), "ACTIVE, INACTIVE or SUSPENDED"),
+        optional("edition", Form::Text, "text"),
+        optional("seats", Form::Either(&[Form::Number(0), Form::Text]), "a whole number 0 to 4294967295"),
+        optional("licenseExpiresAt", Form::Text, "an RFC 3339 time such as 2027-01-31T00:00:00Z"),
+        optional("features", Form::List(&Form::Text), "a list of texts"),
+        optional("shard", Form::Map(&SHARD), "an object with cluster, database and schema"),
+    ],
+};
+
+static SHARD: Map = Map {
+    what: "a shard",
+    fields: &[
+        optional("cluster", Form::Text, "text"),
+        optional("database", Form::Text, "text"),
+        optional("schema", Form::Text, "text"),
+    ],
+};
+
+static MOVE: Map = Map {
+    what: "a move",
+    fields: &[
+        optional("toRegion", Form::Text, "the name of a region as text"),
+        optional("startedAt", Form::Text, "an RFC 3339 time such as 2027-01-31T00:00:00Z"),
+    ],
+};
 
 /// Reads a message with this field alone: so what is refused here is exactly what is refused in a whole record.
-fn misfit<T: DeserializeOwned>(field: &Entry, table: Expected) -> Option<(At, String)> {
+fn misfit<T: DeserializeOwned>(field: &Entry, map: &'static Map) -> Option<(At, String)> {
     let name = json_name(&field.key);
-    let Some((_, expected)) = table.iter().find(|(known, _)| *known == name) else {
-        let known: Vec<&str> = table.iter().map(|(known, _)| *known).collect();
+    let Some(known) = map.fields.iter().find(|known| known.name == name) else {
+        let known: Vec<&str> = map.names().collect();
         let hint = suggestion(name, known.iter().copied());
         return Some((field.at, format!("unknown field {:?}{hint}, expected {}", short(name), one_of(&known))));
     };
     let alone = Node { at: field.at, value: Value::Map(vec![field.clone()]) };
-    from_node::<T>(&alone).is_err().then(|| differs(field, expected))
+    from_node::<T>(&alone).is_err().then(|| differs(field, known.says))
 }
 
 fn differs(field: &Entry, expected: &str) -> (At, String) {

@@ -49,7 +49,7 @@ fn every_wrong_line_is_told_with_its_number() {
     let expected = [
         r#"t.jsonl:2:2: tenant "acme" stands twice, expected it once: the first is in line 1"#,
         r#"t.jsonl:2:47: host "acme.example" is also in line 1, expected each host once"#,
-        r#"t.jsonl:3:57: not a TenantContext in proto3 JSON: unknown field "stauts" (did you mean "status"?), expected tenantId, revision, status, hosts, realm, region, products or settings"#,
+        r#"t.jsonl:3:57: not a TenantContext in proto3 JSON: unknown field "stauts" (did you mean "status"?), expected tenantId, revision, status, hosts, realm, region, products, settings or move"#,
         r#"t.jsonl:4:36: not JSON: EOF while parsing a value, expected one JSON object a line"#,
         r#"t.jsonl:5:1: "" is not a tenant id, expected 1 to 63 of a-z, 0-9 and "-", with a letter or digit first and last"#,
         r#"t.jsonl:6:1: no status is given, expected ACTIVE or SUSPENDED"#,
@@ -69,7 +69,7 @@ fn every_wrong_line_is_told_with_its_number() {
         r#"t.jsonl:14:106: not a TenantContext in proto3 JSON: schema is a list, expected text"#,
         r#"t.jsonl:14:119: not a TenantContext in proto3 JSON: state is the boolean true, expected ACTIVE, INACTIVE or SUSPENDED"#,
         r#"t.jsonl:15:2: not a TenantContext in proto3 JSON: tenantId is the number 5, expected a tenant id as text"#,
-        r#"t.jsonl:15:15: not a TenantContext in proto3 JSON: unknown field "nope", expected tenantId, revision, status, hosts, realm, region, products or settings"#,
+        r#"t.jsonl:15:15: not a TenantContext in proto3 JSON: unknown field "nope", expected tenantId, revision, status, hosts, realm, region, products, settings or move"#,
         r#"t.jsonl:15:24: not a TenantContext in proto3 JSON: hosts is text "h", expected a list of host names"#,
         r#"t.jsonl:15:48: not a TenantContext in proto3 JSON: media is the number 7, expected a product: an object"#,
         r#"t.jsonl:16:85: not a TenantContext in proto3 JSON: license_expires_at is text "2027-01-31", expected an RFC 3339 time such as 2027-01-31T00:00:00Z"#,

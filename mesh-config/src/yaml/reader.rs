@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, str::FromStr};
 
-use super::{At, Entry, Node, Value};
+use super::{At, Entry, Map, Node, Value, shape::words};
 use crate::{Problem, names::short};
 
 /// Reads the nodes of one file. Every method that returns `None` has noted why.
@@ -31,23 +31,43 @@ impl<'f> Reader<'f> {
         self.problems.push(Problem { file, line: at.line, column: at.column, message: message.into() });
     }
 
-    /// The fields of a map; each that is not known is a problem. `what` names the map in messages.
-    pub fn fields<'n>(
-        &mut self,
-        node: &'n Node,
-        what: &'static str,
-        known: &'static [&'static str],
-    ) -> Option<Fields<'n>> {
+    /// The fields of a map; each that is not known is a problem.
+    pub fn fields<'n>(&mut self, node: &'n Node, map: &'static Map) -> Option<Fields<'n>> {
+        let known: Vec<&str> = map.names().collect();
         let Value::Map(entries) = &node.value else {
-            self.expected(node, &format!("{what}: a map with {}", known.join(", ")));
+            self.expected(node, &format!("{}: a map with {}", map.what, known.join(", ")));
             return None;
         };
         for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
             let hint = suggestion(&entry.key, known.iter().copied());
-            let message = format!("unknown field {:?} in {what}{hint}, expected {}", short(&entry.key), one_of(known));
+            let message =
+                format!("unknown field {:?} in {}{hint}, expected {}", short(&entry.key), map.what, one_of(&known));
             self.problem(entry.at, message);
         }
-        Some(Fields { at: node.at, what, entries })
+        Some(Fields { at: node.at, map, entries })
+    }
+
+    /// As [`fields`](Self::fields), of a map that must not be empty.
+    pub fn some_fields<'n>(&mut self, node: &'n Node, map: &'static Map) -> Option<Fields<'n>> {
+        let fields = self.fields(node, map)?;
+        if fields.entries.is_empty() {
+            let known = map.names().collect::<Vec<_>>().join(", ");
+            self.problem(node.at, format!("an empty map, expected {} with at least one of {known}", map.what));
+            return None;
+        }
+        Some(fields)
+    }
+
+    /// The entries of a map of the user's own names, at least one. `what` says what of.
+    pub fn some_names<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n [Entry]> {
+        match &node.value {
+            Value::Map(entries) if !entries.is_empty() => return Some(entries),
+            Value::Map(_) => self.problem(node.at, format!("an empty map, expected {what}")),
+            Value::Null | Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Text(_) | Value::List(_) => {
+                self.expected(node, what);
+            }
+        }
+        None
     }
 
     /// Text. `what` says what it is to be: "a reason".
@@ -102,14 +122,18 @@ impl<'f> Reader<'f> {
         let value = if let Value::Integer(value) = &node.value { u64::try_from(*value).ok() } else { None };
         let value = value.filter(|value| *value >= least);
         if value.is_none() {
-            self.expected(node, &format!("a whole number of at least {least}"));
+            // What is too large for a whole number is a Float.
+            let huge =
+                matches!(node.value, Value::Float(value) if value.is_finite() && value > 0.0 && value.fract() == 0.0);
+            let most = if huge { format!(" and at most {}", i64::MAX) } else { String::new() };
+            self.expected(node, &format!("a whole number of at least {least}{most}"));
         }
         value
     }
 
     /// One of a few words.
     pub fn choice<T: Copy>(&mut self, node: &Node, choices: &[(&'static str, T)]) -> Option<T> {
-        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+        let words = words(choices);
         let expected = one_of(&words);
         let text = self.form(node, &expected)?;
         let found = choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice);
@@ -151,8 +175,8 @@ impl<'f> Reader<'f> {
 pub struct Fields<'n> {
     /// Where the map begins.
     at: At,
-    /// What the map is, in messages.
-    what: &'static str,
+    /// What may stand in the map.
+    map: &'static Map,
     entries: &'n [Entry],
 }
 
@@ -164,6 +188,7 @@ impl<'n> Fields<'n> {
 
     /// The value of a field that may be absent.
     pub fn optional(&self, name: &str) -> Option<&'n Node> {
+        debug_assert!(self.map.names().any(|known| known == name), "{name} is no field of {}", self.map.what);
         self.entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
     }
 
@@ -171,17 +196,19 @@ impl<'n> Fields<'n> {
     pub fn required(&self, reader: &mut Reader<'_>, name: &str, expected: &str) -> Option<&'n Node> {
         let found = self.optional(name);
         if found.is_none() {
-            reader.problem(self.at, format!("missing field {name:?} in {}, expected {expected}", self.what));
+            reader.problem(self.at, format!("missing field {name:?} in {}, expected {expected}", self.map.what));
         }
         found
     }
 }
 
-/// ` (did you mean "x"?)` when one of the candidates is close to what was written, else nothing.
+/// ` (did you mean "x"?)` when one of the candidates is close to what was written, else nothing. Capitals count as
+/// what they are capitals of.
 pub fn suggestion<'c>(written: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
+    let written = short(written).to_lowercase();
     let near = candidates
         .into_iter()
-        .map(|candidate| (strsim::osa_distance(&short(written), candidate), candidate))
+        .map(|candidate| (strsim::osa_distance(&written, &candidate.to_lowercase()), candidate))
         .filter(|(distance, candidate)| *distance <= candidate.len().max(3) / 3)
         .min();
     near.map(|(_, candidate)| format!(" (did you mean {candidate:?}?)")).unwrap_or_default()
