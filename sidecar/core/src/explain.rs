@@ -297,7 +297,7 @@ fn inbound_of(
 
 /// A tenant that nothing speaks against: servable where the call goes, and what its rule wants but of another id.
 fn made_up(id: &str, call: &Call<'_>, policy: &Policy, rule: Option<&Rule>) -> TenantContext {
-    let conditions = rule.and_then(|rule| rule.conditions.as_ref());
+    let conditions = rule.and_then(|rule| rule.conditions.as_deref());
     let wanted = conditions.and_then(|conditions| conditions.any_region());
     let region = match (call.region, policy.residency()) {
         // Only tenants that are at home there are served there.

@@ -128,7 +128,7 @@ struct Granted<'p> {
 impl<'p> Granted<'p> {
     fn by(index: u32, rule: &'p Rule) -> Self {
         let Rule { tenant, proof, audit, .. } = *rule;
-        let tenants = rule.conditions.as_ref().map(|conditions| (rule, conditions));
+        let tenants = rule.conditions.as_deref().map(|conditions| (rule, conditions));
         Granted { rule: Some(index), tenant, proof, tenants, audit, audited: None }
     }
 

@@ -4,11 +4,16 @@
 //! (DESIGN §6).
 
 mod conditions;
+mod index;
 mod nearest;
 mod rule;
 
-use ahash::{AHashMap, AHashSet};
+use std::sync::Arc;
+
+use ahash::AHashSet;
 use tenon_proto::policy::v1 as proto;
+
+use self::index::{Builder, Index};
 
 use crate::Peer;
 
@@ -29,26 +34,8 @@ pub struct Policy {
     /// Lets calls pass that no rule matches, logged and counted.
     audit_allowlist: Option<Box<str>>,
     /// In deciding order.
-    rules: Vec<Rule>,
-    /// `/package.Service/Method` → who may call it.
-    exact: AHashMap<Box<str>, Callers>,
-    /// `/package.Service/`, for rules on `/package.Service/*` → who may call all of it.
-    wildcard: AHashMap<Box<str>, Callers>,
-    /// `/package.Service/` → the rules that name anything of it, in order; only refusals look at it.
-    by_prefix: AHashMap<Box<str>, Vec<u32>>,
-    /// Caller → the first rule that names it; only refusals look at it.
-    first_of_caller: Callers,
-    /// The names among the callers that are clients outside of the mesh; the others are services.
-    outside: AHashSet<Box<str>>,
-}
-
-/// The first rule of each caller. Services and outside clients are apart, so that nobody passes as one of the others.
-#[derive(Debug, Default)]
-struct Callers {
-    /// Of any service: `*`. Never of an outside client.
-    any: Option<u32>,
-    services: AHashMap<Box<str>, u32>,
-    outside: AHashMap<Box<str>, u32>,
+    rules: Box<[Rule]>,
+    index: Index,
 }
 
 /// What [`Policy::authorize`] found.
@@ -98,7 +85,7 @@ impl Policy {
 
     /// Whether a rule names this client outside of the mesh; nobody else's handshake passes.
     pub fn knows_outside(&self, name: &str) -> bool {
-        self.outside.contains(name)
+        self.index.knows_outside(name)
     }
 
     /// The rule with this index.
@@ -106,73 +93,14 @@ impl Policy {
         self.rules.get(usize::try_from(index).ok()?)
     }
 
-    /// The first rule that allows `caller` the `path`. Four look-ups, no allocation, however many rules there are.
+    /// The first rule that allows `caller` the `path`. Three look-ups, no allocation, however many rules there are.
     ///
     /// `path` comes without query and is compared byte for byte.
     pub fn authorize(&self, caller: Peer<'_>, path: &str) -> Match<'_> {
-        let exact = self.exact.get(path).and_then(|callers| callers.first(caller));
-        let wildcard =
-            prefix(path).and_then(|prefix| self.wildcard.get(prefix)).and_then(|callers| callers.first(caller));
-        match lower(exact, wildcard).and_then(|index| Some((index, self.rule(index)?))) {
+        match self.index.first(caller, path).and_then(|index| Some((index, self.rule(index)?))) {
             Some((index, rule)) => Match::Rule(index, rule),
             None => Match::Nothing,
         }
-    }
-
-    fn push(&mut self, rule: Rule) -> Result<(), String> {
-        let index = u32::try_from(self.rules.len()).map_err(|_| "more than 4 billion rules".to_owned())?;
-        let fail = |what: &str| Err(format!("rule {:?} of {:?}: {what}", rule.name, rule.allowlist));
-        for path in &rule.paths {
-            let Some(prefix) = prefix(path) else {
-                return fail(&format!("path {path:?} is neither /package.Service/Method nor /package.Service/*"));
-            };
-            let callers = match &path[prefix.len()..] {
-                "*" => self.wildcard.entry(prefix.into()).or_default(),
-                method if method.contains('*') => {
-                    return fail(&format!("path {path:?} has \"*\" for a part of a name"));
-                }
-                _ => self.exact.entry(path.clone()).or_default(),
-            };
-            for caller in &rule.callers {
-                callers.add(caller, index, &self.outside);
-            }
-            let rules = self.by_prefix.entry(prefix.into()).or_default();
-            if rules.last() != Some(&index) {
-                rules.push(index);
-            }
-        }
-        for caller in &rule.callers {
-            self.first_of_caller.add(caller, index, &self.outside);
-        }
-        self.rules.push(rule);
-        Ok(())
-    }
-}
-
-impl Callers {
-    fn add(&mut self, caller: &str, index: u32, outside: &AHashSet<Box<str>>) {
-        if caller == "*" {
-            self.any.get_or_insert(index);
-        } else if outside.contains(caller) {
-            self.outside.entry(caller.into()).or_insert(index);
-        } else {
-            self.services.entry(caller.into()).or_insert(index);
-        }
-    }
-
-    fn first(&self, caller: Peer<'_>) -> Option<u32> {
-        match caller {
-            Peer::Service(name) => lower(self.services.get(name).copied(), self.any),
-            Peer::Outside(name) => self.outside.get(name).copied(),
-        }
-    }
-}
-
-/// `Option`'s own order puts `None` first.
-fn lower(a: Option<u32>, b: Option<u32>) -> Option<u32> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, other) => one.or(other),
     }
 }
 
@@ -189,26 +117,40 @@ impl TryFrom<&proto::ServicePolicy> for Policy {
     /// Compiles a record. An unspecified choice is the documented default; one that this version does not know is an
     /// error, so that a newer policy is never read as a weaker one.
     fn try_from(record: &proto::ServicePolicy) -> Result<Self, String> {
-        let mut policy = Policy {
+        let mut index = Builder::new(record.external_clients.iter().map(|client| client.name.as_str()))?;
+        let (product, mut allowlists) = (named(&record.product), AHashSet::new());
+        let mut rules = Vec::with_capacity(record.rules.len());
+        for rule in &record.rules {
+            let fail = |what: String| format!("rule {:?} of {:?}: {what}", rule.name, rule.allowlist);
+            let conditions = rule.tenants.as_ref();
+            if product.is_none() && conditions.is_some_and(|of| !of.editions.is_empty() || !of.features.is_empty()) {
+                return Err(fail("editions and features of a service without product".to_owned()));
+            }
+            let (callers, paths) = (rule.callers.iter().map(String::as_str), rule.paths.iter().map(String::as_str));
+            let pattern = index.push(callers, paths).map_err(fail)?;
+            let allowlist = shared(&mut allowlists, &rule.allowlist);
+            rules.push(Rule::compile(rule, allowlist, pattern).map_err(fail)?);
+        }
+        Ok(Policy {
             service: record.service.as_str().into(),
-            product: named(&record.product),
+            product,
             residency: Residency::decode(record.residency)?,
             originates: record.originates,
             audit_allowlist: named(&record.audit_allowlist),
-            outside: record.external_clients.iter().map(|client| client.name.as_str().into()).collect(),
-            ..Policy::default()
-        };
-        for rule in &record.rules {
-            let conditions = rule.tenants.as_ref();
-            if policy.product.is_none()
-                && conditions.is_some_and(|of| !of.editions.is_empty() || !of.features.is_empty())
-            {
-                return Err(format!("rule {:?}: editions and features of a service without product", rule.name));
-            }
-            policy.push(Rule::try_from(rule)?)?;
-        }
-        Ok(policy)
+            rules: rules.into(),
+            index: index.finish()?,
+        })
     }
+}
+
+/// The same text for the same name.
+fn shared(known: &mut AHashSet<Arc<str>>, text: &str) -> Arc<str> {
+    if let Some(text) = known.get(text) {
+        return Arc::clone(text);
+    }
+    let text = Arc::<str>::from(text);
+    known.insert(Arc::clone(&text));
+    text
 }
 
 fn named(text: &str) -> Option<Box<str>> {

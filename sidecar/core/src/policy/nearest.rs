@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use super::{Policy, Rule, prefix};
+use super::Policy;
 use crate::Peer;
 
-/// Rules of one gRPC service that are looked at, and callers or paths that are named, so that refusals stay cheap.
-const LOOKED_AT: usize = 1_000;
+/// Callers or paths that are named.
 const NAMED: usize = 5;
 
 /// The rule that a refused call came closest to, for the callee's log and for `explain`.
@@ -66,23 +65,28 @@ impl Policy {
     /// The rule that came closest to allowing `caller` the `path`; among equally close ones the first. `None` when no
     /// rule has anything in common with the call.
     pub fn nearest(&self, caller: Peer<'_>, path: &str) -> Option<Nearest> {
-        let same_service = prefix(path)
-            .and_then(|prefix| self.by_prefix.get(prefix))
-            .into_iter()
-            .flatten()
-            .take(LOOKED_AT)
-            .filter_map(|&index| Some((self.missed_by(self.rule(index)?, caller, path), index)))
-            .min();
-        let same_caller = self.first_of_caller.first(caller);
-        let (missed, index) = same_service.or(same_caller.map(|index| (Missed::Service, index)))?;
-        self.describe(missed, index)
+        if let Some(index) = self.index.first_on(path) {
+            return self.describe(Missed::Caller, index);
+        }
+        let beside = self.index.beside(path);
+        let of_caller =
+            |index: &&u32| self.rule(**index).is_some_and(|rule| self.index.names(&rule.pattern.callers, caller));
+        if let Some(index) = beside.iter().find(of_caller) {
+            return self.describe(Missed::Method, *index);
+        }
+        match beside.first() {
+            Some(index) => self.describe(Missed::CallerAndMethod, *index),
+            None => self.describe(Missed::Service, self.index.first_of(caller)?),
+        }
     }
 
     fn describe(&self, missed: Missed, index: u32) -> Option<Nearest> {
         let rule = self.rule(index)?;
         let allows = match missed {
-            Missed::Caller => &rule.callers,
-            Missed::Method | Missed::CallerAndMethod | Missed::Service => &rule.paths,
+            Missed::Caller => self.index.names_of(&rule.pattern.callers).take(NAMED).map(str::to_owned).collect(),
+            Missed::Method | Missed::CallerAndMethod | Missed::Service => {
+                rule.pattern.paths.iter().take(NAMED).map(ToString::to_string).collect()
+            }
         };
         Some(Nearest {
             index,
@@ -90,25 +94,7 @@ impl Policy {
             rule: rule.name.to_string(),
             source: rule.source.to_string(),
             missed,
-            allows: allows.iter().take(NAMED).map(ToString::to_string).collect(),
+            allows,
         })
     }
-
-    /// For a rule that names something of the path's gRPC service and does not match the call.
-    fn missed_by(&self, rule: &Rule, caller: Peer<'_>, path: &str) -> Missed {
-        let caller_fits = rule.callers.iter().any(|allowed| match caller {
-            Peer::Service(name) => &**allowed == "*" || (&**allowed == name && !self.outside.contains(name)),
-            Peer::Outside(name) => &**allowed == name && self.outside.contains(name),
-        });
-        let path_fits = rule.paths.iter().any(|allowed| allows(allowed, path));
-        match (caller_fits, path_fits) {
-            (true, _) => Missed::Method,
-            (false, true) => Missed::Caller,
-            (false, false) => Missed::CallerAndMethod,
-        }
-    }
-}
-
-fn allows(allowed: &str, path: &str) -> bool {
-    allowed == path || (allowed.ends_with("/*") && prefix(allowed).is_some() && prefix(allowed) == prefix(path))
 }

@@ -1,10 +1,10 @@
 //! One rule of an Allowlist, and what it wants.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tenon_proto::policy::v1 as proto;
 
-use super::Conditions;
+use super::{Conditions, index::Pattern};
 
 /// Which tenants an instance serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,15 +51,13 @@ pub struct Rate {
 #[derive(Clone, Debug)]
 pub struct Rule {
     /// The Allowlist it stands in.
-    pub allowlist: Box<str>,
+    pub allowlist: Arc<str>,
     /// Unique within the service.
     pub name: Box<str>,
     /// Where it stands, for explanations: `media.yaml:12`. May be empty.
     pub source: Box<str>,
-    /// Service names, and `*` for any.
-    pub callers: Vec<Box<str>>,
-    /// Exact paths, and `/package.Service/*`.
-    pub paths: Vec<Box<str>>,
+    /// Which callers and paths it matches.
+    pub(super) pattern: Pattern,
     /// What it wants to know of the tenant.
     pub tenant: TenantRequirement,
     /// What it wants to be shown.
@@ -69,32 +67,29 @@ pub struct Rule {
     /// Its tenant conditions, proof and rate are logged and not enforced.
     pub audit: bool,
     /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantRequirement::None`].
-    pub conditions: Option<Conditions>,
+    pub conditions: Option<Box<Conditions>>,
 }
 
-impl TryFrom<&proto::Rule> for Rule {
-    type Error = String;
-
-    fn try_from(record: &proto::Rule) -> Result<Self, String> {
-        let texts = |texts: &[String]| texts.iter().map(|text| text.as_str().into()).collect();
+impl Rule {
+    /// From its record, and what the index made of the rest of it. An error does not name the rule.
+    pub(super) fn compile(record: &proto::Rule, allowlist: Arc<str>, pattern: Pattern) -> Result<Self, String> {
         Ok(Rule {
-            allowlist: record.allowlist.as_str().into(),
+            allowlist,
             name: record.name.as_str().into(),
             source: record.source.as_str().into(),
-            callers: texts(&record.callers),
-            paths: texts(&record.paths),
+            pattern,
             tenant: match proto::TenantRequirement::try_from(record.tenant) {
                 Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
                     TenantRequirement::Required
                 }
                 Ok(proto::TenantRequirement::Optional) => TenantRequirement::Optional,
                 Ok(proto::TenantRequirement::None) => TenantRequirement::None,
-                Err(_) => return Err(format!("rule {:?}: unknown tenant requirement {}", record.name, record.tenant)),
+                Err(_) => return Err(format!("unknown tenant requirement {}", record.tenant)),
             },
             proof: match proto::Proof::try_from(record.proof) {
                 Ok(proto::Proof::None | proto::Proof::Unspecified) => Proof::None,
                 Ok(proto::Proof::Transaction) => Proof::Transaction,
-                Err(_) => return Err(format!("rule {:?}: unknown proof {}", record.name, record.proof)),
+                Err(_) => return Err(format!("unknown proof {}", record.proof)),
             },
             rate: record.rate.as_ref().map(Rate::from),
             audit: record.audit,
@@ -104,14 +99,13 @@ impl TryFrom<&proto::Rule> for Rule {
 }
 
 /// The tenant conditions of a rule that looks at tenants.
-fn conditions(record: &proto::Rule) -> Result<Option<Conditions>, String> {
-    let fail = |what: &str| format!("rule {:?}: {what}", record.name);
+fn conditions(record: &proto::Rule) -> Result<Option<Box<Conditions>>, String> {
     match &record.tenants {
         None => Ok(None),
         Some(_) if record.tenant() == proto::TenantRequirement::None => {
-            Err(fail("it ignores tenants and has conditions for them"))
+            Err("it ignores tenants and has conditions for them".to_owned())
         }
-        Some(conditions) => Conditions::try_from(conditions).map(Some).map_err(|what| fail(&what)),
+        Some(conditions) => Ok(Some(Box::new(Conditions::try_from(conditions)?))),
     }
 }
 
