@@ -13,17 +13,19 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::{RecvStream, SendStream};
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
-use sidecar_core::{Refusal, balance::Slot};
+use sidecar_core::{Position, Reason, Refusal, balance::Slot, inbound};
 use tracing::info;
 
 use crate::{
     body::CallBody,
+    decisions::{Decision, Flow, Grounds, Ledger, Remembered},
     in_flight::Serving,
     live::Live,
     metrics::{Calls, Direction, Outcome},
     open::Place,
     pool::Lease,
     refuse::{self, Revisions},
+    worker::Worker,
 };
 
 /// What the two directions of a call and whoever decides open calls again share.
@@ -31,7 +33,7 @@ use crate::{
 /// A call is hung up at most once: by its deadline, or because what it was allowed by has changed.
 #[derive(Debug, Default)]
 pub struct Line {
-    refusal: OnceLock<Refusal>,
+    refusal: OnceLock<(Refusal, Option<Box<Grounds>>)>,
     /// The call has ended, however: what of the request is not sent yet never will be.
     over: AtomicBool,
     request: AtomicWaker,
@@ -44,7 +46,12 @@ pub struct Line {
 impl Line {
     /// Ends the call with `refusal`: the stream to the other side is reset at once, and the caller told when it reads.
     pub fn hang_up(&self, refusal: Refusal) {
-        if self.refusal.set(refusal).is_ok() {
+        self.hang_up_on(refusal, None);
+    }
+
+    /// The same, where it is known what the refusal was decided from.
+    pub fn hang_up_on(&self, refusal: Refusal, grounds: Option<Box<Grounds>>) {
+        if self.refusal.set((refusal, grounds)).is_ok() {
             self.end(true);
             self.response.wake();
         }
@@ -81,7 +88,12 @@ impl Line {
         if self.refusal.get().is_none() {
             self.response.register(cx.waker());
         }
-        self.refusal.get().map_or(Poll::Pending, Poll::Ready)
+        self.refusal.get().map_or(Poll::Pending, |(refusal, _)| Poll::Ready(refusal))
+    }
+
+    /// Whether the call was hung up.
+    fn is_hung_up(&self) -> bool {
+        self.refusal.get().is_some()
     }
 
     fn upstream(&self) -> MutexGuard<'_, Option<SendStream<Bytes>>> {
@@ -146,6 +158,8 @@ pub struct Call {
     counters: Arc<Calls>,
     /// Which revisions are in force, and what is logged.
     live: Arc<Live>,
+    /// Where its decision is counted, and remembered when it is a refusal.
+    ledger: Arc<Ledger>,
     started: Instant,
     /// For refusals and the log.
     pub facts: Facts,
@@ -163,18 +177,26 @@ pub struct Call {
     pub lease: Option<Lease>,
     /// Which header held the ASAP token, from the decision to the rewriting of the head.
     pub token_header: Option<HeaderName>,
+    /// What it was refused on, or let pass on in audit mode.
+    grounds: Option<Box<Grounds>>,
+    /// It was decided that it may be made.
+    passed: bool,
+    /// A refusal of it was noted.
+    noted: bool,
     ended: bool,
 }
 
 impl Call {
     /// Opens the account, before any decision.
-    pub fn start(direction: Direction, live: &Arc<Live>, facts: Facts) -> Self {
+    pub fn start(direction: Direction, worker: &Worker, facts: Facts) -> Self {
+        let live = &worker.live;
         let counters = live.metrics.calls(direction);
         counters.started();
         Self {
             direction,
             counters: Arc::clone(counters),
             live: Arc::clone(live),
+            ledger: Arc::clone(&worker.ledger),
             started: Instant::now(),
             facts,
             line: Arc::new(Line::default()),
@@ -184,6 +206,9 @@ impl Call {
             slot: None,
             lease: None,
             token_header: None,
+            grounds: None,
+            passed: false,
+            noted: false,
             ended: false,
         }
     }
@@ -209,9 +234,29 @@ impl Call {
         trailers
     }
 
-    /// Audit mode let pass what `refusal` says.
-    pub fn audited(&self, refusal: &Refusal) {
+    /// Keeps what an inbound decision was made from, where somebody may ask about it.
+    pub fn decided_on<R>(&mut self, state: &inbound::State, decision: &Result<inbound::Verdict<R>, inbound::Stop>) {
+        self.grounds = match decision {
+            Err(inbound::Stop::Refused(refusal)) => Some(Grounds::of(state, refusal, false)),
+            Ok(inbound::Verdict { audited: Some(refusal), .. }) => Some(Grounds::of(state, refusal, true)),
+            Ok(_) | Err(inbound::Stop::WaitFor(_) | inbound::Stop::Resolve(_)) => None,
+        };
+    }
+
+    /// It was decided that the call may be made; in audit mode, in spite of what `audited` says.
+    pub fn passes(&mut self, audited: Option<&Refusal>) {
+        self.passed = true;
+        if self.direction == Direction::Inbound {
+            self.count(audited.map_or(Decision::Allowed, |refusal| Decision::Audited(refusal.reason)));
+        }
+        if let Some(refusal) = audited {
+            self.audited(refusal);
+        }
+    }
+
+    fn audited(&self, refusal: &Refusal) {
         self.counters.audited();
+        self.remember(Decision::Audited(refusal.reason), refusal, self.grounds.as_deref());
         let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else { return };
         info!(
             target: "tenon::audit",
@@ -237,9 +282,12 @@ impl Call {
         self.end(Outcome::Broken, Some(&error.to_string()));
     }
 
-    fn note(&self, refusal: &Refusal) -> Revisions {
-        let (policy, tenants) = self.live.revisions();
+    fn note(&mut self, refusal: &Refusal) -> Revisions {
         self.counters.refused(refusal.reason);
+        self.decided_against(refusal);
+        let (policy, tenants) = self.live.revisions();
+        let text = |position: Option<Position>| position.map(|held| held.to_string()).unwrap_or_default();
+        let (policy, tenants) = (text(policy), text(tenants));
         let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else {
             return Revisions { policy, tenants };
         };
@@ -260,9 +308,54 @@ impl Call {
         Revisions { policy, tenants }
     }
 
+    /// What fails after the call has passed is remembered, but it is no decision about the flow, and neither is that its
+    /// time is over.
+    fn decided_against(&mut self, refusal: &Refusal) {
+        self.noted = true;
+        if refusal.reason != Reason::Deadline && (!self.passed || self.line.is_hung_up()) {
+            self.count(Decision::Refused(refusal.reason));
+        }
+        let on_the_line = self.line.refusal.get().and_then(|(_, grounds)| grounds.as_deref());
+        self.remember(Decision::Refused(refusal.reason), refusal, on_the_line.or(self.grounds.as_deref()));
+    }
+
+    fn count(&self, decision: Decision) {
+        let service = match self.direction {
+            Direction::Inbound => &self.facts.service,
+            // What the app wrote is a service only when there is one.
+            Direction::Outbound if self.live.is_service(&self.facts.service) => &self.facts.service,
+            Direction::Outbound => "",
+        };
+        self.ledger.count(Flow { caller: &self.facts.caller, service, path: self.facts.uri.path(), decision });
+    }
+
+    fn remember(&self, decision: Decision, refusal: &Refusal, grounds: Option<&Grounds>) {
+        let (policy, tenants) = self.live.revisions();
+        let at = mesh_identity::clock::since_epoch().as_millis();
+        self.ledger.remember(Remembered {
+            at_unix_ms: i64::try_from(at).unwrap_or(i64::MAX),
+            direction: self.direction,
+            decision,
+            request_id: self.facts.request_id().into(),
+            caller: Arc::clone(&self.facts.caller),
+            service: (*self.facts.service).into(),
+            path: self.facts.uri.path().into(),
+            tenant: self.facts.tenant().into(),
+            message: (*refusal.message).into(),
+            nearest: refusal.nearest.as_ref().map(ToString::to_string).unwrap_or_default().into(),
+            grounds: grounds.cloned().unwrap_or(Grounds { policy, ..Grounds::default() }),
+            tenants,
+        });
+    }
+
     fn end(&mut self, outcome: Outcome, status: Option<&str>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
+        }
+        // It was refused while nobody read its answer: the caller was not told, the flow record is.
+        if let (false, Some((refusal, _))) = (self.noted, self.line.refusal.get()) {
+            let refusal = refusal.clone();
+            self.decided_against(&refusal);
         }
         let took = self.started.elapsed();
         self.counters.ended(outcome, took);

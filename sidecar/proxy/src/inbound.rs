@@ -34,7 +34,7 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<In
     let id = id.unwrap_or_else(headers::new_request_id);
     let mut facts = Facts::of(&request, Arc::clone(&worker.service), Arc::clone(&caller.name), id);
     facts.tenant = request.headers().get(&headers::TENANT_ID).cloned();
-    let mut call = Call::start(Direction::Inbound, &worker.live, facts);
+    let mut call = Call::start(Direction::Inbound, &worker, facts);
     match handle(&worker, &caller, request, &mut call).await {
         Ok(response) => call.follow(response),
         Err(refusal) => call.refuse(&refusal),
@@ -50,9 +50,7 @@ async fn handle(
     forward::refuse_tunnels(&request)?;
     caller.check()?;
     let verdict = decide(worker, caller, &request, call).await?;
-    if let Some(refusal) = &verdict.audited {
-        call.audited(refusal);
-    }
+    call.passes(verdict.audited.as_ref());
     call.deadline = forward::deadline(request.headers());
     let token = call.token_header.take().and_then(|held_the_token| request.headers_mut().remove(held_the_token));
     call.place = Some(worker.open.enter(OpenCall {
@@ -95,7 +93,7 @@ async fn decide(
     let (mut waited, mut answer) = (Waited::default(), None);
     // Each thing is waited for once. Boxed: it is rare, and every call's future would otherwise have room for it.
     loop {
-        match ask(worker, caller, &head, waited, answer.as_ref()) {
+        match ask(worker, caller, &head, waited, answer.as_ref(), call) {
             Ok(verdict) => return Ok(verdict),
             Err(Stop::Refused(refusal)) => return Err(refusal),
             Err(Stop::WaitFor(position)) => {
@@ -132,10 +130,13 @@ fn ask(
     head: &Head<'_>,
     waited: Waited,
     answer: Option<&Lookup<TenantRef>>,
+    call: &mut Call,
 ) -> Result<Verdict<TenantRef>, Stop> {
     let (state, now) = (worker.live.inbound(), clock::unix_seconds());
     let tenants = Answered { tenants: &worker.live.tenants, answer };
-    inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited)
+    let decision = inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited);
+    call.decided_on(&state, &decision);
+    decision
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).

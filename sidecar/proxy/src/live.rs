@@ -8,7 +8,7 @@ use mesh_identity::{Identity, grpc};
 use prost::Message;
 use replica::{Decoded, Follow, FollowOnDemand, FollowTrust, Named, Replica, Roots, Trust};
 use sidecar_core::{
-    Quarantined, Tenants as _, inbound,
+    Position, Quarantined, Tenants as _, inbound,
     outbound::{self, Destinations},
     policy::Policy,
 };
@@ -21,11 +21,14 @@ use tracing::warn;
 use crate::{
     config::{Config, HeldTenants, SvidFrom},
     credentials::{KeyRecord, Minting},
+    decisions::Ledgers,
     in_flight::InFlight,
     line_budget::LineBudget,
     metrics::ReplicaGauges,
     metrics::{Metrics, Snapshot},
-    outside::{self, Clients},
+    outside::Clients,
+    policy_record::PolicyRecord,
+    report::Reporter,
     tenants::{TenantMap, position},
 };
 
@@ -43,23 +46,6 @@ impl<M: Message + Default + 'static> replica::Decode for Proto<M> {
     }
 }
 
-/// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays.
-#[derive(Debug)]
-pub struct PolicyRecord {
-    policy: Arc<Policy>,
-    /// Callers outside of the mesh that its rules name.
-    external_clients: Vec<policy_proto::ExternalClient>,
-}
-
-impl replica::Decode for PolicyRecord {
-    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let message = policy_proto::ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
-        let policy = Arc::new(Policy::try_from(&message)?);
-        message.external_clients.iter().try_for_each(outside::check)?;
-        Ok(Self { policy, external_clients: message.external_clients })
-    }
-}
-
 /// The replicas of all kinds.
 struct Replicas {
     allowlist: Replica<Decoded<PolicyRecord>>,
@@ -74,6 +60,8 @@ struct Replicas {
 pub struct Live {
     /// As started.
     pub config: Arc<Config>,
+    /// Name of this process: a rollout in steps names those that begin.
+    instance: Box<str>,
     /// Who this sidecar is.
     pub identity: Arc<Identity>,
     /// Counters.
@@ -86,6 +74,8 @@ pub struct Live {
     pub refusal_lines: LineBudget,
     /// Tenants that the app is serving now.
     pub in_flight: Arc<InFlight>,
+    /// What the workers decided.
+    pub decisions: Arc<Ledgers>,
     /// Callers outside of the mesh.
     pub outside: Arc<Clients>,
     inbound: ArcSwap<inbound::State>,
@@ -109,7 +99,7 @@ impl Live {
         let sources = Sources::new(config, identity, instance, shutdown);
         let tenants = sources.tenants(&mut tasks);
         let replicas = Replicas {
-            allowlist: sources.policy(kind::ALLOWLIST, &mut tasks),
+            allowlist: sources.allowlist(&mut tasks),
             route: sources.policy(kind::ROUTE, &mut tasks),
             endpoint: sources.policy(kind::ENDPOINT, &mut tasks),
             quarantine: sources.policy(kind::QUARANTINE, &mut tasks),
@@ -118,12 +108,14 @@ impl Live {
         };
         let live = Arc::new(Self {
             config: Arc::clone(config),
+            instance: instance.into(),
             identity: Arc::clone(identity),
             metrics: Arc::clone(metrics),
             minting,
             tenants,
             refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
+            decisions: Arc::new(Ledgers::new(config.workers)),
             outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
@@ -132,6 +124,9 @@ impl Live {
         });
         live.assemble();
         tasks.push(tokio::spawn(Arc::clone(&live).keep_current(shutdown.clone())));
+        let (ledgers, counters) = (Arc::clone(&live.decisions), Arc::clone(metrics.reports()));
+        let reporter = Reporter::new(sources.policy.clone(), instance, ledgers, counters);
+        tasks.push(tokio::spawn(reporter.run(shutdown.clone(), config.drain)));
         (live, tasks)
     }
 
@@ -143,6 +138,11 @@ impl Live {
     /// The snapshot that outbound decisions are made from. Owned, since candidates borrow from it across awaits.
     pub fn outbound(&self) -> Arc<outbound::State> {
         self.outbound.load_full()
+    }
+
+    /// Whether the mesh has a service of this name.
+    pub fn is_service(&self, name: &str) -> bool {
+        self.outbound.load().destinations.as_ref().is_some_and(|destinations| destinations.get(name).is_some())
     }
 
     /// Public ASAP keys.
@@ -179,10 +179,9 @@ impl Live {
         self.replicas.key.get(self.minting.key().kid().as_str()).is_some()
     }
 
-    /// Revisions in force, `<epoch>.<revision>` or empty: of the allowlist and of the tenants.
-    pub fn revisions(&self) -> (String, String) {
-        let text = |position: Option<sidecar_core::Position>| position.map(|held| held.to_string()).unwrap_or_default();
-        (text(self.replicas.allowlist.position().map(position)), text(self.tenants.position()))
+    /// Revisions in force: of the allowlist and of the tenants.
+    pub fn revisions(&self) -> (Option<Position>, Option<Position>) {
+        (self.replicas.allowlist.position().map(position), self.tenants.position())
     }
 
     /// What a scrape and `/config` show.
@@ -208,6 +207,7 @@ impl Live {
                 gauges(kind::TRUST_BUNDLE, replicas.trust.bundle.status()),
                 gauges(kind::REVOCATION, replicas.trust.revocation.status()),
             ],
+            remembered: self.decisions.remembered(),
             // What the replicas do not know is for the admin listener to add.
             ..Snapshot::default()
         }
@@ -244,8 +244,8 @@ impl Live {
         let own = replicas.allowlist.get(me.as_str());
         // A complete snapshot without a record for this service is a policy that allows nothing.
         let known = replicas.allowlist.position();
-        let policy =
-            known.map(|_| own.as_ref().map_or_else(|| Arc::new(Policy::empty()), |own| Arc::clone(&own.policy)));
+        let own = own.as_ref().map(|record| record.of(&self.instance));
+        let policy = known.map(|_| own.map_or_else(|| Arc::new(Policy::empty()), |own| Arc::clone(&own.policy)));
         let quarantines = replicas.quarantine.entries();
         let quarantined: Quarantined = quarantines.iter().map(|record| &record.message).collect();
         let routes = replicas.route.entries();
@@ -273,7 +273,7 @@ impl Live {
             destinations,
             ..empty_outbound(&self.config)
         }));
-        self.outside.set(own.as_ref().map_or(&[], |own| &own.external_clients));
+        self.outside.set(own.map_or(&[], |own| &own.external_clients));
         self.generation.send_modify(|generation| *generation += 1);
     }
 }
@@ -307,7 +307,7 @@ struct Sources<'c> {
     shutdown: CancellationToken,
     identity: Channel,
     tcs: Vec<Named<Channel>>,
-    policy: Channel,
+    policy: Vec<Channel>,
 }
 
 impl<'c> Sources<'c> {
@@ -323,15 +323,15 @@ impl<'c> Sources<'c> {
             shutdown: shutdown.clone(),
             identity: channel(config.identity, IDENTITY),
             tcs: config.tcs.iter().map(|tcs| Named::new(tcs.to_string(), channel(tcs.address, TCS))).collect(),
-            policy: channel(config.policy, POLICY),
+            policy: config.policy.iter().map(|policy| channel(policy.address, POLICY)).collect(),
         }
     }
 
-    fn follow(&self, kind: &'static str, channel: &Channel) -> Follow {
+    fn follow(&self, kind: &'static str, parents: &[Channel]) -> Follow {
         Follow {
             kind,
             instance: self.instance.to_owned(),
-            parents: vec![channel.clone()],
+            parents: parents.to_vec(),
             state_dir: Some(self.config.state_dir.clone()),
         }
     }
@@ -355,12 +355,22 @@ impl<'c> Sources<'c> {
         }
     }
 
+    /// Refuses what this very sidecar cannot use.
+    fn allowlist(&self, tasks: &mut Vec<JoinHandle<()>>) -> Replica<Decoded<PolicyRecord>> {
+        let instance = self.instance.to_owned();
+        let accept = move |record: &Decoded<PolicyRecord>| record.accept(&instance);
+        let follow = self.follow(kind::ALLOWLIST, &self.policy);
+        let (replica, task) = follow.start_accepting(accept, |_| {}, self.shutdown.clone());
+        tasks.push(task);
+        replica
+    }
+
     fn policy<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
         self.start(self.follow(kind, &self.policy), tasks)
     }
 
     fn identity<V: replica::Value>(&self, kind: &'static str, tasks: &mut Vec<JoinHandle<()>>) -> Replica<V> {
-        self.start(self.follow(kind, &self.identity), tasks)
+        self.start(self.follow(kind, std::slice::from_ref(&self.identity)), tasks)
     }
 
     /// Trust bundle and revocations go straight to TLS.
@@ -369,7 +379,8 @@ impl<'c> Sources<'c> {
             SvidFrom::IdentityService { .. } => Roots::Replicated,
             SvidFrom::WorkloadApi(_) => Roots::Elsewhere,
         };
-        let Follow { instance, parents, state_dir, .. } = self.follow(kind::TRUST_BUNDLE, &self.identity);
+        let Follow { instance, parents, state_dir, .. } =
+            self.follow(kind::TRUST_BUNDLE, std::slice::from_ref(&self.identity));
         let (trust, following) =
             Trust::follow(FollowTrust { parents, instance, state_dir, roots }, identity, &self.shutdown);
         tasks.extend(following);

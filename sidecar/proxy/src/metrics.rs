@@ -21,9 +21,11 @@ use sidecar_core::Reason;
 mod lookups;
 mod membership;
 mod replication;
+mod reports;
 
 pub use self::lookups::Lookups;
 pub use self::replication::{ParentGauges, ReplicaGauges};
+pub use self::reports::Reports;
 
 /// Which listener a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -167,6 +169,9 @@ pub struct Snapshot {
     /// How the sidecar stands with the identity service; absent before it has joined.
     #[serde(skip)]
     pub standing: Option<Standing>,
+    /// Refused and audited calls that are remembered.
+    #[serde(skip)]
+    pub remembered: usize,
     /// Whether `/ready` says yes.
     pub ready: bool,
 }
@@ -177,6 +182,7 @@ pub struct Metrics {
     outbound: Arc<Calls>,
     inbound: Arc<Calls>,
     lookups: Arc<Lookups>,
+    reports: Arc<Reports>,
 }
 
 impl Metrics {
@@ -193,6 +199,12 @@ impl Metrics {
     #[must_use]
     pub fn lookups(&self) -> &Arc<Lookups> {
         &self.lookups
+    }
+
+    /// The counters of what is reported to the policy service.
+    #[must_use]
+    pub fn reports(&self) -> &Arc<Reports> {
+        &self.reports
     }
 
     /// The OpenMetrics text of all metrics.
@@ -246,6 +258,7 @@ impl Collector for Scrape {
         self.refusals(&mut encoder)?;
         self.durations(&mut encoder)?;
         self.metrics.lookups.encode(&mut encoder)?;
+        self.metrics.reports.encode(&mut encoder, self.gauges.remembered)?;
         replication::encode(&mut encoder, &self.gauges.replicas)?;
         if let Some(cache) = &self.gauges.cache {
             replication::encode_cache(&mut encoder, cache)?;
@@ -353,6 +366,7 @@ mod tests {
             replicas: vec![ReplicaGauges { kind: "tenant", parents: vec![parent], ..ReplicaGauges::default() }],
             cache: Some(replica::CacheStatus::default()),
             standing: Some(membership::everything()),
+            remembered: 1,
             ready: true,
         };
         let text = metrics.text(gauges);

@@ -33,7 +33,7 @@ pub async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<
     let mut facts = Facts::of(&request, named, Arc::clone(&worker.service), headers::new_request_id());
     let tenant = request.headers().get(&headers::TENANT_ID).or_else(|| request.headers().get(&headers::TENANT_HOST));
     facts.tenant = tenant.cloned();
-    let mut call = Call::start(Direction::Outbound, &worker.live, facts);
+    let mut call = Call::start(Direction::Outbound, &worker, facts);
     match handle(&worker, request, &mut call).await {
         Ok(response) => call.follow(response),
         Err(refusal) => call.refuse(&refusal),
@@ -48,6 +48,7 @@ async fn handle(
     forward::refuse_tunnels(&request)?;
     let state = worker.live.outbound();
     let mut verdict = decide(worker, &state, &request).await?;
+    call.passes(None);
     call.deadline = forward::deadline(request.headers());
     let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
     call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));

@@ -32,6 +32,7 @@ use crate::{
     caller::{Caller, check_key},
     cork::Cork,
     credentials::TokenMemory,
+    decisions::{Grounds, Ledger},
     live::Live,
     lookups,
     metrics::Direction,
@@ -87,6 +88,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Calls that can be decided again.
     pub open: Arc<OpenCalls>,
+    /// What this thread decided.
+    pub ledger: Arc<Ledger>,
     /// What the app finds at `tcs.mesh`.
     pub lookups: tonic::service::Routes,
     memory: Mutex<TokenMemory>,
@@ -125,6 +128,7 @@ pub fn start(
         authority,
         pool: Pool::new(Arc::clone(&live.identity)),
         open: Arc::default(),
+        ledger: Arc::clone(live.decisions.of(number)),
         lookups: lookups::routes(live),
         memory: Mutex::new(TokenMemory::new(live)),
         tls: tls::inbound_config(&live.identity, Arc::clone(&live.outside.tls)),
@@ -303,7 +307,7 @@ impl Worker {
         for call in self.open.snapshot() {
             match self.still(&call, None) {
                 Still::Allowed => {}
-                Still::Refused(refusal) => call.line.hang_up(refusal),
+                Still::Refused(refusal, grounds) => call.line.hang_up_on(refusal, grounds),
                 Still::Unknown(wanted) => unknown.push((call, wanted)),
             }
         }
@@ -318,7 +322,7 @@ impl Worker {
         let mut decided = true;
         for (call, answer) in calls.iter().zip(&answers) {
             match self.still(call, Some(answer)) {
-                Still::Refused(refusal) => call.line.hang_up(refusal),
+                Still::Refused(refusal, grounds) => call.line.hang_up_on(refusal, grounds),
                 Still::Allowed => {}
                 Still::Unknown(_) => decided = false,
             }
@@ -332,7 +336,7 @@ impl Worker {
         match &call.question {
             Question::Inbound { caller, uri, tenant, transaction, token: _ } => {
                 if let Err(refusal) = caller.check() {
-                    return Still::Refused(refusal);
+                    return Still::Refused(refusal, None);
                 }
                 let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
                 let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
@@ -343,13 +347,16 @@ impl Worker {
                 let waited = Waited { for_revision: true, for_tenant: false };
                 match inbound::decide(&state, &tenants, &mut proven, caller.peer(), &head, now, waited) {
                     Ok(_) | Err(Stop::WaitFor(_)) => Still::Allowed,
-                    Err(Stop::Refused(refusal)) => Still::Refused(refusal),
+                    Err(Stop::Refused(refusal)) => {
+                        let grounds = Grounds::of(&state, &refusal, false);
+                        Still::Refused(refusal, Some(grounds))
+                    }
                     Err(Stop::Resolve(wanted)) => Still::Unknown(wanted),
                 }
             }
             Question::Outbound { service } => {
                 let checked = self.live.outbound().quarantined.check(&self.service, service);
-                checked.map_or_else(Still::Refused, |()| Still::Allowed)
+                checked.map_or_else(|refusal| Still::Refused(refusal, None), |()| Still::Allowed)
             }
         }
     }
@@ -362,7 +369,7 @@ impl Worker {
 /// What an open call has come to.
 enum Still {
     Allowed,
-    Refused(Refusal),
+    Refused(Refusal, Option<Box<Grounds>>),
     /// Its tenant is not held.
     Unknown(Wanted),
 }

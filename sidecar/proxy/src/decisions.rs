@@ -1,0 +1,147 @@
+//! What this sidecar decided: counted as flows for the flow record, and the last refusals kept for `tenon explain`.
+//!
+//! Each worker writes a ledger of its own, and only the reporter and a scrape look into it from elsewhere: for as long as
+//! two pointers take to be swapped, or one request id to be looked for. Nothing here is sent anywhere (`report.rs`), and
+//! no tenant stands in a flow.
+
+mod flows;
+mod recent;
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use sidecar_core::Reason;
+use tenon_proto::policy::v1::{RecentDecision, flow::Decision as WireDecision};
+use tokio::sync::Notify;
+
+pub use self::{
+    flows::{Flow, Flows},
+    recent::{Grounds, Recent, Remembered},
+};
+
+/// Flows that one worker tells apart between two takings.
+const FLOWS_OF_A_WORKER: usize = 2_048;
+/// Decisions that are remembered, and what they may take, of all workers.
+const REMEMBERED: usize = 4_096;
+const REMEMBERED_BYTES: usize = 4 << 20;
+
+/// What was decided about a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// It passed.
+    Allowed,
+    /// It passed in audit mode; enforcing would have refused it.
+    Audited(Reason),
+    /// It was refused, at its start or while it was open.
+    Refused(Reason),
+}
+
+impl Decision {
+    /// The reason's name; empty for what was allowed.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Allowed => "",
+            Self::Audited(reason) | Self::Refused(reason) => reason.as_str(),
+        }
+    }
+
+    /// As the policy service is told.
+    pub const fn to_proto(self) -> WireDecision {
+        match self {
+            Self::Allowed => WireDecision::Allowed,
+            Self::Audited(_) => WireDecision::Audited,
+            Self::Refused(_) => WireDecision::Refused,
+        }
+    }
+}
+
+/// What one worker decided.
+#[derive(Debug)]
+pub struct Ledger {
+    flows: Mutex<Flows>,
+    recent: Mutex<Recent>,
+    /// Shared by all: a refused flow is new.
+    news: Arc<Notify>,
+}
+
+impl Ledger {
+    fn new(workers: usize, news: &Arc<Notify>) -> Self {
+        let share = |all: usize| all / workers;
+        Self {
+            flows: Mutex::new(Flows::new(FLOWS_OF_A_WORKER)),
+            recent: Mutex::new(Recent::new(share(REMEMBERED).max(64), share(REMEMBERED_BYTES).max(64 << 10))),
+            news: Arc::clone(news),
+        }
+    }
+
+    /// Counts one call. Where the flow is known, that is a look-up and an addition.
+    pub fn count(&self, flow: Flow<'_>) {
+        let new = lock(&self.flows).add(flow, 1);
+        if new && matches!(flow.decision, Decision::Refused(_)) {
+            self.news.notify_one();
+        }
+    }
+
+    /// Keeps a refusal, or what audit mode let pass.
+    pub fn remember(&self, decision: Remembered) {
+        lock(&self.recent).push(decision);
+    }
+}
+
+/// The ledgers of all workers.
+#[derive(Debug)]
+pub struct Ledgers {
+    ledgers: Box<[Arc<Ledger>]>,
+    news: Arc<Notify>,
+    /// In place of those that are being counted in: a taking swaps the two, so that no call waits for it.
+    spare: Mutex<Vec<Flows>>,
+}
+
+impl Ledgers {
+    /// One for each worker.
+    pub fn new(workers: usize) -> Self {
+        let (news, workers) = (Arc::new(Notify::new()), workers.max(1));
+        Self {
+            ledgers: (0..workers).map(|_| Arc::new(Ledger::new(workers, &news))).collect(),
+            spare: Mutex::new((0..workers).map(|_| Flows::new(FLOWS_OF_A_WORKER)).collect()),
+            news,
+        }
+    }
+
+    /// The ledger of this worker. Those beyond the number that was planned for share.
+    pub fn of(&self, worker: usize) -> &Arc<Ledger> {
+        &self.ledgers[worker % self.ledgers.len()]
+    }
+
+    /// Hands out what was counted since the last time, and how many calls fitted into no flow.
+    pub fn take_flows(&self, mut each: impl FnMut(Flow<'_>, u64)) -> u64 {
+        let mut lost = 0;
+        for (ledger, spare) in self.ledgers.iter().zip(lock(&self.spare).iter_mut()) {
+            mem::swap(&mut *lock(&ledger.flows), spare);
+            lost += spare.take(&mut each);
+        }
+        lost
+    }
+
+    /// Comes back when a refused flow was counted that was not known.
+    pub async fn refused_anew(&self) {
+        self.news.notified().await;
+    }
+
+    /// The latest decision on this request that is still remembered.
+    pub fn find(&self, request_id: &str) -> Option<RecentDecision> {
+        let found = |ledger: &Arc<Ledger>| lock(&ledger.recent).find(request_id).map(Remembered::to_proto);
+        self.ledgers.iter().filter_map(found).max_by_key(|decision| decision.at_unix_ms)
+    }
+
+    /// How many decisions are remembered.
+    pub fn remembered(&self) -> usize {
+        self.ledgers.iter().map(|ledger| lock(&ledger.recent).len()).sum()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

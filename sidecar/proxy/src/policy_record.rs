@@ -1,0 +1,161 @@
+//! The record of a service's policy as its sidecars hold it, with what some of them decide by while it is rolled out in
+//! steps.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use prost::Message as _;
+use sidecar_core::policy::Policy;
+use tenon_proto::policy::v1::{ExternalClient, ServicePolicy};
+
+use crate::outside;
+
+/// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays.
+#[derive(Debug)]
+pub struct PolicyRecord {
+    everybody: Usable,
+    canary: Option<Canary>,
+}
+
+/// What a sidecar decides by.
+#[derive(Debug)]
+pub struct Usable {
+    pub policy: Arc<Policy>,
+    /// Callers outside of the mesh that its rules name.
+    pub external_clients: Vec<ExternalClient>,
+}
+
+/// The policy that is being rolled out. Who is not named never looks into it.
+#[derive(Debug)]
+struct Canary {
+    instances: Vec<String>,
+    policy: Option<Box<ServicePolicy>>,
+    /// Made where it is asked for first.
+    usable: OnceLock<Result<Usable, String>>,
+}
+
+impl PolicyRecord {
+    /// What the sidecar of this name decides by.
+    pub fn of(&self, instance: &str) -> &Usable {
+        // One that cannot be used was not accepted.
+        self.canary_of(instance).and_then(|canary| canary.usable().ok()).unwrap_or(&self.everybody)
+    }
+
+    /// Whether the sidecar of this name can use the record.
+    ///
+    /// # Errors
+    /// One line for the NACK: it is a canary, and the new policy is one that it cannot decide by.
+    pub fn accept(&self, instance: &str) -> Result<(), String> {
+        match self.canary_of(instance) {
+            Some(canary) => canary.usable().map(drop).map_err(|error| format!("the policy of the rollout: {error}")),
+            None => Ok(()),
+        }
+    }
+
+    fn canary_of(&self, instance: &str) -> Option<&Canary> {
+        self.canary.as_ref().filter(|canary| canary.instances.iter().any(|named| named == instance))
+    }
+}
+
+impl Canary {
+    fn usable(&self) -> Result<&Usable, &str> {
+        let usable = self.usable.get_or_init(|| match &self.policy {
+            Some(policy) => Usable::of(policy),
+            None => Err("there is none".to_owned()),
+        });
+        usable.as_ref().map_err(String::as_str)
+    }
+}
+
+impl Usable {
+    fn of(record: &ServicePolicy) -> Result<Self, String> {
+        let policy = Arc::new(Policy::try_from(record)?);
+        record.external_clients.iter().try_for_each(outside::check)?;
+        Ok(Self { policy, external_clients: record.external_clients.clone() })
+    }
+}
+
+impl replica::Decode for PolicyRecord {
+    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
+        let mut message = ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
+        let canary = message.canary.take().map(|canary| Canary {
+            instances: canary.instances,
+            policy: canary.policy,
+            usable: OnceLock::new(),
+        });
+        Ok(Self { everybody: Usable::of(&message)?, canary })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use replica::Decode as _;
+    use sidecar_core::{Peer, policy::Match};
+    use tenon_proto::policy::v1::{Canary, Proof, Residency, Rule, TenantRequirement};
+
+    use super::*;
+
+    fn allowing(path: &str) -> ServicePolicy {
+        let rule = Rule {
+            allowlist: "media".to_owned(),
+            name: "read".to_owned(),
+            callers: vec!["issues".to_owned()],
+            paths: vec![path.to_owned()],
+            tenant: TenantRequirement::None.into(),
+            proof: Proof::None.into(),
+            ..Rule::default()
+        };
+        let residency = Residency::Any.into();
+        ServicePolicy { service: "media".to_owned(), residency, rules: vec![rule], ..ServicePolicy::default() }
+    }
+
+    fn rolled_out(new: Option<ServicePolicy>) -> PolicyRecord {
+        let instances = vec!["media-1".to_owned(), "media-2".to_owned()];
+        let canary = Some(Box::new(Canary { policy: new.map(Box::new), instances }));
+        let record = ServicePolicy { canary, ..allowing("/media.v1.Media/Get") };
+        PolicyRecord::decode("media", 1, record.encode_to_vec().into()).unwrap()
+    }
+
+    fn allows(usable: &Usable, path: &str) -> bool {
+        matches!(usable.policy.authorize(Peer::Service("issues"), path), Match::Rule(..))
+    }
+
+    #[test]
+    fn only_the_canaries_that_are_named_decide_by_the_new_policy() {
+        let record = rolled_out(Some(allowing("/media.v1.Media/Put")));
+        for (instance, new) in [("media-1", true), ("media-2", true), ("media-3", false), ("media", false), ("", false)]
+        {
+            assert_eq!(record.accept(instance), Ok(()));
+            let usable = record.of(instance);
+            assert_eq!(allows(usable, "/media.v1.Media/Put"), new, "{instance}");
+            assert_eq!(allows(usable, "/media.v1.Media/Get"), !new, "{instance}");
+        }
+    }
+
+    #[test]
+    fn a_new_policy_that_cannot_be_used_is_refused_by_those_who_are_named_and_ignored_by_all_others() {
+        let no_issuer = ExternalClient { name: "partner".to_owned(), ..ExternalClient::default() };
+        let with_client = ServicePolicy { external_clients: vec![no_issuer], ..allowing("/media.v1.Media/Get") };
+        for (new, error) in [
+            (Some(allowing("not a path")), "path \"not a path\""),
+            (Some(with_client), "outside client partner names no issuer"),
+            (None, "there is none"),
+        ] {
+            let record = rolled_out(new);
+            let refused = record.accept("media-2").unwrap_err();
+            assert!(refused.starts_with("the policy of the rollout: ") && refused.contains(error), "{refused}");
+            assert_eq!(record.accept("media-3"), Ok(()));
+            assert!(allows(record.of("media-3"), "/media.v1.Media/Get"));
+            assert!(
+                allows(record.of("media-2"), "/media.v1.Media/Get"),
+                "and if it were asked all the same: the old one"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_that_nobody_can_use_is_refused_by_all() {
+        let record = ServicePolicy { canary: None, ..allowing("not a path") };
+        PolicyRecord::decode("media", 1, record.encode_to_vec().into()).unwrap_err();
+    }
+}
