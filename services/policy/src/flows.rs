@@ -144,4 +144,3 @@ async fn passed(journal: &dyn Journal) -> Result<Passed, ReadError> {
     }
     Ok(passed)
 }
-

@@ -74,7 +74,7 @@ async fn two_policy_services_over_one_store_count_each_batch_once_and_know_of_ea
     let told = tokio::time::timeout(LONG, reports.recv()).await.expect("it is told").unwrap();
     assert_eq!(&*told.flows, [get(10)], "its own batch, and the first one not again");
     for fleet in [&a, &b] {
-        assert_eq!(fleet.recorded().await, [get(115), refused.clone()]);
+        assert_eq!(fleet.recorded().await, [refused.clone(), get(115)]);
     }
     let keys: Vec<_> = journal.snapshot().await.unwrap().records.into_iter().map(|record| record.key).collect();
     let ends = |end: &str| keys.iter().any(|key| key.ends_with(end));
