@@ -35,6 +35,7 @@ pub(crate) use apply::{Author, Origin, Step};
 pub(crate) use compiled::digest_of;
 use compiled::{Compiled, Judge};
 use records::{Held, KINDS, Positions, RESERVED, Wanted, WriteError};
+pub(crate) use staging::Planned;
 pub(crate) use stored::to_revision;
 use stored::{Loaded, State};
 

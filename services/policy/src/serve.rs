@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use crate::{
     engine::{Engine, Journals},
     fleet::{FLEET_AUTHORIZATION, Fleet, FleetError, FleetService},
+    rollout::{self, Rollouts},
     service::{POLICY_AUTHORIZATION, PolicyService},
     views::{Allowlists, ForCallers, ForIdentity},
     watch::Watcher,
@@ -89,7 +90,12 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
     let publishers = publishers(journals, &shutdown);
-    let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet)).into_server())
+    // What another process cannot have open, no other process can drive.
+    let alone = matches!(store, Store::Embedded(_));
+    let rollouts = Rollouts::new(Arc::clone(&engine), Arc::clone(&fleet), publishers[0].clone(), alone);
+    let rollouts = Arc::new(rollouts);
+    let driving = tokio::spawn(rollout::run(Arc::clone(&rollouts), shutdown.clone()));
+    let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet), rollouts).into_server())
         .add_service(FleetService::new(&fleet).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
@@ -97,6 +103,8 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     // The store is free for the next process only when nothing of this one holds it.
     watching.abort();
     let _ = watching.await;
+    driving.abort();
+    let _ = driving.await;
     recording.end().await;
     outcome.map_err(ServeError::Server)
 }

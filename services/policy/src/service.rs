@@ -21,6 +21,7 @@ use crate::{
         Applied, ApplyError, Author, Engine, InForce, Origin, chain, kind_positions, records_of, to_proto, to_revision,
     },
     fleet::Fleet,
+    rollout::{self, Proposed, Rollouts},
 };
 
 /// Who may call what of this service.
@@ -46,11 +47,12 @@ const MAX_NOTE: usize = 1000;
 pub(crate) struct PolicyService {
     engine: Arc<Engine>,
     fleet: Arc<Fleet>,
+    rollouts: Arc<Rollouts>,
 }
 
 impl PolicyService {
-    pub fn new(engine: Arc<Engine>, fleet: Arc<Fleet>) -> Self {
-        Self { engine, fleet }
+    pub fn new(engine: Arc<Engine>, fleet: Arc<Fleet>, rollouts: Arc<Rollouts>) -> Self {
+        Self { engine, fleet, rollouts }
     }
 
     pub fn into_server(self) -> PolicyServer<Self> {
@@ -62,13 +64,17 @@ impl PolicyService {
 impl Policy for PolicyService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let operator = operator(&request)?;
-        let ApplyRequest { files, expected, plan: _, signatures, note } = request.into_inner();
+        let ApplyRequest { files, expected, plan, signatures, note } = request.into_inner();
         check_note(&note)?;
         let files = match accept(files) {
             Ok(files) => files,
             Err(problems) => return Ok(Response::new(refused(problems))),
         };
         let (engine, expected) = (Arc::clone(&self.engine), expected.map(position));
+        if let Some(plan) = plan {
+            let proposed = Proposed { files, signatures, plan, operator, note, expected };
+            return rollout::service::begin(Arc::clone(&self.rollouts), proposed).await.map(Response::new);
+        }
         let origin = Origin::Operator(operator);
         to_end(async move { engine.apply(files, signatures, origin, note, expected).await }).await
     }
@@ -98,11 +104,15 @@ impl Policy for PolicyService {
     }
 
     async fn rollout(&self, _: Request<RolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+        let rollout = self.rollouts.status().await.map_err(|error| unreadable(&error))?;
+        Ok(Response::new(RolloutResponse { rollout }))
     }
 
-    async fn end_rollout(&self, _: Request<EndRolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+    async fn end_rollout(&self, request: Request<EndRolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
+        let operator = operator(&request)?;
+        let EndRolloutRequest { complete, note } = request.into_inner();
+        check_note(&note)?;
+        rollout::service::end(Arc::clone(&self.rollouts), complete, operator, note).await.map(Response::new)
     }
 
     async fn flows(&self, request: Request<FlowsRequest>) -> Result<Response<FlowsResponse>, Status> {
@@ -194,7 +204,7 @@ pub(crate) fn answer(applied: Result<Applied, ApplyError>) -> Result<ApplyRespon
     }
 }
 
-fn unreadable(error: &ReadError) -> Status {
+pub(crate) fn unreadable(error: &ReadError) -> Status {
     tracing::warn!(error = chain(error), "the policy in force cannot be read");
     Status::unavailable("the store cannot be read now: try again")
 }

@@ -315,7 +315,7 @@ impl Engine {
 
 impl Completed {
     /// The mesh's policy revision.
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         self.loaded.state.position().unwrap_or(self.positions[0])
     }
 

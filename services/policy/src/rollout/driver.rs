@@ -1,0 +1,285 @@
+//! Moves a rollout on, or watches how another policy service does.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use journal::{AppendError, Position, ReadError};
+use prost::Message as _;
+use tenon_proto::policy::v1::{Flow, history_entry::Action, rollout_status::State};
+use tokio::{sync::broadcast::error::RecvError, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Rollouts,
+    cause::Changed,
+    machine::{Judge, Machine, Seen, Verdict},
+    record::{Phase, Record},
+    service_of,
+};
+use crate::{
+    engine::{ApplyError, Author, StoreError, chain, to_revision},
+    fleet::{Fleet, Report},
+};
+
+/// Between two looks at the canaries.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often what is known is kept although nothing happened: it tells the others that the owner lives.
+const BEAT: Duration = Duration::from_secs(5);
+/// An owner that has kept nothing for so long is gone.
+const GONE: Duration = Duration::from_secs(15);
+
+/// Looks after rollouts until `shutdown`.
+pub(crate) async fn run(rollouts: Arc<Rollouts>, shutdown: CancellationToken) {
+    let mut reports = rollouts.fleet.reports();
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut driver = Driver { rollouts, known: None };
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = looks.tick() => driver.look().await,
+            report = reports.recv() => match report {
+                Ok(report) => driver.reported(&report).await,
+                Err(RecvError::Lagged(missed)) => driver.missed(missed),
+                Err(RecvError::Closed) => return,
+            },
+        }
+    }
+}
+
+struct Driver {
+    rollouts: Arc<Rollouts>,
+    /// The rollout that runs.
+    known: Option<Known>,
+}
+
+/// A rollout that runs.
+struct Known {
+    machine: Machine,
+    rules: Rules,
+    /// What is kept, and at which revision.
+    kept: Record,
+    revision: u64,
+    /// Since when the owner has not given a sign of life, by this process's clock.
+    still: Duration,
+    /// When this process told last which canaries it sees, of a rollout that another one owns.
+    told: Duration,
+}
+
+/// What decides for the services that have canaries, and what passed before.
+struct Rules {
+    services: HashMap<String, Changed>,
+    fleet: Arc<Fleet>,
+}
+
+impl Judge for Rules {
+    fn brought(&self, flow: &Flow) -> Option<String> {
+        let Flow { caller, service, path, reason, .. } = flow;
+        if self.services.get(caller).is_some_and(|changed| changed.keeps_from_calling(reason)) {
+            return Some(format!("{caller} may no longer originate calls"));
+        }
+        let changed = self.services.get(service)?;
+        changed.refuses(caller, path, reason).then(|| changed.rule(caller, path))
+    }
+
+    fn passed(&self, flow: &Flow) -> bool {
+        // Ever, also on another instance just now.
+        self.fleet.passed_before(&flow.caller, &flow.service, &flow.path, u64::MAX)
+    }
+}
+
+impl Driver {
+    async fn look(&mut self) {
+        if let Err(error) = self.try_look().await {
+            tracing::warn!(error = chain(&error), "a rollout cannot be looked after: trying again");
+        }
+    }
+
+    async fn try_look(&mut self) -> Result<(), StoreError> {
+        self.learn().await?;
+        let rollouts = Arc::clone(&self.rollouts);
+        let now = rollouts.started.elapsed();
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let seen = rollouts.seen(known.machine.record());
+        if known.kept.owner != rollouts.me {
+            if !rollouts.alone && now.saturating_sub(known.still) < GONE {
+                let verdict = known.machine.watch(&known.rules);
+                self.act(verdict).await;
+                return self.tell(now, &seen).await;
+            }
+            tracing::info!(target: "tenon::audit", by = known.kept.by, "a rollout is taken up");
+            known.machine.own(rollouts.me);
+            return self.keep(now).await;
+        }
+        let before = known.machine.record().phase();
+        let verdict = known.machine.look(now, &seen, &known.rules);
+        known.log_phase(before);
+        let due = now.saturating_sub(known.still) >= BEAT;
+        let happened = known.kept.milestones() != known.machine.record().milestones();
+        if verdict != Verdict::GoOn {
+            self.act(verdict).await;
+        } else if due || happened {
+            return self.keep(now).await;
+        }
+        Ok(())
+    }
+
+    /// Takes in what is kept of the rollout that runs, if there is one.
+    async fn learn(&mut self) -> Result<(), StoreError> {
+        let now = self.rollouts.started.elapsed();
+        let Some((kept, revision)) = self.rollouts.kept().await?.filter(|(record, _)| record.is_running()) else {
+            self.known = None;
+            return Ok(());
+        };
+        match &mut self.known {
+            Some(known) if known.kept.number == kept.number => {
+                if known.revision != revision {
+                    known.machine.learn(&kept, kept.owner == self.rollouts.me);
+                    if (kept.owner, kept.beat) != (known.kept.owner, known.kept.beat) {
+                        known.still = now;
+                    }
+                    (known.kept, known.revision) = (kept, revision);
+                }
+            }
+            _ => self.known = self.rollouts.take_up(kept, revision, now).await?,
+        }
+        Ok(())
+    }
+
+    async fn reported(&mut self, report: &Report) {
+        let Some(known) = &mut self.known else { return };
+        let own = |flow: &&Flow| *flow.service == *report.service || *flow.caller == *report.service;
+        let flows: Vec<Flow> = report.flows.iter().filter(own).cloned().collect();
+        let verdict = known.machine.reported(&report.service, &report.instance, &flows, &known.rules);
+        self.act(verdict).await;
+    }
+
+    fn missed(&mut self, missed: u64) {
+        if let Some(known) = &mut self.known {
+            tracing::warn!(missed, "reports of sidecars were lost: the hold of the rollout begins anew");
+            known.machine.missed_reports();
+        }
+    }
+
+    /// A change that fails is tried again at the next look: what led to it is still so.
+    async fn act(&mut self, verdict: Verdict) {
+        let Some(known) = &mut self.known else { return };
+        let (engine, record) = (&self.rollouts.engine, known.machine.record());
+        let done = match verdict {
+            Verdict::GoOn => return,
+            Verdict::Promote => {
+                let over = record.over(State::Completed, String::new());
+                engine.promote(record.number, &Author::rollout(String::new()), over.encode_to_vec()).await
+            }
+            Verdict::Halt(reason) => {
+                tracing::warn!(reason, "a rollout is halted and rolled back");
+                let over = record.over(State::Halted, reason.clone());
+                let author = Author::rollout(reason);
+                engine.unstage(record.number, Action::RolloutHalted, &author, over.encode_to_vec()).await
+            }
+        };
+        match done {
+            // Another one was faster, or it is done.
+            Ok(_) | Err(ApplyError::NoRollout | ApplyError::Unsettled(_)) => self.known = None,
+            Err(error) => tracing::warn!(error = chain(&error), "a rollout cannot be ended: trying again"),
+        }
+    }
+
+    /// Keeps how the rollout stands.
+    async fn keep(&mut self, now: Duration) -> Result<(), StoreError> {
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let record = known.machine.beat();
+        match self.rollouts.engine.keep_rollout(known.revision, record.encode_to_vec()).await {
+            Ok(revision) => (known.kept, known.revision, known.still) = (record, revision, now),
+            // Somebody said something, or ended it: the next look takes that in.
+            Err(StoreError::Append(AppendError::Conflict { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Tells the owner what this process sees of the canaries.
+    async fn tell(&mut self, now: Duration, seen: &HashMap<String, Seen>) -> Result<(), StoreError> {
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let due = now.saturating_sub(known.told) >= BEAT;
+        let Some(record) = known.machine.told(seen, due) else { return Ok(()) };
+        match self.rollouts.engine.keep_rollout(known.revision, record.encode_to_vec()).await {
+            // What is kept stays as it was learnt: only the owner's changes tell that it lives.
+            Ok(revision) => (known.kept, known.revision, known.told) = (record, revision, now),
+            Err(StoreError::Append(AppendError::Conflict { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+impl Known {
+    fn log_phase(&self, before: Phase) {
+        let record = self.machine.record();
+        let what = match record.phase() {
+            phase if phase == before => return,
+            Phase::Acknowledgements => "canaries are waited for",
+            Phase::Hold => "every canary has the policy: the hold begins",
+            Phase::Reports => "the hold is over: the last reports are waited for",
+        };
+        tracing::info!(target: "tenon::audit", by = "rollout", number = record.number, what, "a rollout goes on");
+    }
+}
+
+impl Rollouts {
+    /// A rollout that this process did not know of. `None` until its records were written.
+    async fn take_up(&self, kept: Record, revision: u64, now: Duration) -> Result<Option<Known>, StoreError> {
+        let Some(staged) = self.engine.staged().await?.filter(|staged| staged.number == kept.number) else {
+            // Another version ended it without saying so here. Where it ended a moment ago, this is not taken.
+            let over = kept.over(State::Ended, "it is not staged any more".to_owned());
+            return match self.engine.keep_rollout(revision, over.encode_to_vec()).await {
+                Ok(_) | Err(StoreError::Append(AppendError::Conflict { .. })) => Ok(None),
+                Err(error) => Err(error),
+            };
+        };
+        let began = kept.revision.or(staged.position.map(to_revision));
+        let services: BTreeSet<&str> = kept.canaries.iter().map(|canary| canary.service.as_str()).collect();
+        let services: Vec<&str> = services.into_iter().collect();
+        let mut rules = HashMap::new();
+        for mut record in self.engine.staged_records(&services).await? {
+            let Some(new) = record.canary.take().and_then(|canary| canary.policy) else { return Ok(None) };
+            let service = record.service.clone();
+            // The engine has compiled both before they became records.
+            let changed = Changed::new(record, *new).map_err(|error| ReadError(error.into()))?;
+            rules.insert(service, changed);
+        }
+        let rules = Rules { services: rules, fleet: Arc::clone(&self.fleet) };
+        let Some(machine) = Machine::new(Record { revision: began, ..kept.clone() }) else { return Ok(None) };
+        Ok(Some(Known { machine, rules, kept, revision, still: now, told: Duration::ZERO }))
+    }
+
+    /// What this process sees of the canaries.
+    fn seen(&self, record: &Record) -> HashMap<String, Seen> {
+        let services: HashMap<&str, &str> =
+            record.canaries.iter().map(|it| (it.instance.as_str(), it.service.as_str())).collect();
+        let is_canary = |instance: &str, service: &str| services.get(instance) == Some(&service);
+        let mut seen: HashMap<String, Seen> = HashMap::new();
+        for follower in self.followers.status().followers {
+            let service = service_of(&follower.spiffe_id).unwrap_or_default();
+            if !is_canary(&follower.instance, &service) {
+                continue;
+            }
+            let nack = follower.nack.split_once(':').and_then(|(at, _)| at.parse::<Position>().ok());
+            let entry = seen.entry(follower.instance).or_default();
+            // Who is listed for a refusal alone is not connected.
+            if follower.connected_unix_seconds != 0 {
+                entry.acknowledged = entry.acknowledged.max(follower.acknowledged.map(Into::into));
+            }
+            entry.nack = nack.map(|at| (at, follower.nack)).or(entry.nack.take());
+        }
+        for (instance, service) in self.fleet.connected() {
+            if is_canary(&instance, &service) {
+                seen.entry(instance.to_string()).or_default().reports = true;
+            }
+        }
+        seen
+    }
+}
