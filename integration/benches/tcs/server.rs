@@ -65,7 +65,7 @@ pub fn run(ca: &Ca, listen: SocketAddr, policy: SocketAddr, dir: &Path) -> anyho
             state_dir: dir.join("tcs-state"),
             identity: ca.identity("tenon-tcs"),
             instance: "tenon-tcs-bench".into(),
-            policy,
+            policy: vec![policy],
         };
         tcs::serve(config, CancellationToken::new()).await?;
         Ok(())

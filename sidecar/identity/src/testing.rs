@@ -235,6 +235,9 @@ fn certified(chain: Vec<CertificateDer<'static>>, key: &[u8]) -> rustls::sign::C
 fn params(leaf: &Leaf) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
+    for unit in &leaf.units {
+        params.distinguished_name.push(DnType::OrganizationalUnitName, unit.as_str());
+    }
     params.subject_alt_names = leaf.uris.iter().map(|text| uri(text)).collect();
     params
         .subject_alt_names
