@@ -142,6 +142,11 @@ impl Batch {
         let _ = self.done.send(outcome);
     }
 
+    /// Nobody waits for what becomes of it.
+    pub fn is_abandoned(&self) -> bool {
+        self.done.is_closed()
+    }
+
     pub fn keys(&self) -> impl Iterator<Item = (FlowKey, u64)> + '_ {
         self.flows.iter().map(|flow| (FlowKey::of(flow), flow.count))
     }

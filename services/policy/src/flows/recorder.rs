@@ -27,7 +27,8 @@ use crate::engine::chain;
 /// Between two writes, and longer where much is written: so many bytes a second.
 const INTERVAL: Duration = if cfg!(test) { Duration::from_millis(20) } else { Duration::from_secs(2) };
 const BYTES_A_SECOND: u64 = 512 << 10;
-const LONGEST_INTERVAL: Duration = Duration::from_secs(30);
+/// A sidecar gives a stream up that acknowledges nothing for 30 seconds.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes of one write, roughly: a NATS cluster has to take it within seconds.
 const WRITE: usize = 2 << 20;
 /// How often a write is decided anew at once, because another policy service wrote the same keys.
@@ -139,6 +140,9 @@ impl Recorder {
         if mem::replace(&mut self.held.hour, now / HOUR) != now / HOUR {
             self.held = Known { hour: now / HOUR, ..Known::default() };
         }
+        if self.failing {
+            self.drop_copies();
+        }
         // Together what goes into the same record; batches of one sidecar stay in their order.
         self.pending.sort_by(|a, b| a.from.service.cmp(&b.from.service));
         let mut written = 0;
@@ -169,6 +173,27 @@ impl Recorder {
             self.prune(now).await;
         }
         written as u64
+    }
+
+    /// What waits for long comes again, on another stream: the copy that nobody waits for any more goes. The last words of a
+    /// sidecar that has ended stay.
+    fn drop_copies(&mut self) {
+        let mut kept: Vec<Batch> = Vec::with_capacity(self.pending.len());
+        let mut places: HashMap<(MarkKey, u64, u64), usize> = HashMap::new();
+        for batch in self.pending.drain(..).rev() {
+            let later = places.entry((batch.from.clone(), batch.boot, batch.sequence)).or_insert(kept.len());
+            match kept.get_mut(*later) {
+                None => kept.push(batch),
+                Some(later) => {
+                    later.announced |= batch.announced;
+                    if !batch.is_abandoned() {
+                        kept.push(batch);
+                    }
+                }
+            }
+        }
+        kept.reverse();
+        self.pending = kept;
     }
 
     fn next_group(&mut self) -> Vec<Batch> {

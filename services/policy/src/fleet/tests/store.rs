@@ -209,9 +209,13 @@ async fn while_the_disk_is_full_nothing_is_taken_and_nothing_is_lost() {
     // The stream ends while it waits, and the batch comes again on another one.
     let mut again = world.sidecar(&alone.address, "media", "media-1", 1).await;
     again.report(1, &[get(5)]).await;
+    let mut third = world.sidecar(&alone.address, "media", "media-1", 1).await;
+    third.report(1, &[get(5)]).await;
+    drop(media);
     *faulty.fault.lock().unwrap() = None;
-    assert_eq!((media.taken().await, again.taken().await), (1, 1));
+    assert_eq!((again.taken().await, third.taken().await), (1, 1));
     assert_eq!(alone.recorded().await, [get(5)]);
+    assert!(reports.try_recv().is_err(), "told of once");
 
     *faulty.fault.lock().unwrap() = Some(Fault::Unconfirmed);
     again.report(2, &[get(10)]).await;
