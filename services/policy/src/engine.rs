@@ -25,7 +25,7 @@ use std::{
     },
 };
 
-use journal::{AppendError, Journal, Position, ReadError};
+use journal::{AppendError, Expected, Journal, Position, ReadError};
 use mesh_config::{Problem, Problems, names::TrustDomain};
 use mesh_identity::policy_signature::PublicKey;
 use prost::Message;
@@ -140,15 +140,17 @@ pub(crate) struct Engine {
     compiled: Mutex<VecDeque<(Vec<u8>, Arc<Compiled>)>>,
 }
 
-/// What was seen of the journals: of all kinds, and of sources.
+/// What was seen of the journals: of all kinds, and of the state.
 #[derive(Default)]
 struct Looks {
     /// Where everything was found as it should be.
-    settled: Option<(Positions, Position)>,
+    settled: Option<(Positions, Expected)>,
     /// Where the last look found them.
-    seen: Option<(Positions, Position)>,
-    /// Up to where [`Engine::in_force`] says what sources do.
-    known: Option<Position>,
+    seen: Option<(Positions, Expected)>,
+    /// Head of the journal of sources when the state was read last. Other records there move it as well.
+    head: Option<Position>,
+    /// What a write that was decided from that state would expect: it tells states apart.
+    state: Option<Expected>,
     /// Files in force that this version does not take, so that it is said once.
     refused: Vec<u8>,
 }
@@ -195,12 +197,14 @@ impl Engine {
     /// Cheap when there is nothing.
     pub async fn refresh(&self) -> Result<(), ReadError> {
         let head = self.journals.sources.head().await?;
-        if lock(&self.looks).known == Some(head) {
+        if lock(&self.looks).head == Some(head) {
             return Ok(());
         }
         let loaded = stored::load(&*self.journals.sources).await?;
         self.know(&loaded.state);
-        lock(&self.looks).known = Some(head);
+        let mut looks = lock(&self.looks);
+        looks.head = Some(loaded.at);
+        looks.state = Some(loaded.expected);
         Ok(())
     }
 
@@ -234,8 +238,9 @@ impl Engine {
     /// Whether anything has to be looked at. What others write is left to them until a look finds it as the one before did.
     async fn to_settle(&self) -> Result<bool, ReadError> {
         self.refresh().await?;
-        let now = (self.journals.heads().await?, self.journals.sources.head().await?);
+        let heads = self.journals.heads().await?;
         let mut looks = lock(&self.looks);
+        let now = (heads, looks.state.unwrap_or(Expected::Absent));
         let still = looks.seen.replace(now) == Some(now);
         Ok(self.unsettled.load(Ordering::Acquire) || (still && looks.settled != Some(now)))
     }
@@ -254,12 +259,12 @@ impl Engine {
             }
             if loaded.state.files.is_empty() {
                 let positions = self.journals.heads().await?;
-                self.settled(&loaded.state, positions, loaded.at);
+                self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             }
             let Some((mesh, records)) = self.target(&loaded.state).await? else {
                 let positions = self.journals.heads().await?;
-                self.settled(&loaded.state, positions, loaded.at);
+                self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             };
             let held = Held::read(&self.journals).await?;
@@ -271,7 +276,7 @@ impl Engine {
             };
             changed |= held.position() != positions[0] || held.differences(&wanted) > 0;
             if loaded.state.position() == Some(positions[0]) && loaded.state.mesh == mesh {
-                self.settled(&loaded.state, positions, loaded.at);
+                self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             }
             let mut state = loaded.state.clone();
@@ -279,8 +284,8 @@ impl Engine {
             state.complete(positions[0]);
             match sources.append(vec![loaded.put(&state)]).await {
                 Ok(at) => {
-                    self.settled(&state, positions, at);
-                    let loaded = Loaded { state, at, expected: journal::Expected::Revision(at.revision) };
+                    let loaded = Loaded { state, at, expected: Expected::Revision(at.revision) };
+                    self.settled(&loaded, positions);
                     return Ok(Completed { loaded, positions, changed });
                 }
                 Err(AppendError::Conflict { .. }) => {}
@@ -290,11 +295,12 @@ impl Engine {
         Err(StoreError::Busy)
     }
 
-    fn settled(&self, state: &State, positions: Positions, at: Position) {
-        self.know(state);
+    fn settled(&self, loaded: &Loaded, positions: Positions) {
+        self.know(&loaded.state);
         let mut looks = lock(&self.looks);
-        looks.settled = Some((positions, at));
-        looks.known = Some(at);
+        looks.settled = Some((positions, loaded.expected));
+        looks.head = Some(loaded.at);
+        looks.state = Some(loaded.expected);
         self.unsettled.store(false, Ordering::Release);
     }
 

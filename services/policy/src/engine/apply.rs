@@ -181,7 +181,7 @@ impl Engine {
 
     fn unsettled(&self) {
         self.unsettled.store(true, std::sync::atomic::Ordering::Release);
-        lock(&self.looks).known = None;
+        lock(&self.looks).head = None;
     }
 
     async fn draft(
