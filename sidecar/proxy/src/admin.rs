@@ -190,7 +190,7 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "tenants": config.tenants.as_str(),
         "tenantCacheBytes": config.tenants.cache_bytes(),
         "policy": config.policy.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "requireSigned": config.require_signed.as_ref().map(|path| path.display().to_string()),
+        "requireSigned": !config.require_signed.is_empty(),
         "trustBundleSha256": pin,
         "workloadApi": workload_api,
         "stateDir": config.state_dir.display().to_string(),

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser;
 use mesh_config::names::{RegionName, ServiceName, TrustDomain, ZoneName};
-use mesh_identity::{join::Attestation, workload::Socket};
+use mesh_identity::{join::Attestation, policy_signature::PublicKey, workload::Socket};
 use serde::{Deserialize, Serialize};
 
 pub use self::tcs::{HeldTenants, ReplicaAddress};
@@ -180,8 +180,8 @@ pub struct Config {
     pub tenants: HeldTenants,
     /// The processes of the policy service that are followed: one or two.
     pub policy: Vec<ReplicaAddress>,
-    /// Public keys that policy must be signed with; `None`: it need not be signed.
-    pub require_signed: Option<PathBuf>,
+    /// Where there are any: one of these keys must have signed the policy.
+    pub require_signed: Vec<PublicKey>,
     /// Who says which certificate is this sidecar's.
     pub svid_from: SvidFrom,
     /// The app's own Workload API.
@@ -256,6 +256,7 @@ impl Flags {
         let identity = problems.optional("identity", Some(self.identity.as_deref().unwrap_or("127.0.0.1:15010")));
         let tcs = problems.replicas("tcs", &self.tcs, "127.0.0.1:15020");
         let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
+        let require_signed = self.require_signed.map(|path| problems.public_keys(&path)).unwrap_or_default();
         let policy = problems.replicas("policy", &self.policy, "127.0.0.1:15030");
         let attestation = Attestation {
             join_token: None,
@@ -285,7 +286,7 @@ impl Flags {
             ) if problems.0.is_empty() => Ok(Config {
                 tcs: tcs::parents(&tcs, zone.as_ref()),
                 policy: tcs::parents(&policy, zone.as_ref()),
-                require_signed: self.require_signed,
+                require_signed,
                 tenants: tenants.unwrap_or_default(),
                 service,
                 trust_domain,
@@ -386,6 +387,15 @@ impl Problems {
         // All of them, so that all problems are told.
         let parsed: Vec<_> = given.iter().map(|address| self.optional(name, Some(address))).collect();
         parsed.into_iter().collect()
+    }
+
+    fn public_keys(&mut self, path: &Path) -> Vec<PublicKey> {
+        let read = std::fs::read(path).map_err(|error| error.to_string());
+        let keys = read.and_then(|pem| PublicKey::all_from_pem(&pem).map_err(|error| error.to_string()));
+        keys.unwrap_or_else(|why| {
+            self.0.push(format!("--require-signed {}: {why}", path.display()));
+            Vec::new()
+        })
     }
 
     fn tenants(&mut self, tenants: Option<&str>, cache_bytes: Option<&str>) -> Option<HeldTenants> {

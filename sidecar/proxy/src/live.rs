@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use mesh_identity::{Identity, grpc};
 use prost::Message;
-use replica::{Decoded, Follow, FollowOnDemand, FollowTrust, Named, Replica, Roots, Trust};
+use replica::{Decoded, Follow, FollowOnDemand, FollowTrust, Named, Replica, Roots, Trust, Value as _};
 use sidecar_core::{
     Position, Quarantined, Tenants as _, inbound,
     outbound::{self, Destinations},
@@ -27,7 +27,7 @@ use crate::{
     metrics::ReplicaGauges,
     metrics::{Metrics, Snapshot},
     outside::Clients,
-    policy_record::PolicyRecord,
+    policy_record::{self, PolicyRecord},
     report::Reporter,
     tenants::{TenantMap, position},
 };
@@ -357,8 +357,13 @@ impl<'c> Sources<'c> {
 
     /// Refuses what this very sidecar cannot use.
     fn allowlist(&self, tasks: &mut Vec<JoinHandle<()>>) -> Replica<Decoded<PolicyRecord>> {
-        let instance = self.instance.to_owned();
-        let accept = move |record: &Decoded<PolicyRecord>| record.accept(&instance);
+        let (instance, keys) = (self.instance.to_owned(), self.config.require_signed.clone());
+        let accept = move |record: &Decoded<PolicyRecord>| {
+            if !keys.is_empty() {
+                policy_record::signed(record.key(), record.raw(), &instance, &keys)?;
+            }
+            record.accept(&instance)
+        };
         let follow = self.follow(kind::ALLOWLIST, &self.policy);
         let (replica, task) = follow.start_accepting(accept, |_| {}, self.shutdown.clone());
         tasks.push(task);

@@ -4,6 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use mesh_identity::policy_signature::{PublicKey, verify_policy};
 use prost::Message as _;
 use sidecar_core::policy::Policy;
 use tenon_proto::policy::v1::{ExternalClient, ServicePolicy};
@@ -57,6 +58,24 @@ impl PolicyRecord {
     }
 }
 
+/// Whether what the sidecar of this name would decide by is signed with one of `keys`: the record, and where it is a canary
+/// the new policy as well. A record under another service's key was signed for nobody.
+///
+/// # Errors
+/// One line for the NACK.
+pub fn signed(key: &str, raw: &[u8], instance: &str, keys: &[PublicKey]) -> Result<(), String> {
+    let mut record = ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
+    let canary = record.canary.take().filter(|canary| canary.instances.iter().any(|named| named == instance));
+    let new = canary.and_then(|canary| canary.policy);
+    for policy in [Some(&record), new.as_deref()].into_iter().flatten() {
+        if policy.service != key {
+            return Err(format!("the policy under {key} is one of {}", policy.service));
+        }
+        verify_policy(keys, policy).map_err(|error| format!("the signature of {key}'s policy: {error}"))?;
+    }
+    Ok(())
+}
+
 impl Canary {
     fn usable(&self) -> Result<&Usable, &str> {
         let usable = self.usable.get_or_init(|| match &self.policy {
@@ -89,6 +108,7 @@ impl replica::Decode for PolicyRecord {
 
 #[cfg(test)]
 mod tests {
+    use mesh_identity::policy_signature::{public_key, sign, signed_part};
     use replica::Decode as _;
     use sidecar_core::{Peer, policy::Match};
     use tenon_proto::policy::v1::{Canary, Proof, Residency, Rule, TenantRequirement};
@@ -157,5 +177,40 @@ mod tests {
     fn a_record_that_nobody_can_use_is_refused_by_all() {
         let record = ServicePolicy { canary: None, ..allowing("not a path") };
         PolicyRecord::decode("media", 1, record.encode_to_vec().into()).unwrap_err();
+    }
+
+    #[test]
+    fn where_signatures_are_wanted_both_what_is_in_force_and_what_is_rolled_out_must_have_one() {
+        let pair = || {
+            let pair = aws_lc_rs::signature::Ed25519KeyPair::generate().unwrap();
+            let private = pair.to_pkcs8v1().unwrap().as_ref().to_vec();
+            let public = public_key(&private).unwrap();
+            (private, public)
+        };
+        let ((ours, public), (theirs, _)) = (pair(), pair());
+        let by = |key: &[u8], policy: ServicePolicy| {
+            let signature = sign(key, tenon_proto::kind::ALLOWLIST, "media", 1, &signed_part(&policy)).unwrap();
+            ServicePolicy { signature: Some(signature), ..policy }
+        };
+        let (get, put) = (allowing("/media.v1.Media/Get"), allowing("/media.v1.Media/Put"));
+        let rolled_out = |new: ServicePolicy| {
+            let canary = Canary { policy: Some(Box::new(new)), instances: vec!["media-1".to_owned()] };
+            ServicePolicy { canary: Some(Box::new(canary)), ..by(&ours, get.clone()) }
+        };
+        let changed = ServicePolicy { originates: true, ..by(&ours, get.clone()) };
+        for (record, key, instance, good) in [
+            (by(&ours, get.clone()), "media", "media-1", true),
+            (get.clone(), "media", "media-1", false),
+            (by(&theirs, get.clone()), "media", "media-1", false),
+            (changed, "media", "media-1", false),
+            (by(&ours, get.clone()), "wiki", "media-1", false),
+            (rolled_out(by(&ours, put.clone())), "media", "media-1", true),
+            (rolled_out(put.clone()), "media", "media-1", false),
+            (rolled_out(put.clone()), "media", "media-2", true),
+        ] {
+            let raw = record.encode_to_vec();
+            let outcome = signed(key, &raw, instance, std::slice::from_ref(&public));
+            assert_eq!(outcome.is_ok(), good, "{key} {instance}: {outcome:?}");
+        }
     }
 }
