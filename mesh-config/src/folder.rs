@@ -2,17 +2,34 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
 
 use crate::{Problem, Problems, parse::check_beside};
 
 /// The largest policy file that is read. A million rules fit into several of them; anything larger is a mistake.
 pub const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
+/// The largest policy, all its files together. It fits into one request to the policy service.
+pub const MAX_FOLDER_BYTES: u64 = 48 * 1024 * 1024;
+
 /// How deep folders may stand in one another.
 const MAX_FOLDERS: usize = 32;
+
+/// What a folder may take of this process.
+struct Limits {
+    /// Bytes of one file.
+    file: u64,
+    /// Bytes of all files.
+    folder: u64,
+    /// Files and folders that are looked at, also such as are no policy: a link to the root of the machine is a mistake.
+    entries: usize,
+}
+
+const LIMITS: Limits = Limits { file: MAX_FILE_BYTES, folder: MAX_FOLDER_BYTES, entries: 50_000 };
 
 /// One policy file as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,17 +43,34 @@ pub struct SourceFile {
 /// Reads every `*.yaml` below the folder, in the byte order of their paths.
 ///
 /// Symbolic links are followed, as Kubernetes mounts every file by one. Files and folders whose name begins with `.` are
-/// passed over: among them are the generations of such a mount and the backups of editors.
+/// passed over: among them are the generations of such a mount and the backups of editors. A link to nowhere may have
+/// been a folder of policy files, so it is a problem whatever its name. Nothing in the folder makes this wait, or take
+/// more memory than the limits say: pipes and devices are not opened, and no more is read than is allowed.
 ///
 /// # Errors
 /// When anything could not be read: that, and everything that is wrong in the files that could be, so that nobody
 /// corrects a folder twice. Each problem names its file as the user can open it.
 pub fn read_folder(dir: &Path) -> Result<Vec<SourceFile>, Problems> {
-    let mut walk = Walk::through(dir);
+    read_within(dir, &LIMITS)
+}
+
+fn read_within(dir: &Path, limits: &Limits) -> Result<Vec<SourceFile>, Problems> {
+    let mut walk = Walk::through(dir, limits);
     let mut files = Vec::with_capacity(walk.found.len());
+    let mut bytes = 0;
     for (path, file) in std::mem::take(&mut walk.found) {
-        match read_file(&file) {
-            Ok(text) => files.push(SourceFile { path, text }),
+        match read_file(&file, limits.file) {
+            Ok(text) if bytes + text.len() as u64 > limits.folder => {
+                let most = limits.folder >> 20;
+                let message =
+                    format!("the files up to this one are larger than {most} MiB together, expected a smaller policy");
+                walk.problems.push(Problem { file: path, line: 1, column: 1, message });
+                break;
+            }
+            Ok(text) => {
+                bytes += text.len() as u64;
+                files.push(SourceFile { path, text });
+            }
             Err((line, column, message)) => walk.problems.push(Problem { file: path, line, column, message }),
         }
     }
@@ -68,7 +102,7 @@ struct Look {
 
 /// Looks at every file that [`read_folder`] would read, and opens none.
 pub fn fingerprint(dir: &Path) -> Fingerprint {
-    let walk = Walk::through(dir);
+    let walk = Walk::through(dir, &LIMITS);
     let look = |path: &Path| {
         let real = path.canonicalize().ok()?;
         let metadata = fs::metadata(&real).ok()?;
@@ -87,11 +121,13 @@ struct Walk {
     problems: Vec<Problem>,
     /// The folders that the walk stands in, links resolved: one that comes again is a loop.
     above: Vec<PathBuf>,
+    /// Files and folders that it may still come by.
+    left: usize,
 }
 
 impl Walk {
-    fn through(dir: &Path) -> Self {
-        let mut walk = Self { found: Vec::new(), problems: Vec::new(), above: Vec::new() };
+    fn through(dir: &Path, limits: &Limits) -> Self {
+        let mut walk = Self { found: Vec::new(), problems: Vec::new(), above: Vec::new(), left: limits.entries };
         walk.folder(dir, "");
         walk.found.sort_unstable();
         walk.problems.sort_unstable();
@@ -100,9 +136,13 @@ impl Walk {
 
     fn folder(&mut self, dir: &Path, below: &str) {
         let entries = match dir.canonicalize().and_then(|real| Ok((fs::read_dir(dir)?, real))) {
-            Ok((_, real)) if self.above.contains(&real) || self.above.len() >= MAX_FOLDERS => {
+            Ok((_, real)) if self.above.contains(&real) => {
                 let message = "a folder that contains itself by a symbolic link, expected a tree of folders";
                 return self.problem(below, message.to_owned());
+            }
+            Ok(_) if self.above.len() >= MAX_FOLDERS => {
+                let message = format!("folders stand in one another too deep, expected at most {MAX_FOLDERS} levels");
+                return self.problem(below, message);
             }
             Ok((entries, real)) => {
                 self.above.push(real);
@@ -113,6 +153,12 @@ impl Walk {
             }
         };
         for entry in entries {
+            if self.left == 0 {
+                let message = "too many files and folders up to here, expected a folder of policy files alone";
+                self.problem(below, message.to_owned());
+                break;
+            }
+            self.left -= 1;
             match entry {
                 Ok(entry) => self.entry(&entry, below),
                 Err(error) => {
@@ -141,7 +187,7 @@ impl Walk {
             Ok(metadata) if metadata.is_dir() => self.folder(&path, &below),
             Ok(metadata) if name.ends_with(".yaml") => {
                 if !metadata.is_file() {
-                    self.problem(&below, "neither a file nor a folder, expected a policy file".to_owned());
+                    self.problem(&below, NO_FILE.to_owned());
                 } else {
                     self.found.push((below, path));
                 }
@@ -150,8 +196,9 @@ impl Walk {
             Err(error) if name.ends_with(".yaml") => {
                 self.problem(&below, format!("cannot read this file: {error}, expected a policy file"));
             }
-            // A link to nowhere that claims to be no policy.
-            Err(_) => {}
+            Err(error) => {
+                self.problem(&below, format!("cannot tell what this is: {error}, expected a file or a folder"));
+            }
         }
     }
 
@@ -164,15 +211,27 @@ fn join(below: &str, name: &str) -> String {
     if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") }
 }
 
+const NO_FILE: &str = "neither a file nor a folder, expected a policy file";
+
 /// The text of a file, or the line and column of what is wrong with it.
-fn read_file(path: &Path) -> Result<String, (u32, u32, String)> {
+fn read_file(path: &Path, most: u64) -> Result<String, (u32, u32, String)> {
     let unreadable = |error: io::Error| (1, 1, format!("cannot read this file: {error}, expected a policy file"));
-    let file = fs::File::open(path).map_err(unreadable)?;
+    // Whatever takes the file's place between two looks, opening it neither waits for a writer nor takes a terminal.
+    let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err((1, 1, NO_FILE.to_owned()));
+    }
+    let too_large = || (1, 1, format!("the file is larger than {} MiB, expected smaller files: split it", most >> 20));
+    if metadata.len() > most {
+        return Err(too_large());
+    }
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too large, also one that grows meanwhile.
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_BYTES + 1), &mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err((1, 1, "the file is larger than 4 MiB, expected smaller files: split it".to_owned()));
+    io::Read::read_to_end(&mut io::Read::take(file, most + 1), &mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > most {
+        return Err(too_large());
     }
     String::from_utf8(bytes).map_err(|error| {
         let good =

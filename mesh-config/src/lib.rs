@@ -16,7 +16,7 @@ use std::path::Path;
 
 pub use crate::{
     compile::{Records, compile},
-    folder::{Fingerprint, MAX_FILE_BYTES, SourceFile, fingerprint, read_folder},
+    folder::{Fingerprint, MAX_FILE_BYTES, MAX_FOLDER_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
         Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HeldTenants,
         Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, ReplicaAddress,

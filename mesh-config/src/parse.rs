@@ -60,6 +60,9 @@ pub(crate) fn check_beside(files: &[SourceFile], mut problems: Vec<Problem>) -> 
     Problems::sorted(problems)
 }
 
+/// No further file is read when so much is wrong: nobody reads it, and it takes memory.
+const ENOUGH_PROBLEMS: usize = 10_000;
+
 fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> Draft {
     let mut files: Vec<&SourceFile> = files.iter().collect();
     files.sort_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
@@ -75,6 +78,10 @@ fn read(files: &[SourceFile], mut draft: Draft, problems: &mut Vec<Problem>) -> 
         let mut reader = Reader::new(&file.path, problems);
         for node in &documents {
             document::read(&mut reader, node, &mut draft);
+        }
+        if problems.len() > ENOUGH_PROBLEMS {
+            draft.unseen = true;
+            break;
         }
     }
     draft.check_references(problems);

@@ -23,8 +23,10 @@ pub use self::{
 
 /// How deep lists and maps may stand in one another. Policy files need eight.
 const MAX_DEPTH: usize = 64;
-/// How many nodes aliases may add to one file: a few nested anchors would otherwise grow without end.
+/// How many nodes anchors and aliases may add to one file: a few nested ones would otherwise grow without end.
 const MAX_ALIASED_NODES: usize = 100_000;
+/// So many bytes of text count as a node more.
+const NODE_BYTES: usize = 64;
 
 /// A place in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,12 +90,16 @@ impl Value {
         }
     }
 
-    /// How many nodes there are in it, itself counted.
+    /// How many nodes there are in it, itself counted; long texts count more.
     fn nodes(&self) -> usize {
+        let of_text = |text: &str| text.len() / NODE_BYTES;
         match self {
             Self::List(items) => 1 + items.iter().map(|item| item.value.nodes()).sum::<usize>(),
-            Self::Map(entries) => 1 + entries.iter().map(|entry| entry.value.value.nodes()).sum::<usize>(),
-            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Float(_) | Self::Text(_) => 1,
+            Self::Map(entries) => {
+                1 + entries.iter().map(|entry| of_text(&entry.key) + entry.value.value.nodes()).sum::<usize>()
+            }
+            Self::Text(text) => 1 + of_text(text),
+            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Float(_) => 1,
         }
     }
 }
@@ -144,7 +150,7 @@ struct Builder<'f> {
     open: Vec<Open>,
     /// What aliases of this document may stand for.
     anchors: BTreeMap<usize, Node>,
-    /// Nodes that aliases have added so far.
+    /// Nodes that anchors and aliases have added so far.
     aliased: usize,
 }
 
@@ -205,7 +211,7 @@ impl<'f> Builder<'f> {
                         Inside::List(items) => Value::List(items),
                         Inside::Map(entries, ..) => Value::Map(entries),
                     };
-                    self.add(Node { at, value }, anchor);
+                    self.add(Node { at, value }, anchor)?;
                 }
             }
             Event::Scalar(text, style, anchor, tag) => {
@@ -214,7 +220,7 @@ impl<'f> Builder<'f> {
                     *key = Key::Read(text.into_owned(), place);
                 } else {
                     let value = self.scalar(&text, style, tag.as_deref(), place);
-                    self.add(Node { at: place, value }, anchor);
+                    self.add(Node { at: place, value }, anchor)?;
                 }
             }
             Event::Alias(anchor) => self.alias(anchor, place)?,
@@ -239,25 +245,33 @@ impl<'f> Builder<'f> {
             };
             return Err(self.stop(place, message.to_owned()));
         };
-        self.aliased += node.value.nodes();
-        if self.aliased > MAX_ALIASED_NODES {
-            let message =
-                format!("aliases make this file too large, expected at most {MAX_ALIASED_NODES} nodes of them");
-            return Err(self.stop(place, message));
-        }
+        self.charge(&node.value, place)?;
         if let (Some(Open { inside: Inside::Map(.., key @ Key::Awaited), .. }), Value::Text(text)) =
             (self.open.last_mut(), &node.value)
         {
             *key = Key::Read(text.clone(), place);
         } else {
-            self.add(Node { at: place, value: node.value }, 0);
+            self.add(Node { at: place, value: node.value }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a copy that an anchor or an alias makes.
+    fn charge(&mut self, copy: &Value, place: At) -> Result<(), Stopped> {
+        self.aliased += copy.nodes();
+        if self.aliased > MAX_ALIASED_NODES {
+            let message = format!(
+                "anchors and aliases make this file too large, expected at most {MAX_ALIASED_NODES} nodes of them"
+            );
+            return Err(self.stop(place, message));
         }
         Ok(())
     }
 
     /// Puts a whole node where it belongs: into the innermost open list or map, or among the documents.
-    fn add(&mut self, node: Node, anchor: usize) {
+    fn add(&mut self, node: Node, anchor: usize) -> Result<(), Stopped> {
         if anchor > 0 {
+            self.charge(&node.value, node.at)?;
             self.anchors.insert(anchor, node.clone());
         }
         let problem = match self.open.last_mut() {
@@ -265,11 +279,11 @@ impl<'f> Builder<'f> {
                 if node.value != Value::Null {
                     self.done.push(node);
                 }
-                return;
+                return Ok(());
             }
             Some(Open { inside: Inside::List(items), .. }) => {
                 items.push(node);
-                return;
+                return Ok(());
             }
             Some(Open { inside: Inside::Map(entries, places, key), .. }) => {
                 match std::mem::replace(key, Key::Awaited) {
@@ -294,6 +308,7 @@ impl<'f> Builder<'f> {
         if let Some((at, message)) = problem {
             self.problem(at, message);
         }
+        Ok(())
     }
 
     fn scalar(&mut self, text: &str, style: ScalarStyle, tag: Option<&Tag>, place: At) -> Value {

@@ -6,6 +6,12 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// Without the folder's own path.
+fn problems(dir: &Path) -> Vec<String> {
+    let Problems(problems) = read_folder(dir).unwrap_err();
+    problems.iter().map(|problem| problem.to_string().replace(&format!("{}/", dir.display()), "")).collect()
+}
+
 fn paths(dir: &Path) -> Vec<String> {
     read_folder(dir).unwrap().into_iter().map(|file| file.path).collect()
 }
@@ -30,6 +36,111 @@ fn a_config_map_mount_is_read_once_through_its_links() {
     symlink("..data/mesh.yaml", dir.path().join("mesh.yaml")).unwrap();
     let files = read_folder(dir.path()).unwrap();
     assert_eq!(files, [SourceFile { path: "mesh.yaml".to_owned(), text: "content".to_owned() }]);
+}
+
+#[test]
+fn a_config_map_mount_that_is_swapped_is_seen_and_read_anew() {
+    let dir = folder();
+    for (generation, text) in [("..1", "old"), ("..2", "new")] {
+        fs::create_dir(dir.path().join(generation)).unwrap();
+        fs::write(dir.path().join(generation).join("mesh.yaml"), text).unwrap();
+    }
+    symlink("..data/mesh.yaml", dir.path().join("mesh.yaml")).unwrap();
+    let mut seen = Vec::new();
+    for generation in ["..1", "..2"] {
+        symlink(generation, dir.path().join("..tmp")).unwrap();
+        fs::rename(dir.path().join("..tmp"), dir.path().join("..data")).unwrap();
+        seen.push((fingerprint(dir.path()), read_folder(dir.path()).unwrap()[0].text.clone()));
+    }
+    assert_ne!(seen[0].0, seen[1].0);
+    assert_eq!((seen[0].1.as_str(), seen[1].1.as_str()), ("old", "new"));
+    fs::remove_file(dir.path().join("..data")).unwrap();
+    let problems = read_folder(dir.path()).unwrap_err().to_string();
+    assert!(problems.contains("mesh.yaml:1:1: cannot read this file: No such file"), "{problems}");
+}
+
+#[test]
+fn pipes_and_devices_are_problems_and_are_not_waited_for() {
+    let dir = folder();
+    let pipe = dir.path().join("pipe.yaml");
+    let (mode, none) = (rustix::fs::Mode::RWXU, 0);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, none).unwrap();
+    symlink("/dev/zero", dir.path().join("zero.yaml")).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket.yaml")).unwrap();
+    assert_eq!(
+        problems(dir.path()),
+        ["pipe.yaml", "socket.yaml", "zero.yaml"].map(|file| format!("{file}:1:1: {NO_FILE}"))
+    );
+    // It may take a file's place after the walk: then it is opened, without waiting for somebody who writes.
+    for path in [pipe, dir.path().join("zero.yaml")] {
+        assert_eq!(read_file(&path, MAX_FILE_BYTES).unwrap_err().2, NO_FILE);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_why() {
+    let dir = folder();
+    // A file for which reading fails, whoever reads.
+    symlink("/proc/self/mem", dir.path().join("torn.yaml")).unwrap();
+    let [torn] = problems(dir.path()).try_into().unwrap();
+    assert!(torn.starts_with("torn.yaml:1:1: cannot read this file: Input/output error"), "{torn}");
+}
+
+#[test]
+fn a_link_to_nowhere_may_have_been_a_folder_of_policies() {
+    let dir = folder();
+    symlink("gone", dir.path().join("team-a")).unwrap();
+    symlink("team-b", dir.path().join("team-b")).unwrap();
+    let [a, b] = problems(dir.path()).try_into().unwrap();
+    assert!(a.starts_with("team-a:1:1: cannot tell what this is: No such file"), "{a}");
+    assert!(b.starts_with("team-b:1:1: cannot tell what this is: Too many levels of symbolic links"), "{b}");
+}
+
+#[test]
+fn a_file_of_a_gigabyte_is_not_read() {
+    let dir = folder();
+    fs::File::create(dir.path().join("huge.yaml")).unwrap().set_len(1 << 30).unwrap();
+    let expected = "huge.yaml:1:1: the file is larger than 4 MiB, expected smaller files: split it";
+    assert_eq!(problems(dir.path()), [expected]);
+}
+
+#[test]
+fn files_that_are_too_large_together_are_a_problem_at_the_first_that_is_too_much() {
+    let dir = folder();
+    for name in ["a.yaml", "b.yaml", "c.yaml", "d.yaml"] {
+        fs::write(dir.path().join(name), vec![b'#'; 700_000]).unwrap();
+    }
+    let within = |megabytes: u64| read_within(dir.path(), &Limits { folder: megabytes << 20, ..LIMITS });
+    let Problems(problems) = within(2).unwrap_err();
+    let [Problem { file, message, .. }] = &problems[..] else { panic!("{problems:?}") };
+    assert!(file.ends_with("/c.yaml"), "{file}");
+    assert_eq!(message, "the files up to this one are larger than 2 MiB together, expected a smaller policy");
+    assert_eq!(within(3).unwrap().len(), 4);
+}
+
+#[test]
+fn a_walk_ends_however_many_ways_there_are() {
+    let dir = folder();
+    // Each folder has two links to the next one: a million ways, and no loop.
+    for level in 0..20 {
+        let path = dir.path().join(format!(".{level}"));
+        fs::create_dir(&path).unwrap();
+        for name in ["a", "b"] {
+            symlink(format!("../.{}", level + 1), path.join(name)).unwrap();
+        }
+    }
+    fs::create_dir(dir.path().join(".20")).unwrap();
+    symlink(".0", dir.path().join("start")).unwrap();
+    let Problems(problems) = read_within(dir.path(), &Limits { entries: 1_000, ..LIMITS }).unwrap_err();
+    assert!(problems.iter().any(|problem| problem.message.starts_with("too many files and folders")), "{problems:?}");
+}
+
+#[test]
+fn folders_too_deep_in_one_another_are_a_problem() {
+    let dir = folder();
+    fs::create_dir_all(dir.path().join("d/".repeat(40))).unwrap();
+    let [deep] = problems(dir.path()).try_into().unwrap();
+    assert!(deep.contains(":1:1: folders stand in one another too deep, expected at most 32 levels"), "{deep}");
 }
 
 #[test]

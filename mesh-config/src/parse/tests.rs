@@ -403,8 +403,14 @@ fn a_bomb_of_aliases_is_refused_before_it_grows() {
         let previous = format!("*a{}", level - 1);
         text += &format!("b{level}: &a{level} [{}]\n", [previous.as_str(); 10].join(", "));
     }
-    let problems = with_base(&text).unwrap_err();
-    assert!(problems.0.iter().any(|p| p.message.contains("aliases make this file too large")), "{problems}");
+    // One long text many times; a large list inside of many anchors: bytes and copies count too.
+    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), ["*a"; 50_000].join(","));
+    let anchors: String = (0..50).map(|level| format!("&a{level} [")).collect();
+    let copies = format!("a: {anchors}{}{}\n", "x,".repeat(50_000), "]".repeat(50));
+    for text in [text, long, copies] {
+        let problems = with_base(&text).unwrap_err();
+        assert!(problems.0.iter().any(|p| p.message.contains("aliases make this file too large")), "{problems}");
+    }
 }
 
 #[test]

@@ -4,4 +4,5 @@
 
 mod documents;
 mod malformed;
+mod mutations;
 mod schema;
