@@ -19,8 +19,11 @@ use journal::Store;
 pub use self::asap::{Asap, Inspect, Mint, Verify};
 pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
 pub use self::identity::{IssueOperator, IssueSvid, Revoke};
-pub use self::policy::{Explain, Policy, PolicyCheck, PolicyTest};
-pub use self::policy_mesh::{PolicyApply, PolicyStatus};
+pub use self::policy::{Explain, Policy, PolicyCheck, PolicySchema, PolicyTest};
+pub use self::policy_mesh::{
+    BundleCommand, ExplainRequest, PolicyApply, PolicyBundle, PolicyDiff, PolicyFlows, PolicyHistory, PolicyOnline,
+    PolicyRollback, PolicyRollout, PolicyStatus, PolicySuggest, RecordArgs, Revision, VerifyBundle, WaitArgs,
+};
 pub use self::roles::{IdentityServe, JoinArgs, PastArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
 pub use self::tcs::{Backup, BackupKey, Restore, VerifyBackup, When};
@@ -60,6 +63,7 @@ pub enum Command {
     /// Make, check and look into ASAP tokens; no mesh is needed.
     #[command(subcommand)]
     Asap(Asap),
+    Explain(ExplainRequest),
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),

@@ -5,26 +5,38 @@ use std::{
     path::Path,
 };
 
-use tenon_proto::policy::v1::{Attestor, DescribeResponse, Route};
+use tenon_proto::policy::v1::{Attestor, DescribeResponse, RolloutRequest, RolloutStatus, Route, rollout_status};
+use tonic::Code;
 
-use super::{Shown, describe, describe_policy};
+use super::{
+    Shown,
+    acks::{self, Sidecars, State, Whole},
+    client, describe, describe_policy, rollout,
+};
 use crate::{
     cli::PolicyStatus,
     failure::{Answer, Failure},
-    operator::Mesh,
+    operator::{Mesh, Role},
     output::Output,
 };
 
-/// Runs the command. Exits 1 when the watched folder has problems.
+/// Runs the command. Exits 1 when the watched folder has problems, or a sidecar refused the policy.
 ///
 /// # Errors
 /// No mesh, or no answer.
 pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     let described = describe_policy(&mesh).await?;
+    let told = acks::ask(&mesh).await;
+    let told = told.map_err(|status| mesh.failure(Role::Policy, "cannot ask which sidecars are connected", &status))?;
+    let sidecars = acks::judge(&told, &Whole::new(&described.positions, described.epoch, described.revision));
+    let running = running(&mesh).await?;
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
-        out.json(&status_json(&described))?;
+        let mut json = status_json(&described);
+        json["sidecars"] = sidecars_json(&sidecars);
+        json["rollout"] = running.as_ref().map_or(serde_json::Value::Null, rollout::json);
+        out.json(&json)?;
     } else {
         out.line(&format!(
             "mesh {} ({}), revision {}.{}, from {}",
@@ -35,12 +47,59 @@ pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
         if !outside.is_empty() {
             out.table(&["outside", "name", "issuer", "what for"], &outside)?;
         }
+        if !sidecars.is_empty() {
+            out.table(&["instance", "service", "policy revision", "state"], &sidecar_rows(&sidecars))?;
+        }
+        if let Some(running) = &running {
+            out.line(&rollout::words(running))?;
+        }
         for problem in &described.problems {
             out.line(&format!("not applied: {}", describe(Path::new(""), problem)))?;
         }
     }
     out.flush()?;
-    Ok(described.problems.is_empty().into())
+    let refused = sidecars.values().any(|has| matches!(has.state, State::Refused(_)));
+    Ok((described.problems.is_empty() && !refused).into())
+}
+
+/// The rollout that runs; a policy service of an older version knows of none.
+async fn running(mesh: &Mesh) -> Result<Option<RolloutStatus>, Failure> {
+    match client(mesh.channel(Role::Policy)).rollout(RolloutRequest {}).await {
+        Ok(answer) => {
+            Ok(answer.into_inner().rollout.filter(|rollout| rollout.state() == rollout_status::State::Running))
+        }
+        Err(status) if status.code() == Code::Unimplemented => Ok(None),
+        Err(status) => Err(mesh.failure(Role::Policy, "cannot ask for the rollout", &status)),
+    }
+}
+
+/// `ok`, `late` or `refused`, and the error.
+fn shown(state: &State) -> (&'static str, Option<&str>) {
+    match state {
+        State::Acknowledged => ("ok", None),
+        State::Late => ("late", None),
+        State::Refused(error) => ("refused", Some(error)),
+    }
+}
+
+fn sidecar_rows(sidecars: &Sidecars) -> Vec<Vec<String>> {
+    let row = |(name, has): (&acks::Name, &acks::Has)| {
+        let (state, error) = shown(&has.state);
+        let state = error.map_or_else(|| state.to_owned(), |error| format!("{state}: {error}"));
+        vec![name.instance.clone(), name.service.clone(), has.revision.to_string(), state]
+    };
+    sidecars.iter().map(row).collect()
+}
+
+fn sidecars_json(sidecars: &Sidecars) -> serde_json::Value {
+    let sidecar = |(name, has): (&acks::Name, &acks::Has)| {
+        let (state, error) = shown(&has.state);
+        serde_json::json!({
+            "instance": name.instance, "service": name.service,
+            "epoch": has.revision.epoch, "revision": has.revision.revision, "state": state, "error": error,
+        })
+    };
+    sidecars.iter().map(sidecar).collect()
 }
 
 fn status_json(described: &DescribeResponse) -> serde_json::Value {
