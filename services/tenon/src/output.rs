@@ -10,6 +10,14 @@ use crate::{cli::Format, failure::Failure};
 /// Below this many columns a table is not fitted into the terminal.
 const NARROW: u16 = 60;
 
+/// What a word means at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    Good,
+    Bad,
+    Doubtful,
+}
+
 /// The standard output of one command.
 pub struct Output {
     format: Format,
@@ -34,6 +42,16 @@ impl Output {
     /// Whether JSON was asked for.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
+    }
+
+    /// A word in the colour of its tone, where colours are shown.
+    pub fn toned(&self, tone: Tone, word: &str) -> String {
+        let colour = match tone {
+            Tone::Good => 32,
+            Tone::Bad => 31,
+            Tone::Doubtful => 33,
+        };
+        if self.colour { format!("\u{1b}[{colour}m{word}\u{1b}[0m") } else { word.to_owned() }
     }
 
     /// One line of text. A closed pipe is not an error: whoever reads has seen enough.

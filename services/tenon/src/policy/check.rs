@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cli::PolicyCheck,
     failure::{Answer, Failure},
-    output::Output,
+    output::{Output, Tone},
 };
 
 /// Stands for every check.
@@ -61,16 +61,10 @@ pub async fn run(args: PolicyCheck) -> Result<Answer, Failure> {
         out.json(&answer)?;
     } else {
         for one in &found {
-            out.line(&format!(
-                "{}:{}:{}: {} {} {}: {}",
-                one.file,
-                one.line,
-                one.column,
-                one.severity.as_str(),
-                one.id,
-                one.name,
-                one.message
-            ))?;
+            let Leveled { id, name, severity, file, line, column, message, .. } = one;
+            let tone = if *severity == Severity::Error { Tone::Bad } else { Tone::Doubtful };
+            let severity = out.toned(tone, severity.as_str());
+            out.line(&format!("{file}:{line}:{column}: {severity} {id} {name}: {message}"))?;
             out.line(&format!("  help: {}", one.help))?;
         }
         out.line(&summary(folder, &mesh, &found))?;

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use mesh_config::{compile, tenant::read_json_lines};
-use sidecar_core::explain::{Call, Explanation, Mesh as Model, TransactionToken};
+use sidecar_core::explain::{Call, Change, Explanation, Mesh as Model, TransactionToken};
 use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::Code;
 
@@ -11,7 +11,7 @@ use crate::{
     cli::Explain,
     failure::{Answer, Failure},
     operator::Mesh,
-    output::Output,
+    output::{Output, Tone},
 };
 
 /// Runs the command: exit code 0 when the call is allowed, 1 when it is not.
@@ -38,7 +38,11 @@ pub async fn run(args: Explain) -> Result<Answer, Failure> {
     if out.is_json() {
         out.json(&json(&explanation))?;
     } else {
-        for line in words(&call, &explanation) {
+        let verdict = match explanation.allowed {
+            true => out.toned(Tone::Good, "allowed"),
+            false => out.toned(Tone::Bad, "refused"),
+        };
+        for line in words(&call, &explanation, &verdict) {
             out.line(&line)?;
         }
     }
@@ -57,7 +61,7 @@ fn offline(folder: &Path, tenants: Option<&Path>) -> Result<Model, Failure> {
     model(records.allowlists.values(), records.routes.values(), records.quarantines.values(), tenants)
 }
 
-fn read_tenants(file: &Path) -> Result<Vec<TenantContext>, Failure> {
+pub(super) fn read_tenants(file: &Path) -> Result<Vec<TenantContext>, Failure> {
     let text = fs::read_to_string(file).map_err(|error| {
         Failure::new(format!("cannot read {}: {error}", file.display()))
             .next("name a file of tenants with --tenants, one JSON object a line")
@@ -112,41 +116,89 @@ pub(super) fn json(explanation: &Explanation) -> serde_json::Value {
             "missed": nearest.missed.as_str(),
             "allows": nearest.allows,
         })),
+        "condition": explanation.condition.map(|condition| condition.as_str()),
         "audited": explanation.audited.map(|reason| reason.as_str()),
+        "proposal": explanation.proposal.as_ref().map(|proposal| proposal.changes.iter().map(change).collect::<Vec<_>>()),
         "assumed": explanation.assumed,
     })
 }
 
-fn words(call: &Call<'_>, explanation: &Explanation) -> Vec<String> {
+/// One step of a proposal: its kind, the same in words, and what of it a program can use.
+fn change(change: &Change) -> serde_json::Value {
+    let mut json = match change {
+        Change::Add { rule, field, value, opens } => serde_json::json!({
+            "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source,
+            "field": field, "value": value, "opens": opens,
+        }),
+        Change::Remove { rule, field, value } => serde_json::json!({
+            "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source, "field": field, "value": value,
+        }),
+        Change::NewRule { service, allowlist, name, caller, path, tenant } => serde_json::json!({
+            "service": service, "allowlist": allowlist, "rule": name, "caller": caller, "path": path, "tenant": tenant,
+        }),
+        Change::Define { name } => serde_json::json!({"name": name}),
+        Change::Release { service } => serde_json::json!({"service": service}),
+        Change::Elsewhere { .. } => serde_json::json!({}),
+    };
+    json["change"] = change.as_str().into();
+    json["message"] = change.to_string().into();
+    json
+}
+
+/// `verdict` is `allowed` or `refused`, perhaps in a colour.
+fn words(call: &Call<'_>, explanation: &Explanation, verdict: &str) -> Vec<String> {
     let verdict = match explanation.reason {
-        None => "allowed".to_owned(),
+        None => verdict.to_owned(),
         Some(reason) => {
-            format!("refused: {}: {}", reason.as_str(), explanation.message.as_deref().unwrap_or_default())
+            format!("{verdict}: {}: {}", reason.as_str(), explanation.message.as_deref().unwrap_or_default())
         }
     };
     let mut lines = vec![format!("{} -> {} {}: {verdict}", call.caller, call.service, call.path)];
-    let place = |source: &str| if source.is_empty() { String::new() } else { format!(" at {source}") };
-    if let (Some(allowlist), Some(rule)) = (&explanation.allowlist, &explanation.rule) {
-        let source = explanation.source.as_deref().unwrap_or_default();
-        lines.push(format!("  decided by rule {rule} of allowlist {allowlist}{}", place(source)));
-    } else if let (Some(allowlist), true) = (&explanation.allowlist, explanation.allowed) {
-        lines.push(format!("  no rule matches; allowlist {allowlist} is in audit mode and lets it pass"));
-    }
+    lines.extend(decided(explanation).map(|decided| format!("  {decided}")));
     if let Some(reason) = explanation.audited {
         lines.push(format!("  audit mode let it pass: enforced, it would be refused with {}", reason.as_str()));
     }
-    if let Some(nearest) = &explanation.nearest {
-        lines.push(format!(
-            "  nearest: rule {} of allowlist {}{}; it differs by {} and allows {}",
-            nearest.rule,
-            nearest.allowlist,
-            place(&nearest.source),
-            nearest.missed.as_str().replace('_', " "),
-            nearest.allows.join(", ")
-        ));
+    lines.extend(nearest(explanation).map(|nearest| format!("  {nearest}")));
+    for (index, change) in explanation.proposal.iter().flat_map(|proposal| &proposal.changes).enumerate() {
+        lines.push(format!("  {}: {change}", if index == 0 { "to allow it" } else { "        and" }));
     }
     lines.extend(explanation.assumed.iter().map(|assumed| format!("  assumed: {assumed}")));
     lines
+}
+
+/// The rule that decided or, when none matches, the one that came closest.
+pub(super) fn because(explanation: &Explanation) -> Option<String> {
+    decided(explanation).or_else(|| nearest(explanation))
+}
+
+fn decided(explanation: &Explanation) -> Option<String> {
+    let allowlist = explanation.allowlist.as_ref()?;
+    match &explanation.rule {
+        Some(rule) => {
+            let source = explanation.source.as_deref().unwrap_or_default();
+            Some(format!("decided by rule {rule} of allowlist {allowlist}{}", place(source)))
+        }
+        None if explanation.allowed => {
+            Some(format!("no rule matches; allowlist {allowlist} is in audit mode and lets it pass"))
+        }
+        None => None,
+    }
+}
+
+fn nearest(explanation: &Explanation) -> Option<String> {
+    let nearest = explanation.nearest.as_ref()?;
+    Some(format!(
+        "nearest: rule {} of allowlist {}{}; it differs by {} and allows {}",
+        nearest.rule,
+        nearest.allowlist,
+        place(&nearest.source),
+        nearest.missed.as_str().replace('_', " "),
+        nearest.allows.join(", ")
+    ))
+}
+
+fn place(source: &str) -> String {
+    if source.is_empty() { String::new() } else { format!(" at {source}") }
 }
 
 #[cfg(test)]
@@ -218,7 +270,7 @@ mod tests {
         assert_eq!((&json["nearest"]["rule"], &json["nearest"]["missed"]), (&"read".into(), &"caller".into()));
         let (path, tenant) = ("/media.v1.Media/Get", Some("acme"));
         let call = Call { caller: "wiki", service: "media", path, tenant, region: None, transaction: None };
-        let text = words(&call, &explanation).join("\n");
+        let text = words(&call, &explanation, "refused").join("\n");
         assert!(text.contains("refused: PATH_NOT_ALLOWED: "), "{text}");
         assert!(
             text.contains(

@@ -168,7 +168,7 @@ mod tests {
             match reader.read_event().unwrap() {
                 Event::Start(element) => {
                     depth += 1;
-                    failures += usize::from(element.name().as_ref() == b"failure");
+                    failures += usize::from(element.name().as_ref() == "failure");
                     for attribute in element.attributes() {
                         attribute.unwrap();
                     }

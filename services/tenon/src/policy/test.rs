@@ -1,12 +1,19 @@
 //! `tenon policy test`: the PolicyTest documents of a folder, decided by the sidecars' own code.
 
-use mesh_config::{Expect, PolicyTest, Records, TestCall, compile, names::RegionName};
+mod coverage;
+mod failed;
+
+use std::{fs, time::Instant};
+
+use mesh_config::{Expect, Mesh, PolicyTest, Records, TestCall, compile, names::RegionName};
 use serde::Serialize;
 use sidecar_core::{
     Reason,
     explain::{Call, Explanation, Mesh as Model, TransactionToken},
 };
 
+use self::coverage::Coverage;
+use super::junit::{self, Case, CaseFailure, Suite};
 use crate::{
     cli,
     failure::{Answer, Failure},
@@ -33,6 +40,12 @@ struct Outcome {
     rule: Option<String>,
     /// Where the call stands: `tests.yaml:12:7`.
     source: String,
+    /// What refused it, in words.
+    message: Option<String>,
+    /// The rule that decided or, when none matches, came closest; in words.
+    because: Option<String>,
+    #[serde(skip)]
+    seconds: f64,
 }
 
 /// A transaction token as the test has it.
@@ -41,32 +54,61 @@ struct Token {
     tenant: Option<String>,
 }
 
-/// Runs the command: exit code 1 when a call does not come out as expected.
+/// Runs the command: exit code 1 when a call does not come out as expected, or too little is covered.
 ///
 /// # Errors
-/// Problems of the folder, or no test in it.
+/// Problems of the folder, or no test in it; a report that cannot be written.
 pub fn run(args: cli::PolicyTest) -> Result<Answer, Failure> {
     let mesh = super::load(&args.folder)?;
     if mesh.tests().is_empty() {
         return Err(Failure::new(format!("there is no PolicyTest document in {}", args.folder.display()))
             .next("write one: kind: PolicyTest, spec: {calls: [{caller: wiki, service: media, path: /media.v1.Media/Get, expect: ALLOWED}]}"));
     }
-    let records = compile(&mesh);
+    let outcomes = outcomes(&mesh)?;
+    if let Some(file) = &args.junit {
+        fs::write(file, report(&mesh, &outcomes)?).map_err(|error| {
+            Failure::new(format!("cannot write {}: {error}", file.display())).next("name another file with --junit")
+        })?;
+    }
+    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
+    let covered = (args.coverage || args.min_coverage.is_some()).then(|| Coverage::of(&mesh, &outcomes));
+    let wanted = args.min_coverage.map_or(0, usize::from);
+    let enough = covered.as_ref().is_none_or(|covered| covered.percent() >= wanted);
+    let mut out = Output::stdout(args.output.output);
+    if out.is_json() {
+        let mut answer = serde_json::json!({"passed": failed == 0, "failed": failed, "calls": outcomes});
+        if let Some(covered) = &covered {
+            answer["coverage"] = serde_json::json!(covered);
+        }
+        out.json(&answer)?;
+    } else {
+        out.table(&["", "test", "call", "tenant", "expected", "came", "decided by", "source"], &rows(&outcomes))?;
+        for outcome in outcomes.iter().filter(|outcome| !outcome.passed) {
+            for line in failed::diff(outcome, |tone, word| out.toned(tone, word)) {
+                out.line(&line)?;
+            }
+        }
+        out.line(&format!("{} of {} calls came out as expected", outcomes.len() - failed, outcomes.len()))?;
+        for line in covered.iter().flat_map(Coverage::lines) {
+            out.line(&line)?;
+        }
+        if !enough {
+            out.line(&format!("coverage is below the {wanted} % that --min-coverage wants, of rules and of paths"))?;
+        }
+    }
+    out.flush()?;
+    Ok((failed == 0 && enough).into())
+}
+
+/// Every call of every test, in the order of the files.
+fn outcomes(mesh: &Mesh) -> Result<Vec<Outcome>, Failure> {
+    let records = compile(mesh);
     let now = mesh_identity::clock::unix_seconds();
     let mut outcomes = Vec::new();
     for test in mesh.tests() {
         outcomes.extend(decide(test, &records, now)?);
     }
-    let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
-    let mut out = Output::stdout(args.output.output);
-    if out.is_json() {
-        out.json(&serde_json::json!({"passed": failed == 0, "failed": failed, "calls": outcomes}))?;
-    } else {
-        out.table(&["", "test", "call", "tenant", "expected", "came", "decided by", "source"], &rows(&outcomes))?;
-        out.line(&format!("{} of {} calls came out as expected", outcomes.len() - failed, outcomes.len()))?;
-    }
-    out.flush()?;
-    Ok((failed == 0).into())
+    Ok(outcomes)
 }
 
 fn decide(test: &PolicyTest, records: &Records, now: u64) -> Result<Vec<Outcome>, Failure> {
@@ -94,12 +136,14 @@ fn decide(test: &PolicyTest, records: &Records, now: u64) -> Result<Vec<Outcome>
                     .as_ref()
                     .map(|token| TransactionToken { tenant: token.tenant.as_deref() }),
             };
-            Ok(outcome(test, call, &model.explain(&asked, now).map_err(unusable)?))
+            let began = Instant::now();
+            let explanation = model.explain(&asked, now).map_err(unusable)?;
+            Ok(outcome(test, call, &explanation, began.elapsed().as_secs_f64()))
         })
         .collect()
 }
 
-fn outcome(test: &PolicyTest, call: &TestCall, explanation: &Explanation) -> Outcome {
+fn outcome(test: &PolicyTest, call: &TestCall, explanation: &Explanation, seconds: f64) -> Outcome {
     let expected = match &call.expect {
         Expect::Allowed => "ALLOWED",
         Expect::Refused(reason) => reason,
@@ -119,6 +163,9 @@ fn outcome(test: &PolicyTest, call: &TestCall, explanation: &Explanation) -> Out
         passed: expected == came,
         rule: rule.map(|(allowlist, rule)| format!("{allowlist}/{rule}")),
         source: call.source.clone(),
+        message: explanation.message.clone(),
+        because: super::explain::because(explanation),
+        seconds,
     }
 }
 
@@ -146,45 +193,35 @@ fn with_token(outcome: &Outcome) -> String {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use mesh_config::{SourceFile, parse};
+/// The run as JUnit XML.
+fn report(mesh: &Mesh, outcomes: &[Outcome]) -> Result<String, Failure> {
+    let suites: Vec<_> = mesh
+        .tests()
+        .iter()
+        .map(|test| {
+            let own = outcomes.iter().filter(|outcome| outcome.test == test.name.as_str());
+            Suite { name: test.name.as_str(), cases: own.map(case).collect() }
+        })
+        .collect();
+    junit::report(&suites).map_err(|error| Failure::new(format!("cannot write the JUnit report: {error}")))
+}
 
-    use super::*;
-
-    /// The YAML blocks of a document, each with what stands before it in the place of lines, so that problems have the
-    /// document's own lines.
-    fn blocks(text: &str) -> Vec<SourceFile> {
-        let mut blocks: Vec<String> = Vec::new();
-        let mut inside = false;
-        for (index, line) in text.lines().enumerate() {
-            match line {
-                "```yaml" => {
-                    inside = true;
-                    blocks.push("\n".repeat(index + 1));
-                }
-                "```" => inside = false,
-                line if inside => blocks.last_mut().unwrap().extend([line, "\n"]),
-                _ => {}
-            }
-        }
-        let file = |(index, text)| SourceFile { path: format!("block-{index}.yaml"), text };
-        blocks.into_iter().enumerate().map(file).collect()
-    }
-
-    #[test]
-    fn the_page_of_policy_files_is_a_policy_whose_tests_pass() {
-        let page = include_str!("../../../../docs/policy-files.md");
-        let mesh = parse(&blocks(page)).unwrap_or_else(|problems| panic!("{problems}"));
-        let records = compile(&mesh);
-        assert_eq!((mesh.external_clients().len(), mesh.attestors().len(), mesh.quarantines().len()), (1, 1, 1));
-        let outcomes: Vec<Outcome> =
-            mesh.tests().iter().flat_map(|test| decide(test, &records, 1_800_000_000).unwrap()).collect();
-        assert!(outcomes.len() >= 7);
-        let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
-        assert!(failed.is_empty(), "{failed:#?}");
-        let calls: Vec<String> = rows(&outcomes).into_iter().map(|row| row[2].clone()).collect();
-        assert_eq!(calls[0], "edge -> media /media.v1.Media/Erase (transaction of acme)");
-        assert_eq!(calls[2], "edge -> media /media.v1.Media/Erase (transaction of no tenant)");
+fn case(outcome: &Outcome) -> Case {
+    // `tests.yaml:12:7`, and a file may have a colon in its name.
+    let mut parts = outcome.source.rsplitn(3, ':');
+    let (_column, line, file) = (parts.next(), parts.next(), parts.next());
+    Case {
+        name: failed::call(outcome),
+        file: file.unwrap_or_default().to_owned(),
+        line: line.unwrap_or_default().to_owned(),
+        seconds: outcome.seconds,
+        failure: (!outcome.passed).then(|| CaseFailure {
+            message: format!("expected {}, came {}", outcome.expected, outcome.came),
+            kind: outcome.came.clone(),
+            text: failed::diff(outcome, |_, word| word.to_owned()).join("\n"),
+        }),
     }
 }
+
+#[cfg(test)]
+mod tests;
