@@ -34,8 +34,8 @@ pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
 
 /// Past changes that are kept for followers that were away. Whoever is further behind takes a snapshot.
 const RETAINED: Options = Options { retained_changes: 20_000, ..Options::DEFAULT };
-/// The files in force are written whole each time, and nobody follows them.
-const RETAINED_SOURCES: Options = Options { retained_changes: 8, ..Options::DEFAULT };
+/// Files are written whole each time, and nobody follows them. The history is records of its own, none of these changes.
+const RETAINED_SOURCES: Options = Options { retained_changes: 8, retained_bytes: 256 << 20, ..Options::DEFAULT };
 
 /// What the policy service is started with.
 #[derive(Debug)]

@@ -28,12 +28,14 @@ pub(crate) struct Watcher {
     dealt: Option<Result<Digest, Problems>>,
     /// Looks since the content was last read.
     since: u32,
+    /// Another policy service's folder, which was said to differ from this one.
+    other: Option<Digest>,
 }
 
 impl Watcher {
     /// Without a folder it only completes what the store could not take at once.
     pub fn new(engine: Arc<Engine>, folder: Option<PathBuf>) -> Self {
-        Self { engine, folder, looked: None, settled: None, dealt: None, since: 0 }
+        Self { engine, folder, looked: None, settled: None, dealt: None, since: 0, other: None }
     }
 
     /// Takes the folder as it is at the start, without waiting for it to hold still: a later change is seen by [`run`].
@@ -57,7 +59,24 @@ impl Watcher {
                 self.engine.settle().await;
             }
             self.look().await;
+            self.compare();
         }
+    }
+
+    /// Says it when another policy service has taken another content of its folder since. The last change wins; which that is
+    /// should not depend on who restarts.
+    fn compare(&mut self) {
+        let Some(Ok(mine)) = &self.dealt else { return };
+        let in_force = self.engine.in_force();
+        let other = in_force.folder.filter(|other| other != mine && in_force.origin.starts_with("folder "));
+        if other.is_some() && other != self.other {
+            let folder = self.folder.clone().unwrap_or_default();
+            tracing::warn!(
+                folder = %folder.display(), in_force = in_force.origin,
+                "another policy service has taken another content of its policy folder: the last change wins, make them the same"
+            );
+        }
+        self.other = other;
     }
 
     /// One look. A change is taken when the look before saw it already, so no half-written file is read.
@@ -134,3 +153,6 @@ impl Watcher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

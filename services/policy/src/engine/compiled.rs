@@ -17,6 +17,9 @@ use tenon_proto::{
 
 use super::Digest;
 
+/// Of signatures: more than anybody reads.
+const MAX_PROBLEMS: usize = 100;
+
 /// What files mean.
 #[derive(Debug)]
 pub(crate) struct Compiled {
@@ -122,6 +125,7 @@ impl Judge {
             }
             policy.signature = Some(signature.clone());
         }
+        problems.truncate(MAX_PROBLEMS);
         if problems.is_empty() { Ok(()) } else { Err(Problems(problems)) }
     }
 

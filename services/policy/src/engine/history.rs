@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use journal::{Journal, Position, ReadError, Write};
+use prost::Message as _;
 use tenon_proto::policy::v1::HistoryEntry;
 
 use super::{
@@ -16,6 +17,8 @@ const MAX_ENTRIES: usize = 1000;
 const MAX_KEPT: usize = 100;
 /// How large the kept files may be together; those in force are kept in any case.
 const MAX_KEPT_BYTES: u64 = 256 << 20;
+/// How large the entries of one answer may be together, but for the first: a client takes 4 MiB.
+const MAX_ANSWER_BYTES: usize = 3 << 20;
 /// Entries that a conflict tells of.
 const MAX_SINCE: usize = 100;
 
@@ -39,12 +42,15 @@ pub(super) async fn since(
 }
 
 async fn entries(sources: &dyn Journal, past: impl Iterator<Item = &Past>) -> Result<Vec<HistoryEntry>, ReadError> {
-    let mut entries = Vec::new();
+    let (mut entries, mut bytes) = (Vec::new(), 0);
     for past in past {
         // It may have gone meanwhile.
-        if let Some(entry) = stored::entry(sources, past.number).await? {
-            entries.push(HistoryEntry { revision: past.revision, kept: past.kept, ..entry });
+        let Some(entry) = stored::entry(sources, past.number).await? else { continue };
+        bytes += entry.encoded_len();
+        if bytes > MAX_ANSWER_BYTES && !entries.is_empty() {
+            break;
         }
+        entries.push(HistoryEntry { revision: past.revision, kept: past.kept, ..entry });
     }
     Ok(entries)
 }

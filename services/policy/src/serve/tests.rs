@@ -1,6 +1,9 @@
 //! The whole service over mTLS: what operators, sidecars and the TCS see of it.
 
-use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
+mod changes;
+mod folder;
+
+use std::{fs, time::Duration};
 
 use mesh_identity::{
     grpc::{channel, uncovered},
@@ -77,6 +80,10 @@ impl World {
     }
 
     async fn start(&self, folder: Option<PathBuf>) -> Running {
+        self.start_accepting(folder, Vec::new()).await
+    }
+
+    async fn start_accepting(&self, folder: Option<PathBuf>, accept: Vec<PublicKey>) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = CancellationToken::new();
@@ -86,7 +93,7 @@ impl World {
             store,
             state_dir: self.dir.path().to_owned(),
             folder,
-            accept: Vec::new(),
+            accept,
             identity: self.ca.identity("tenon-policy"),
         };
         let task = tokio::spawn(serve(config, shutdown.clone()));
@@ -349,41 +356,6 @@ async fn a_changed_file_takes_effect_and_a_broken_one_keeps_the_last_good_policy
 }
 
 #[tokio::test]
-async fn a_file_rewritten_in_place_with_the_same_length_is_seen() {
-    let world = World::new();
-    world.write("mesh.yaml", MESH);
-    world.write("allowlist.yaml", &rule("aaaaa"));
-    let running = world.start(Some(world.folder())).await;
-    let mut client = world.operator(&running);
-    let mut wanted = describe(&mut client).await;
-    for name in ["bbbbb", "ccccc"] {
-        fs::write(world.folder().join("allowlist.yaml"), rule(name)).unwrap();
-        wanted = until(&mut client, |described| rules(described) == [name]).await;
-    }
-    assert!(wanted.problems.is_empty());
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn the_swap_of_a_config_map_takes_effect_at_once() {
-    let world = World::new();
-    let generation = |name: &str, text: &str| {
-        fs::create_dir_all(world.folder().join(name)).unwrap();
-        fs::write(world.folder().join(name).join("all.yaml"), format!("{MESH}---\n{text}")).unwrap();
-        symlink(name, world.folder().join("..new")).unwrap();
-        fs::rename(world.folder().join("..new"), world.folder().join("..data")).unwrap();
-    };
-    generation("..1", &rule("first"));
-    symlink("..data/all.yaml", world.folder().join("all.yaml")).unwrap();
-    let running = world.start(Some(world.folder())).await;
-    let mut client = world.operator(&running);
-    assert_eq!(rules(&describe(&mut client).await), ["first"]);
-    generation("..2", &rule("other"));
-    until(&mut client, |described| rules(described) == ["other"]).await;
-    running.stop().await;
-}
-
-#[tokio::test]
 async fn apply_replaces_the_whole_policy_or_changes_nothing() {
     let world = World::new();
     let running = world.start(None).await;
@@ -483,17 +455,5 @@ async fn a_store_in_use_is_a_clear_error() {
     let second = world.start(None).await;
     let error = tokio::time::timeout(LONG, second.task).await.unwrap().unwrap().unwrap_err();
     assert!(crate::engine::chain(&error).contains("in use by another process"), "{error:?}");
-    running.stop().await;
-}
-
-#[tokio::test]
-async fn a_folder_with_problems_is_no_reason_not_to_start() {
-    let world = World::new();
-    let running = world.start(Some(Path::new("/nowhere/policies").to_owned())).await;
-    let mut client = world.operator(&running);
-    let described = describe(&mut client).await;
-    assert_eq!(described.problems[0].file, "/nowhere/policies");
-    let applied = apply(&mut client, &[("a.yaml", MESH)]).await;
-    assert!(applied.problems.is_empty());
     running.stop().await;
 }

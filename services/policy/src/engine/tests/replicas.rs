@@ -200,3 +200,65 @@ async fn the_same_folder_at_two_is_taken_once() {
     assert_eq!(take(&b).await.changes, 0, "it would undo what an operator has applied since");
     assert_eq!((a.history(10).await.unwrap().len(), rules(&b).await.len()), (2, 2));
 }
+
+/// Lets another policy service apply something just before it is read.
+struct Overtaken {
+    inner: Arc<dyn Journal>,
+    by: Mutex<Option<Arc<Engine>>>,
+}
+
+#[tonic::async_trait]
+impl Journal for Overtaken {
+    async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.inner.append(writes).await
+    }
+
+    async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        self.inner.append_at(head, writes).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Record>, ReadError> {
+        self.inner.get(key).await
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        let by = lock(&self.by).take();
+        if let Some(other) = by {
+            apply(&other, "later", None).await.unwrap();
+        }
+        self.inner.snapshot().await
+    }
+
+    async fn head(&self) -> Result<Position, ReadError> {
+        self.inner.head().await
+    }
+
+    async fn count(&self) -> Result<u64, ReadError> {
+        self.inner.count().await
+    }
+
+    async fn history(&self) -> Result<journal::History, ReadError> {
+        self.inner.history().await
+    }
+
+    fn tail(&self, from: Position) -> Tail {
+        self.inner.tail(from)
+    }
+}
+
+/// Named after a policy service that was held up between reading the files and reading the records, and put the records of the
+/// old files over the new ones.
+#[tokio::test]
+async fn who_reads_the_files_before_and_the_records_after_a_change_does_not_undo_it() {
+    let (a, b, journals, _dir) = two().await;
+    let first = apply(&a, "first", None).await.unwrap().position;
+    let gate = Arc::new(Overtaken { inner: Arc::clone(&journals.allowlists), by: Mutex::default() });
+    let slow = open(&Journals { allowlists: Arc::clone(&gate) as Arc<dyn Journal>, ..journals.clone() }).await;
+    *lock(&gate.by) = Some(Arc::new(b));
+    slow.unsettled.store(true, Ordering::Relaxed);
+    slow.settle().await;
+    assert_eq!(rules(&slow).await, ["media/later", "wiki/later"]);
+    // Two services and the reserved record, written once.
+    assert_eq!(head(&slow).await.revision, first.revision + 3);
+    assert_eq!(slow.history(10).await.unwrap(), a.history(10).await.unwrap());
+}
