@@ -162,7 +162,7 @@ fn time(json: &Value, key: &str) -> Result<i64, String> {
             let parsed: Result<jiff::Timestamp, _> = text.parse();
             parsed.map(jiff::Timestamp::as_second).map_err(|_| format!("`{key}` is no moment: {text}"))
         }
-        _ => Err(format!("`{key}` is no moment")),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => Err(format!("`{key}` is no moment")),
     }
 }
 
