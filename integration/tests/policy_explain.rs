@@ -114,6 +114,12 @@ async fn a_refused_call_is_explained_by_its_request_id_within_a_second_of_it() {
         assert!(!refusal.message().contains("issues-everything"), "{refusal}");
     }
     assert!(fastest < Duration::from_secs(1), "{fastest:?}");
+    // Here a rule matched, and its conditions refused.
+    let refusal = wiki.list(ListRequest {}).await.expect_err("the rule wants a tenant");
+    let told = explain(&mesh, &id_of(&refusal));
+    assert_eq!((&told["reason"], &told["nearest"]), (&json!("TENANT_REQUIRED"), &Value::Null));
+    assert_eq!((&told["allowlist"], &told["rule"]), (&json!("media"), &json!("wiki-reads")));
+    assert!(told["source"].as_str().expect("a place").starts_with("allowlists.yaml:"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

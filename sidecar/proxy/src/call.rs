@@ -284,8 +284,7 @@ impl Call {
 
     fn note(&mut self, refusal: &Refusal) -> Revisions {
         self.counters.refused(refusal.reason);
-        self.decided_against(refusal);
-        let (policy, tenants) = self.live.revisions();
+        let (policy, tenants) = self.decided_against(refusal);
         let text = |position: Option<Position>| position.map(|held| held.to_string()).unwrap_or_default();
         let (policy, tenants) = (text(policy), text(tenants));
         let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else {
@@ -310,13 +309,13 @@ impl Call {
 
     /// What fails after the call has passed is remembered, but it is no decision about the flow, and neither is that its
     /// time is over.
-    fn decided_against(&mut self, refusal: &Refusal) {
+    fn decided_against(&mut self, refusal: &Refusal) -> (Option<Position>, Option<Position>) {
         self.noted = true;
         if refusal.reason != Reason::Deadline && (!self.passed || self.line.is_hung_up()) {
             self.count(Decision::Refused(refusal.reason));
         }
         let on_the_line = self.line.refusal.get().and_then(|(_, grounds)| grounds.as_deref());
-        self.remember(Decision::Refused(refusal.reason), refusal, on_the_line.or(self.grounds.as_deref()));
+        self.remember(Decision::Refused(refusal.reason), refusal, on_the_line.or(self.grounds.as_deref()))
     }
 
     fn count(&self, decision: Decision) {
@@ -329,7 +328,13 @@ impl Call {
         self.ledger.count(Flow { caller: &self.facts.caller, service, path: self.facts.uri.path(), decision });
     }
 
-    fn remember(&self, decision: Decision, refusal: &Refusal, grounds: Option<&Grounds>) {
+    /// Comes back with the revisions that are in force.
+    fn remember(
+        &self,
+        decision: Decision,
+        refusal: &Refusal,
+        grounds: Option<&Grounds>,
+    ) -> (Option<Position>, Option<Position>) {
         let (policy, tenants) = self.live.revisions();
         let at = mesh_identity::clock::since_epoch().as_millis();
         self.ledger.remember(Remembered {
@@ -346,6 +351,7 @@ impl Call {
             grounds: grounds.cloned().unwrap_or(Grounds { policy, ..Grounds::default() }),
             tenants,
         });
+        (policy, tenants)
     }
 
     fn end(&mut self, outcome: Outcome, status: Option<&str>) {

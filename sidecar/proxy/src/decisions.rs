@@ -145,3 +145,36 @@ impl Ledgers {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn no_call_is_lost_or_told_twice_however_often_flows_are_taken_while_others_count() {
+        let (ledgers, calls) = (Ledgers::new(2), 50_000);
+        let mut told = 0;
+        thread::scope(|scope| {
+            let count = |worker: usize| {
+                let ledger = ledgers.of(worker);
+                for number in 0..calls {
+                    let path = format!("/m/{}", number % 3_000);
+                    ledger.count(Flow { caller: "wiki", service: "media", path: &path, decision: Decision::Allowed });
+                }
+            };
+            let counting = [scope.spawn(move || count(0)), scope.spawn(move || count(1))];
+            while counting.iter().any(|worker| !worker.is_finished()) {
+                let lost = ledgers.take_flows(|_, calls| told += calls);
+                assert_eq!(lost, 0);
+            }
+        });
+        // The one table and the other.
+        for _ in 0..2 {
+            let lost = ledgers.take_flows(|_, calls| told += calls);
+            assert_eq!(lost, 0);
+        }
+        assert_eq!(told, 2 * calls);
+    }
+}

@@ -30,13 +30,16 @@ use tonic::{Status, transport::Channel};
 use tracing::debug;
 
 use self::backlog::Backlog;
-use crate::{decisions::Ledgers, metrics::Reports};
+use crate::{
+    decisions::{Decision, Ledgers},
+    metrics::Reports,
+};
 
 /// How often flows are reported when there are any.
 const EVERY: Duration = Duration::from_secs(2);
 /// How soon after the last report a refused flow is reported that is new.
 const SOON: Duration = Duration::from_millis(250);
-/// With more flows than these somebody invents paths: nothing of that is urgent.
+/// With more refused flows than these somebody invents paths: nothing of that is urgent.
 const FLOOD: usize = 512;
 /// How long a policy service may take to answer the opening of a stream.
 const OPENING: Duration = Duration::from_secs(10);
@@ -257,14 +260,14 @@ impl Book {
     }
 
     fn read(&mut self) {
-        let mut flows = 0;
+        let mut refused = 0;
         let lost = self.ledgers.take_flows(|flow, calls| {
-            flows += 1;
+            refused += usize::from(matches!(flow.decision, Decision::Refused(_)));
             self.backlog.add(flow, calls);
         });
         self.counters.lost(lost);
         self.read_at = Instant::now();
-        self.soon = if flows > FLOOD { EVERY } else { SOON };
+        self.soon = if refused > FLOOD { EVERY } else { SOON };
     }
 
     fn form(&mut self) {

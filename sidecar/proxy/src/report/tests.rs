@@ -8,7 +8,7 @@ use tokio::{sync::Mutex, task::JoinHandle};
 
 use super::*;
 use crate::{
-    decisions::{Decision, Flow, Grounds, Remembered},
+    decisions::{Flow, Grounds, Remembered},
     metrics::Direction,
 };
 
@@ -193,6 +193,25 @@ async fn a_refused_flow_that_goes_on_is_no_news() {
         }
     }
     assert!((10..=13).contains(&batches), "{batches}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_invents_paths_in_a_flood_is_reported_every_two_seconds_and_no_more() {
+    let bench = bench();
+    let mut session = bench.session().await;
+    let (began, mut flows, mut number) = (Instant::now(), 0, 0);
+    while began.elapsed() < EVERY * 10 {
+        for _ in 0..100 {
+            number += 1;
+            bench.count(0, &format!("/m/{number}"), REFUSED);
+        }
+        sleep(Duration::from_millis(10)).await;
+        while let Ok(ReportRequest { request: Some(Request::Flows(batch)) }) = session.requests.try_recv() {
+            session.take(batch.sequence).await;
+            flows += batch.flows.len();
+        }
+    }
+    assert!(flows < 12 * 2_050, "{flows} of {number}");
 }
 
 #[tokio::test(start_paused = true)]
