@@ -20,7 +20,7 @@ use crate::Peer;
 pub use self::{
     conditions::{Condition, Conditions},
     nearest::{Missed, Nearest},
-    rule::{Proof, Rate, Residency, Rule, TenantRequirement},
+    rule::{About, Proof, Rate, Residency, Rule, TenantRequirement},
 };
 
 /// Everything that decides who may call one service. Made from its `allowlist` record.

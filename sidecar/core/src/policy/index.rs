@@ -1,9 +1,14 @@
 //! Finds the first rule that matches: each path knows its callers' first rules. Callers are numbers here, and paths that the
 //! same rules name share what is known of their callers, so that a rule of many callers and many paths stays small.
 
-use std::sync::Arc;
+use std::{
+    borrow::Borrow,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
+use triomphe::ThinArc;
 
 use super::prefix;
 use crate::Peer;
@@ -23,9 +28,9 @@ pub(super) struct Index {
     /// Callers with lower numbers are clients outside of the mesh, the others services.
     outside: u32,
     /// By `/package.Service/Method`.
-    exact: AHashMap<Arc<str>, Group>,
+    exact: AHashSet<Path>,
     /// By `/package.Service/`, of rules on `/package.Service/*`.
-    wildcard: AHashMap<Arc<str>, Group>,
+    wildcard: AHashSet<Path>,
     /// A caller and its first rule; each group has a range of them, in the order of callers.
     pairs: Box<[(u32, u32)]>,
     /// A bit for each caller; each group of one rule with many callers has a range of them.
@@ -37,6 +42,36 @@ pub(super) struct Index {
     /// The first rule for any service.
     first_of_any: u32,
 }
+
+/// A path, or the part of it before `*`, and in the same place who may call it: a decision that finds one finds both.
+#[derive(Debug)]
+struct Path(ThinArc<Group, u8>);
+
+impl Path {
+    fn group(&self) -> &Group {
+        &self.0.header.header
+    }
+}
+
+impl Borrow<[u8]> for Path {
+    fn borrow(&self) -> &[u8] {
+        &self.0.slice
+    }
+}
+
+impl Hash for Path {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.slice.hash(state);
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.slice == other.0.slice
+    }
+}
+
+impl Eq for Path {}
 
 /// Who may call the paths that exactly these rules name.
 #[derive(Clone, Copy, Debug)]
@@ -87,9 +122,7 @@ impl Index {
             Some(group) => self.first_in(group, number).min(if is_service { group.any } else { NONE }),
             None => NONE,
         };
-        let exact = of(self.exact.get(path));
-        let wildcard = of(prefix(path).and_then(|prefix| self.wildcard.get(prefix)));
-        some(exact.min(wildcard))
+        some(of(self.exact(path)).min(of(self.wildcard(path))))
     }
 
     /// Whether `named` has this caller among them.
@@ -107,8 +140,7 @@ impl Index {
     /// The first rule that names the path, whoever may call it.
     pub(super) fn first_on(&self, path: &str) -> Option<u32> {
         let first = |group: Option<&Group>| group.map_or(NONE, |group| group.first);
-        let wildcard = prefix(path).and_then(|prefix| self.wildcard.get(prefix));
-        some(first(self.exact.get(path)).min(first(wildcard)))
+        some(first(self.exact(path)).min(first(self.wildcard(path))))
     }
 
     /// The first rules that name anything of the path's gRPC service.
@@ -120,6 +152,14 @@ impl Index {
     pub(super) fn first_of(&self, caller: Peer<'_>) -> Option<u32> {
         let named = self.number(caller).and_then(|number| self.first.get(number as usize)).copied();
         some(named.unwrap_or(NONE).min(if matches!(caller, Peer::Service(_)) { self.first_of_any } else { NONE }))
+    }
+
+    fn exact(&self, path: &str) -> Option<&Group> {
+        self.exact.get(path.as_bytes()).map(Path::group)
+    }
+
+    fn wildcard(&self, path: &str) -> Option<&Group> {
+        prefix(path).and_then(|prefix| self.wildcard.get(prefix.as_bytes())).map(Path::group)
     }
 
     /// Services and outside clients are apart, so that nobody passes as one of the others.
@@ -223,7 +263,10 @@ impl Builder {
     pub(super) fn finish(mut self) -> Result<Index, String> {
         let mut groups = Groups { rules: &self.rules, callers: self.names.len(), ..Groups::new(self.names.len()) };
         let mut grouped = |paths: AHashMap<Arc<str>, Vec<u32>>| {
-            paths.into_iter().map(|(path, rules)| Ok((path, groups.group(rules)?))).collect::<Result<_, String>>()
+            let path = |(path, rules): (Arc<str>, _)| {
+                Ok(Path(ThinArc::from_header_and_slice(groups.group(rules)?, path.as_bytes())))
+            };
+            paths.into_iter().map(path).collect::<Result<AHashSet<_>, String>>()
         };
         let (exact, wildcard) = (grouped(std::mem::take(&mut self.exact))?, grouped(self.wildcard)?);
         let (pairs, bits) = (groups.pairs.into(), groups.bits.into());

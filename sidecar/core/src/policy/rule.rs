@@ -1,6 +1,6 @@
 //! One rule of an Allowlist, and what it wants.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use tenon_proto::policy::v1 as proto;
 
@@ -47,37 +47,48 @@ pub struct Rate {
     pub burst: u64,
 }
 
-/// One rule of an Allowlist.
+/// One rule of an Allowlist: what decides, close together, and the rest.
 #[derive(Clone, Debug)]
 pub struct Rule {
+    /// What it wants to know of the tenant.
+    pub tenant: TenantRequirement,
+    /// What it wants to be shown.
+    pub proof: Proof,
+    /// Its tenant conditions, proof and rate are logged and not enforced.
+    pub audit: bool,
+    /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantRequirement::None`].
+    pub conditions: Option<Box<Conditions>>,
+    /// Apart, so that the rules that calls need stay in the processor's cache.
+    about: Box<About>,
+}
+
+/// What of a rule most decisions do not look at; the fields of every [`Rule`].
+#[derive(Clone, Debug)]
+pub struct About {
     /// The Allowlist it stands in.
     pub allowlist: Arc<str>,
     /// Unique within the service.
     pub name: Box<str>,
     /// Where it stands, for explanations: `media.yaml:12`. May be empty.
     pub source: Box<str>,
-    /// Which callers and paths it matches.
-    pub(super) pattern: Pattern,
-    /// What it wants to know of the tenant.
-    pub tenant: TenantRequirement,
-    /// What it wants to be shown.
-    pub proof: Proof,
     /// `None`: unlimited.
     pub rate: Option<Rate>,
-    /// Its tenant conditions, proof and rate are logged and not enforced.
-    pub audit: bool,
-    /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantRequirement::None`].
-    pub conditions: Option<Box<Conditions>>,
+    /// Which callers and paths it matches.
+    pub(super) pattern: Pattern,
+}
+
+impl Deref for Rule {
+    type Target = About;
+
+    fn deref(&self) -> &About {
+        &self.about
+    }
 }
 
 impl Rule {
     /// From its record, and what the index made of the rest of it. An error does not name the rule.
     pub(super) fn compile(record: &proto::Rule, allowlist: Arc<str>, pattern: Pattern) -> Result<Self, String> {
         Ok(Rule {
-            allowlist,
-            name: record.name.as_str().into(),
-            source: record.source.as_str().into(),
-            pattern,
             tenant: match proto::TenantRequirement::try_from(record.tenant) {
                 Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
                     TenantRequirement::Required
@@ -91,9 +102,15 @@ impl Rule {
                 Ok(proto::Proof::Transaction) => Proof::Transaction,
                 Err(_) => return Err(format!("unknown proof {}", record.proof)),
             },
-            rate: record.rate.as_ref().map(Rate::from),
             audit: record.audit,
             conditions: conditions(record)?,
+            about: Box::new(About {
+                allowlist,
+                name: record.name.as_str().into(),
+                source: record.source.as_str().into(),
+                rate: record.rate.as_ref().map(Rate::from),
+                pattern,
+            }),
         })
     }
 }
