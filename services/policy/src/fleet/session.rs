@@ -59,8 +59,9 @@ enum Step {
     Ending,
     Taken(Result<u64, Status>),
     Asked(Question),
-    /// None: the sidecar has ended its stream.
-    Request(Option<Result<ReportRequest, Status>>),
+    Request(Box<Result<ReportRequest, Status>>),
+    /// By the sidecar.
+    Ended,
 }
 
 /// Hears who the sidecar is, and begins its stream.
@@ -108,16 +109,16 @@ impl Session {
                 () = front.ending.cancelled() => Step::Ending,
                 Some(taken) = taking.next() => Step::Taken(taken),
                 Some(question) = questions.recv() => Step::Asked(question),
-                request = requests.next() => Step::Request(request),
+                request = requests.next() => request.map_or(Step::Ended, |request| Step::Request(request.into())),
             };
             match step {
-                Step::Ending | Step::Request(None) => return Err(None),
+                Step::Ending | Step::Ended => return Err(None),
                 Step::Taken(taken) => {
                     let sequence = taken.map_err(Some)?;
                     return Ok(Response::Taken(FlowsTaken { sequence }));
                 }
                 Step::Asked(question) => return Ok(Response::Find(self.ask(question))),
-                Step::Request(Some(request)) => match request.map_err(Some)?.request {
+                Step::Request(request) => match request.map_err(Some)?.request {
                     Some(Request::Flows(batch)) => self.take(batch).map_err(Some)?,
                     Some(Request::Found(found)) => self.answer(found),
                     Some(Request::Hello(_)) => {

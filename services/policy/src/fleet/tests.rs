@@ -164,7 +164,7 @@ async fn what_sidecars_report_is_added_up_and_kept_over_a_restart() {
     one.report(1, &[get(5), refused.clone()]).await;
     other.report(1, &[get(7)]).await;
     let outbound = flow("wiki", "issues", "/issues.v1.Issues/List", Decision::Refused, 2);
-    caller.report(1, &[outbound.clone()]).await;
+    caller.report(1, std::slice::from_ref(&outbound)).await;
     assert_eq!((one.taken().await, other.taken().await, caller.taken().await), (1, 1, 1));
     one.report(2, &[get(1)]).await;
     assert_eq!(one.taken().await, 2);

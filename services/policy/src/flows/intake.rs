@@ -142,6 +142,11 @@ impl Batch {
         let _ = self.done.send(outcome);
     }
 
+    /// Of one sidecar, one start of its process, one batch.
+    pub fn key(&self) -> (MarkKey, u64, u64) {
+        (self.from.clone(), self.boot, self.sequence)
+    }
+
     /// Nobody waits for what becomes of it.
     pub fn is_abandoned(&self) -> bool {
         self.done.is_closed()

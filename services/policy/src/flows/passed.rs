@@ -13,10 +13,12 @@ const OF_A_SERVICE: usize = 10_000;
 /// Calls that passed: allowed, or let pass by audit mode.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
-    /// Callee → caller and path → when.
-    services: HashMap<Arc<str>, HashMap<(Arc<str>, Arc<str>), Times>>,
+    /// By the callee.
+    services: HashMap<Arc<str>, HashMap<CallerAndPath, Times>>,
     all: usize,
 }
+
+type CallerAndPath = (Arc<str>, Arc<str>);
 
 /// Unix seconds; of what was read from the store, the beginnings of the hours.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +43,7 @@ impl Passed {
         }
     }
 
-    fn add(&mut self, service: &Arc<str>, mut key: (Arc<str>, Arc<str>), Times { first, last }: Times) {
+    fn add(&mut self, service: &Arc<str>, mut key: CallerAndPath, Times { first, last }: Times) {
         let flows = self.services.entry(Arc::clone(service)).or_default();
         if !flows.contains_key(&key) && (flows.len() >= OF_A_SERVICE || self.all >= ALL) {
             key.1 = "".into();

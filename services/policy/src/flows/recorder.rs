@@ -178,18 +178,17 @@ impl Recorder {
     /// What waits for long comes again, on another stream: the copy that nobody waits for any more goes. The last words of a
     /// sidecar that has ended stay.
     fn drop_copies(&mut self) {
-        let mut kept: Vec<Batch> = Vec::with_capacity(self.pending.len());
-        let mut places: HashMap<(MarkKey, u64, u64), usize> = HashMap::new();
-        for batch in self.pending.drain(..).rev() {
-            let later = places.entry((batch.from.clone(), batch.boot, batch.sequence)).or_insert(kept.len());
-            match kept.get_mut(*later) {
-                None => kept.push(batch),
-                Some(later) => {
-                    later.announced |= batch.announced;
-                    if !batch.is_abandoned() {
-                        kept.push(batch);
-                    }
-                }
+        // Whether it was announced, for each batch; and whether a copy was seen that came later.
+        let mut known: HashMap<(MarkKey, u64, u64), (bool, bool)> = HashMap::new();
+        for batch in &self.pending {
+            known.entry(batch.key()).or_default().0 |= batch.announced;
+        }
+        let mut kept = Vec::with_capacity(self.pending.len());
+        for mut batch in self.pending.drain(..).rev() {
+            let (announced, later) = known.entry(batch.key()).or_default();
+            batch.announced |= *announced;
+            if !mem::replace(later, true) || !batch.is_abandoned() {
+                kept.push(batch);
             }
         }
         kept.reverse();
