@@ -315,7 +315,9 @@ impl Call {
             self.count(Decision::Refused(refusal.reason));
         }
         let on_the_line = self.line.refusal.get().and_then(|(_, grounds)| grounds.as_deref());
-        self.remember(Decision::Refused(refusal.reason), refusal, on_the_line.or(self.grounds.as_deref()))
+        // What it passed on in audit mode is not why it failed afterwards.
+        let at_the_start = self.grounds.as_deref().filter(|_| !self.passed);
+        self.remember(Decision::Refused(refusal.reason), refusal, on_the_line.or(at_the_start))
     }
 
     fn count(&self, decision: Decision) {
