@@ -149,19 +149,22 @@ fn findings_are_printed_with_place_and_remedy() {
 
 #[test]
 fn a_rule_is_shadowed_by_what_is_wider_and_by_nothing_else() {
-    let (get, all) = ("/media.v1.Things/Get", "/media.v1.Things/*");
-    let table: &[(&str, &[(&str, &str)], &[&str])] = &[
-        ("several rules together take all of it", &[("issues", get), ("wiki", get), ("issues, wiki", get)], &["TP001"]),
-        ("a wildcard takes its methods", &[("issues", all), ("issues", get)], &["TP001"]),
-        ("a method takes nothing from its wildcard", &[("issues", get), ("issues", all)], &[]),
-        ("any service is every service", &[("\"*\"", get), ("issues", get)], &["TP001"]),
-        ("named services are never any service", &[("issues, wiki, media", get), ("\"*\"", get)], &["TP008"]),
-        ("another caller", &[("issues", get), ("wiki", get)], &[]),
-        ("another gRPC service", &[("issues", "/media.v1.Thing/*"), ("issues", get)], &[]),
-        ("one of two callers", &[("issues", get), ("wiki, issues", get)], &["TP002"]),
-        ("one of two paths", &[("issues", all), ("issues", "/media.v1.Things/Get, /media.v1.More/Get")], &["TP002"]),
-        ("the same in another order", &[("issues, wiki", get), ("wiki, issues", get)], &["TP003"]),
-        ("a service beside any", &[("\"*\", wiki", get)], &["TP004"]),
+    const GET: &str = "/media.v1.Things/Get";
+    const ALL: &str = "/media.v1.Things/*";
+    /// Callers and paths of each rule.
+    type Rules = &'static [(&'static str, &'static str)];
+    let table: &[(&str, Rules, &[&str])] = &[
+        ("several rules together take all of it", &[("issues", GET), ("wiki", GET), ("issues, wiki", GET)], &["TP001"]),
+        ("a wildcard takes its methods", &[("issues", ALL), ("issues", GET)], &["TP001"]),
+        ("a method takes nothing from its wildcard", &[("issues", GET), ("issues", ALL)], &[]),
+        ("any service is every service", &[("\"*\"", GET), ("issues", GET)], &["TP001"]),
+        ("named services are never any service", &[("issues, wiki, media", GET), ("\"*\"", GET)], &["TP008"]),
+        ("another caller", &[("issues", GET), ("wiki", GET)], &[]),
+        ("another gRPC service", &[("issues", "/media.v1.Thing/*"), ("issues", GET)], &[]),
+        ("one of two callers", &[("issues", GET), ("wiki, issues", GET)], &["TP002"]),
+        ("one of two paths", &[("issues", ALL), ("issues", "/media.v1.Things/Get, /media.v1.More/Get")], &["TP002"]),
+        ("the same in another order", &[("issues, wiki", GET), ("wiki, issues", GET)], &["TP003"]),
+        ("a service beside any", &[("\"*\", wiki", GET)], &["TP004"]),
     ];
     for (what, rules, expected) in table {
         let rules = rules.iter().enumerate();
@@ -181,6 +184,46 @@ fn an_outside_client_is_no_service_that_a_star_takes() {
     let rules = [rule("both", "\"*\", partner", "/media.v1.Media/List")];
     let dir = folder_with(&format!("{client}---\n{}", allowlist(&rules)));
     assert_eq!(findings(dir.path(), &[]), []);
+}
+
+/// A record of calls to media that passed: callers and paths. `decision` is that of all of them.
+fn flows(decision: &str, calls: &[(&str, &str)]) -> String {
+    let flow = |(caller, path): &(&str, &str)| {
+        serde_json::json!({"caller": caller, "service": "media", "path": path, "decision": decision, "reason": "",
+            "count": 1, "first": "2026-11-19T08:00:00Z", "last": "2026-11-19T08:00:00Z"})
+    };
+    let flows: Vec<_> = calls.iter().map(flow).collect();
+    let record = serde_json::json!({"from": "2026-11-19T08:00:00Z", "until": "2026-11-22T08:00:00Z", "flows": flows});
+    record.to_string()
+}
+
+#[test]
+fn what_is_wider_than_used_is_told_by_the_calls_that_passed_and_the_methods_there_are() {
+    const GET: &str = "/media.v1.Media/Get";
+    let dir = folder_with(&allowlist(&[
+        rule("all", "\"*\"", "/media.v1.Things/*"),
+        rule("health", "\"*\"", "/grpc.health.v1.Health/*"),
+    ]));
+    let (record, methods) = (dir.path().join("flows.json"), dir.path().join("media.binpb"));
+    let proto = "package media.v1;\nservice Media {\nrpc Get(\n}\nservice Things {\nrpc Get(\nrpc List(\n}\n";
+    fs::write(&methods, prost::Message::encode_to_vec(&descriptors(proto))).unwrap();
+    let (issues, wiki) = (("issues", "/media.v1.Things/Get"), ("wiki", "/media.v1.Things/List"));
+    for (what, decision, calls, expected) in [
+        ("all methods and all services", "ALLOWED", &[("issues", GET), issues, wiki][..], &[][..]),
+        ("audit mode let them pass", "AUDITED", &[issues, wiki], &[]),
+        ("refused calls need no rule", "REFUSED", &[issues, wiki], &["TP010", "TP009"]),
+        ("one method", "ALLOWED", &[issues, ("wiki", issues.1)], &["TP009"]),
+        ("one caller", "ALLOWED", &[issues, ("issues", wiki.1)], &["TP010"]),
+        ("more paths than are told apart", "ALLOWED", &[issues, ("wiki", issues.1), ("wiki", "")], &[]),
+        ("an empty record", "ALLOWED", &[], &[]),
+    ] {
+        fs::write(&record, flows(decision, calls)).unwrap();
+        let args = ["--flows", record.to_str().unwrap(), "--descriptors", methods.to_str().unwrap()];
+        let ids: Vec<_> = findings(dir.path(), &args).into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, expected, "{what}");
+        let warned = err(&check(dir.path(), &args)).contains("the record of flows is empty");
+        assert_eq!(warned, calls.is_empty(), "{what}");
+    }
 }
 
 #[test]

@@ -120,17 +120,17 @@ fn elements(xml: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut reader = Reader::from_str(xml);
     let mut found = Vec::new();
     loop {
-        match reader.read_event().unwrap() {
-            Event::Start(element) | Event::Empty(element) => {
-                let attributes = element.attributes().map(|attribute| {
-                    let attribute = attribute.unwrap();
-                    let value = quick_xml::escape::unescape(&attribute.value).unwrap();
-                    (attribute.key.as_ref().to_owned(), value.into_owned())
-                });
-                found.push((element.name().as_ref().to_owned(), attributes.collect()));
-            }
-            Event::Eof => return found,
-            _ => {}
+        let event = reader.read_event().unwrap();
+        if let Event::Start(element) | Event::Empty(element) = &event {
+            let attributes = element.attributes().map(|attribute| {
+                let attribute = attribute.unwrap();
+                let value = quick_xml::escape::unescape(&attribute.value).unwrap();
+                (attribute.key.as_ref().to_owned(), value.into_owned())
+            });
+            found.push((element.name().as_ref().to_owned(), attributes.collect()));
+        }
+        if event == Event::Eof {
+            return found;
         }
     }
 }
@@ -230,6 +230,11 @@ fn a_refusal_is_explained_with_the_nearest_rule_and_the_change_that_would_allow_
     let answer = json(&tenon("explain", &dir, &[&from[..], &["-o", "json"]].concat()));
     assert_eq!((&answer["reason"], &answer["condition"]), (&"TENANT_NOT_ALLOWED".into(), &"id".into()));
     assert_eq!(answer["proposal"][0]["field"], "tenants.ids");
+    let text = out(&tenon("explain", &dir, &from));
+    assert!(
+        text.contains("\n  the rule is not for this tenant: id differs\n  to allow it: add acme to `tenants.ids`"),
+        "{text}"
+    );
 
     let from = ["--from", "issues", "--to", "media", "--path", "/media.v1.Media/Get", "--tenant", "acme"];
     let answer = json(&tenon("explain", &dir, &[&from[..], &["-o", "json"]].concat()));

@@ -158,6 +158,9 @@ fn words(call: &Call<'_>, explanation: &Explanation, verdict: &str) -> Vec<Strin
     if let Some(reason) = explanation.audited {
         lines.push(format!("  audit mode let it pass: enforced, it would be refused with {}", reason.as_str()));
     }
+    lines.extend(
+        explanation.condition.map(|condition| format!("  the rule is not for this tenant: {condition} differs")),
+    );
     lines.extend(nearest(explanation).map(|nearest| format!("  {nearest}")));
     for (index, change) in explanation.proposal.iter().flat_map(|proposal| &proposal.changes).enumerate() {
         lines.push(format!("  {}: {change}", if index == 0 { "to allow it" } else { "        and" }));

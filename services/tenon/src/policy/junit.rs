@@ -165,17 +165,15 @@ mod tests {
         let mut reader = Reader::from_str(&text);
         let (mut failures, mut depth) = (0, 0);
         loop {
-            match reader.read_event().unwrap() {
-                Event::Start(element) => {
-                    depth += 1;
-                    failures += usize::from(element.name().as_ref() == "failure");
-                    for attribute in element.attributes() {
-                        attribute.unwrap();
-                    }
-                }
-                Event::End(_) => depth -= 1,
-                Event::Eof => break,
-                _ => {}
+            let event = reader.read_event().unwrap();
+            if let Event::Start(element) = &event {
+                depth += 1;
+                failures += usize::from(element.name().as_ref() == "failure");
+                assert!(element.attributes().all(|attribute| attribute.is_ok()), "{text}");
+            }
+            depth -= i32::from(matches!(event, Event::End(_)));
+            if event == Event::Eof {
+                break;
             }
         }
         assert_eq!((failures, depth), (1, 0), "{text}");

@@ -55,9 +55,9 @@ async fn services(address: &str) -> Result<Services, String> {
         Err(status) if status.code() == Code::Unimplemented => v1alpha::services(channel).await,
         answer => answer,
     }
-    .map_err(|status| match status.code() {
-        Code::Unimplemented => "it does not serve gRPC reflection".to_owned(),
-        _ => reason(&status),
+    .map_err(|status| match status.code() == Code::Unimplemented {
+        true => "it does not serve gRPC reflection".to_owned(),
+        false => reason(&status),
     })
 }
 

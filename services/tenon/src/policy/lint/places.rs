@@ -41,9 +41,9 @@ impl Places {
             // They were parsed: there is nothing wrong with them.
             let (nodes, _) = yaml::read(&file.path, &file.text, &mut Vec::new());
             for node in nodes {
-                let text = |steps: &[Step<'_>]| match &walk(&node, steps).0.value {
-                    Value::Text(text) => text.clone(),
-                    _ => String::new(),
+                let text = |steps: &[Step<'_>]| {
+                    let Value::Text(text) = &walk(&node, steps).0.value else { return String::new() };
+                    text.clone()
                 };
                 let (kind, name) = (text(&[Step::Key("kind")]), text(&[Step::Key("metadata"), Step::Key("name")]));
                 documents.entry(kind).or_default().insert(name, (file.path.clone(), node));
