@@ -184,6 +184,17 @@ impl Plan {
         self
     }
 
+    /// So many instances beside one app, which the test runs itself.
+    #[must_use]
+    pub fn instances(mut self, service: &str, region: &str, count: usize) -> Self {
+        let app = self.ports.give();
+        for _ in 0..count {
+            let instance = self.instance(service, region, None);
+            self.instances.push(Instance { app: Some(app), ..instance });
+        }
+        self
+    }
+
     fn product(mut self, service: &str, region: &str, more: &[&str], outbound: Option<u16>) -> anyhow::Result<Self> {
         let mut instance = self.instance(service, region, outbound);
         let port = self.ports.give();
@@ -424,6 +435,13 @@ impl Mesh {
     #[must_use]
     pub fn admin(&self, service: &str, region: &str) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.find(service, region).admin))
+    }
+
+    /// Admin listeners of the sidecars of all instances of a service.
+    #[must_use]
+    pub fn admins(&self, service: &str) -> Vec<SocketAddr> {
+        let instances = self.instances.iter().filter(|instance| instance.service == service);
+        instances.map(|instance| SocketAddr::from(([127, 0, 0, 1], instance.admin))).collect()
     }
 
     /// Where an instance's app listens.
