@@ -4,7 +4,6 @@
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +19,7 @@ use tenon_proto::{
     kind,
     policy::v1::{
         ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, HistoryRequest, PolicyFile, PolicyRevision,
-        ServicePolicy, policy_client::PolicyClient,
+        RollbackRequest, ServicePolicy, policy_client::PolicyClient,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -320,4 +319,43 @@ async fn a_service_that_is_killed_in_the_middle_of_a_change_leaves_the_old_polic
         })
         .await;
     }
+}
+
+/// Two files of nearly the largest size; NATS takes messages of a megabyte.
+fn large(rule: &str) -> Vec<PolicyFile> {
+    let comment = "# nothing but words, as people write them into their policies\n".repeat(60_000);
+    let quarantine = |number: usize| {
+        format!(
+            "apiVersion: tenon.dev/v1\nkind: Quarantine\nmetadata: {{name: large-{number}}}\nspec: {{services: [service-0], \
+             reason: {rule}}}\n{comment}"
+        )
+    };
+    let mut files = policy(rule);
+    files.extend((0..2).map(|number| PolicyFile { path: format!("q-{number}.yaml"), text: quarantine(number) }));
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_of_many_megabytes_is_applied_seen_by_the_other_and_gone_back_to() {
+    let mut world = World::new().await;
+    let (a, b) = (world.start("a").await, world.start("b").await);
+    let request = ApplyRequest { files: large("large"), ..ApplyRequest::default() };
+    let applied = world.operator(&a, "ann").apply(request).await.unwrap().into_inner();
+    assert_eq!(applied.problems, []);
+    let small = world.apply(&a, "small", None).await.unwrap();
+    until("the other has both", async || {
+        let entries = world.operator(&b, "ann").history(HistoryRequest::default()).await.unwrap().into_inner().entries;
+        let told: Vec<_> = entries.iter().map(|entry| (entry.revision, entry.kept)).collect();
+        told == [(Some(at(&small)), true), (Some(at(&applied)), true)]
+    })
+    .await;
+    let request = RollbackRequest { to: Some(at(&applied)), expected: Some(at(&small)), note: String::new() };
+    let back = world.operator(&b, "bob").rollback(request).await.unwrap().into_inner();
+    assert_eq!((back.problems.len(), back.conflict), (0, None));
+    until("the first has them in force again", async || {
+        let described = world.describe(&a).await.unwrap();
+        described.source == "applied by spiffe://test.example/operator/bob"
+            && described.services.iter().all(|service| service.rules[0].name == "large")
+    })
+    .await;
 }
