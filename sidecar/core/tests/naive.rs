@@ -43,6 +43,12 @@ fn the_compiled_decision_is_the_naive_one() {
             let came = compiled.inbound(&world, &call);
             let repeat = format!("TENON_NAIVE_SEED={seed} TENON_NAIVE_CASES={CALLS}");
             assert_eq!(came, expected, "\n{repeat}\n{call:?}\n{:#?}", world.policy);
+            if expected.outcome.ends_with("PATH_NOT_ALLOWED") {
+                let nearest = world.nearest(&call);
+                assert_eq!(compiled.nearest(&world, &call), nearest, "\n{repeat}\n{call:?}\n{:#?}", world.policy);
+                let missed = nearest.map_or("nothing", |(_, missed)| missed);
+                *seen.entry(format!("missed by {missed}")).or_insert(0) += 1;
+            }
             *seen.entry(expected.outcome).or_insert(0_u64) += 1;
             let expected = world.outbound(&call);
             assert_eq!(compiled.outbound(&world, &call), expected, "\n{repeat}\n{call:?}\n{:#?}", world.policy);
@@ -75,6 +81,7 @@ fn every_outcome_occurred(seen: &BTreeMap<String, u64>) {
         .iter()
         .flat_map(|reason| [(*reason).to_owned(), format!("audited {reason}")])
         .chain(["ALLOWED", "QUARANTINED"].map(str::to_owned))
+        .chain(["nothing", "caller", "method", "caller_and_method", "service"].map(|by| format!("missed by {by}")))
         .chain(outbound.iter().map(|outcome| format!("outbound {outcome}")));
     for outcome in expected {
         let times = seen.get(&outcome).copied().unwrap_or_default();
@@ -126,8 +133,7 @@ impl Compiled {
     }
 
     fn inbound(&self, world: &World, call: &Call) -> interpreter::Outcome {
-        let outside = world.policy.external_clients.iter().any(|client| client.name == call.caller);
-        let peer = if outside && call.as_outside { Peer::Outside(call.caller) } else { Peer::Service(call.caller) };
+        let peer = peer(world, call);
         let seen = call.seen.map(|revision| format!("1.{revision}"));
         let head = inbound::Head {
             path: call.path,
@@ -156,6 +162,11 @@ impl Compiled {
         }
     }
 
+    fn nearest(&self, world: &World, call: &Call) -> Option<(usize, &'static str)> {
+        let nearest = self.state.policy.as_ref()?.nearest(peer(world, call), call.path)?;
+        Some((nearest.index as usize, nearest.missed.as_str()))
+    }
+
     fn outbound(&self, _world: &World, call: &Call) -> String {
         let head = outbound::Head { authority: call.to, tenant_ids: named(&call.tenants), tenant_hosts: Named::None };
         let serving = |tenant: &str| call.serving.contains(&tenant);
@@ -164,6 +175,11 @@ impl Compiled {
             Err(stop) => Refusal::from(stop).reason.to_string(),
         }
     }
+}
+
+fn peer<'c>(world: &World, call: &'c Call) -> Peer<'c> {
+    let outside = world.policy.external_clients.iter().any(|client| client.name == call.caller);
+    if outside && call.as_outside { Peer::Outside(call.caller) } else { Peer::Service(call.caller) }
 }
 
 fn named<'a>(values: &[&'a str]) -> Named<'a> {

@@ -108,6 +108,21 @@ impl World {
         }
     }
 
+    /// The rule that came closest to a call which none matches, and what the call missed it by: the caller alone, else a
+    /// method of the same gRPC service, else both, else all but the caller.
+    pub fn nearest(&self, call: &Call) -> Option<(usize, &'static str)> {
+        let first = |fits: &dyn Fn(&proto::Rule) -> bool| self.policy.rules.iter().position(fits);
+        let beside = |rule: &proto::Rule| {
+            let service = |path: &str| path.rsplit_once('/').map(|(service, _)| service.to_owned());
+            is_path(call.path) && rule.paths.iter().any(|allowed| service(allowed) == service(call.path))
+        };
+        first(&|rule| names_path(rule, call.path))
+            .map(|rule| (rule, "caller"))
+            .or_else(|| Some((first(&|rule| beside(rule) && self.names_caller(rule, call))?, "method")))
+            .or_else(|| Some((first(&beside)?, "caller_and_method")))
+            .or_else(|| Some((first(&|rule| self.names_caller(rule, call))?, "service")))
+    }
+
     /// What the sidecar says of a call of the service's own app.
     pub fn outbound(&self, call: &Call) -> String {
         let outcome = || -> Check {
@@ -216,6 +231,12 @@ fn names_path(rule: &proto::Rule, path: &str) -> bool {
         },
         None => allowed == path,
     })
+}
+
+/// `/package.Service/Method`
+fn is_path(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').collect();
+    parts.len() == 3 && parts[0].is_empty() && !parts[1].is_empty() && !parts[2].is_empty()
 }
 
 /// "Transaction token, where the rule wants one: valid, current, [...] same tenant"; a rule that ignores tenants ignores the
