@@ -8,6 +8,7 @@ mod session;
 mod sidecars;
 
 use std::{
+    collections::HashSet,
     io,
     path::Path,
     pin::Pin,
@@ -129,6 +130,12 @@ impl Fleet {
     /// What passed before this process began is known by the hour, as if at its beginning.
     pub fn passed_before(&self, caller: &str, service: &str, path: &str, moment: u64) -> bool {
         self.front.intake.passed_before(caller, service, path, moment)
+    }
+
+    /// Of the sidecars that have a stream open here, those that reported calls to themselves since `moment`, Unix seconds.
+    pub fn called_since(&self, moment: u64) -> HashSet<Arc<str>> {
+        let open = self.front.sidecars.all().into_iter();
+        open.filter(|sidecar| sidecar.called_since(moment)).map(|sidecar| Arc::clone(&sidecar.instance)).collect()
     }
 
     /// Instance and service of each sidecar that has a stream open, in order.

@@ -22,7 +22,7 @@ mod recorder;
 mod stored;
 mod sum;
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use journal::{Journal, OpenError, Options, Part, ReadError, Store};
@@ -37,12 +37,14 @@ use stored::HourKey;
 pub(crate) use sum::sum;
 
 const HOUR: u64 = 60 * 60;
+/// How long the last write may take.
+const LAST_WRITE: Duration = Duration::from_secs(3);
 /// Hours that are kept beside the present one.
 const KEPT_HOURS: u64 = 30 * 24;
 
 /// Changes are kept for the other policy services, which read them as they come. Who falls behind reads everything.
 const RETAINED: Options =
-    Options { retention: std::time::Duration::from_secs(HOUR), retained_changes: 50_000, retained_bytes: 32 << 20 };
+    Options { retention: Duration::from_secs(HOUR), retained_changes: 50_000, retained_bytes: 32 << 20 };
 
 /// What the file in the state folder is called that keeps the writer's name.
 const WRITER_FILE: &str = "flow-writer";
@@ -54,12 +56,18 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Writes what came until now, and lets go of the store.
+    /// Writes what came until now, if that takes no longer than [`LAST_WRITE`], and lets go of the store.
     pub async fn end(self) {
         drop(self.stop);
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "recording flows failed");
+        for mut task in self.tasks {
+            match tokio::time::timeout(LAST_WRITE, &mut task).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "recording flows failed"),
+                // Sidecars keep what they were not told is taken.
+                Err(_) => {
+                    task.abort();
+                    let _ = task.await;
+                }
             }
         }
     }

@@ -147,6 +147,9 @@ impl Session {
             });
         }
         let at = clock::unix_seconds();
+        if flows.iter().any(|flow| flow.service == *sidecar.service) {
+            sidecar.was_called(at);
+        }
         let from = (&sidecar.service, &sidecar.instance);
         let done = self.front.intake.take(from, (self.boot, sequence), at, flows)?;
         let ending = || Err(Status::unavailable("this policy service ends: send it again"));

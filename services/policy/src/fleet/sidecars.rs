@@ -42,6 +42,8 @@ struct Open {
 pub(super) struct Sidecar {
     pub service: Arc<str>,
     pub instance: Arc<str>,
+    /// When it last reported calls to itself, Unix seconds; 0: it has not.
+    called: AtomicU64,
     questions: mpsc::Sender<Question>,
 }
 
@@ -60,6 +62,18 @@ pub(super) struct Registration {
     pub sidecar: Arc<Sidecar>,
 }
 
+impl Sidecar {
+    /// It has reported calls to itself.
+    pub fn was_called(&self, at: u64) {
+        self.called.store(at, Ordering::Relaxed);
+    }
+
+    /// Whether it has reported calls to itself since `moment`, Unix seconds.
+    pub fn called_since(&self, moment: u64) -> bool {
+        self.called.load(Ordering::Relaxed) >= moment.max(1)
+    }
+}
+
 impl Sidecars {
     /// # Errors
     /// `RESOURCE_EXHAUSTED` where the service has too many streams.
@@ -70,7 +84,7 @@ impl Sidecars {
     ) -> Result<(Registration, mpsc::Receiver<Question>), Status> {
         let (questions, asked) = mpsc::channel(QUESTIONS);
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let sidecar = Arc::new(Sidecar { service, instance, questions });
+        let sidecar = Arc::new(Sidecar { service, instance, called: AtomicU64::default(), questions });
         let mut open = self.open();
         let of_service = open.of_service.entry(Arc::clone(&sidecar.service)).or_default();
         if *of_service >= OF_A_SERVICE {

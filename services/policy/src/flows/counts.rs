@@ -76,7 +76,8 @@ impl FlowKey {
         (Arc::clone(&self.caller), Arc::clone(&self.service), self.is_refused())
     }
 
-    fn text(&self) -> usize {
+    /// Bytes of all its texts.
+    pub fn text(&self) -> usize {
         self.service.len() + self.caller.len() + self.path.len() + self.reason.len()
     }
 }

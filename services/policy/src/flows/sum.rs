@@ -16,6 +16,8 @@ use super::{
 /// Flows that one answer tells apart; further ones are told without path, and then without names.
 const FLOWS: usize = 200_000;
 const WITHOUT_PATH: usize = 20_000;
+/// Bytes of their texts: an answer stays below the 64 MiB that operators take.
+const TEXT: usize = 40 << 20;
 
 /// How often, and the hours of the first and the last call.
 struct Total {
@@ -30,6 +32,7 @@ struct Sum {
     /// Hours of which there is anything, of any service.
     hours: BTreeSet<u64>,
     until: u64,
+    text: usize,
 }
 
 /// Reads the store a few records at a time; memory is bounded by [`FLOWS`]. Hours that are about to be let go of do not
@@ -62,10 +65,15 @@ impl Sum {
     }
 
     fn add(&mut self, flow: FlowKey, reporter: &str, count: u64, hour: u64) {
-        let room = |flow: &FlowKey, most| self.totals.len() < most || self.totals.contains_key(flow);
+        let fits = |flow: &FlowKey, most| self.totals.len() < most && self.text + flow.text() <= TEXT;
+        let room = |flow: &FlowKey, most| self.totals.contains_key(flow) || fits(flow, most);
         let flow = if room(&flow, FLOWS) { flow } else { flow.of_any_path() };
         let flow = if room(&flow, FLOWS + WITHOUT_PATH) { flow } else { flow.of_anybody(reporter) };
-        let total = self.totals.entry(flow).or_insert(Total { count: 0, first: hour, last: hour });
+        let text = flow.text();
+        let total = self.totals.entry(flow).or_insert_with(|| {
+            self.text += text;
+            Total { count: 0, first: hour, last: hour }
+        });
         total.count = total.count.saturating_add(count);
         total.first = total.first.min(hour);
         total.last = total.last.max(hour);
@@ -86,5 +94,35 @@ impl Sum {
             until_unix_seconds: i64::try_from(self.until).unwrap_or(i64::MAX),
             silent_hours: u32::try_from(between - self.hours.len() as u64).unwrap_or(u32::MAX),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+    use tenon_proto::policy::v1::flow::Decision;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_not_larger_than_operators_take_and_has_every_call() {
+        let mut sum = Sum::default();
+        let long = "x".repeat(500);
+        for number in 0..150_000 {
+            let flow = FlowKey {
+                service: format!("s{}", number % 10).into(),
+                caller: format!("c{}", number % 100).into(),
+                path: format!("/{number}/{long}").into(),
+                decision: Decision::Allowed,
+                reason: "".into(),
+            };
+            sum.add(flow, "s1", 2, 1000 + number % 3);
+        }
+        sum.hours.extend([1000, 1001, 1005]);
+        let answer = sum.finish();
+        assert!(answer.encoded_len() < 60 << 20, "{}", answer.encoded_len());
+        let count = |total: &FlowTotal| total.flow.as_ref().map_or(0, |flow| flow.count);
+        assert_eq!(answer.flows.iter().map(count).sum::<u64>(), 300_000);
+        assert!(answer.flows.len() > 70_000 && answer.silent_hours == 3, "{}", answer.flows.len());
     }
 }
