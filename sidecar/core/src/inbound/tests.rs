@@ -7,6 +7,9 @@ use tenon_proto::{policy::v1 as policy, tcs::v1 as tcs};
 use super::*;
 use crate::{Proven, tenancy::Held};
 
+mod audit;
+mod conditions;
+
 const NOW: u64 = 1_000;
 const REACHED: Position = Position { epoch: 5, revision: 10 };
 
@@ -414,76 +417,6 @@ fn a_platform_service_asks_for_no_product() {
     assert_eq!(reason(&decide_as(&platform, "issues", &head("/m.M/Required", Some("suspended")))), "TENANT_SUSPENDED");
 }
 
-/// (path, tenant, seen revision) → (attached tenant, index of the rule, what audit mode let pass)
-type Audited =
-    ((&'static str, Option<&'static str>, Option<&'static str>), (Option<&'static str>, Option<u32>, &'static str));
-
-#[test]
-fn audit_mode_writes_down_what_it_would_refuse_and_attaches_only_servable_tenants() {
-    let open = state(&policy::ServicePolicy { audit_allowlist: "media".into(), ..record() });
-    let table: [Audited; 13] = [
-        // The rule's own Allowlist is in audit mode.
-        (("/m.M/Audit", Some("acme"), None), (Some("acme"), Some(4), "")),
-        (("/m.M/Audit", None, None), (None, Some(4), "TENANT_REQUIRED")),
-        (("/m.M/Audit", Some("suspended"), None), (None, Some(4), "TENANT_SUSPENDED")),
-        (("/m.M/Audit", Some("nobody"), None), (None, Some(4), "TENANT_UNKNOWN")),
-        (("/m.M/Audit", Some("european"), None), (None, Some(4), "TENANT_WRONG_REGION")),
-        (("/m.M/Audit", Some("acme"), Some("9.9")), (None, Some(4), "TENANT_STALE")),
-        // The first failure is the one written down, and the tenant is still looked at.
-        (("/m.M/AuditProof", Some("acme"), None), (Some("acme"), Some(5), "TXN_MISSING")),
-        (("/m.M/AuditProof", Some("suspended"), None), (None, Some(5), "TXN_MISSING")),
-        (("/m.M/AuditProof", None, None), (None, Some(5), "TXN_MISSING")),
-        // No rule matches.
-        (("/m.M/Other", None, None), (None, None, "PATH_NOT_ALLOWED")),
-        (("/m.M/Other", Some("acme"), None), (Some("acme"), None, "PATH_NOT_ALLOWED")),
-        (("/m.M/Other", Some("suspended"), None), (None, None, "PATH_NOT_ALLOWED")),
-        (("/m.M/Other", Some("acme"), Some("9.9")), (None, None, "PATH_NOT_ALLOWED")),
-    ];
-    for ((path, tenant, seen), (attached, rule, audited)) in table {
-        let head = Head { tenant_revision: seen, ..head(path, tenant) };
-        let verdict =
-            decide(&open, &tenants(), &mut Tokens, Peer::Service("issues"), &head, NOW, Waited::FOR_ALL).unwrap();
-        let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
-        assert_eq!(
-            (verdict.tenant.as_ref().map(|tenant| tenant.id()), verdict.rule, found),
-            (attached, rule, audited),
-            "{path} {tenant:?}"
-        );
-        assert_eq!(verdict.audited.and_then(|refusal| refusal.rule), rule.filter(|_| !audited.is_empty()));
-    }
-}
-
-#[test]
-fn audit_mode_writes_down_a_token_of_another_tenant_and_attaches_the_calls() {
-    let state = state(&record());
-    for (txn_token, audited, transaction) in [
-        (Named::One("txn:acme"), "", Some(Transaction::SameTenant)),
-        (Named::One("txn:european"), "TXN_TENANT_MISMATCH", Some(Transaction::OtherTenant)),
-        (Named::One("TXN_EXPIRED"), "TXN_EXPIRED", None),
-        (Named::Many, "TXN_INVALID", None),
-    ] {
-        let head = Head { txn_token, ..head("/m.M/AuditProof", Some("acme")) };
-        let verdict = decide_as(&state, "issues", &head).unwrap();
-        let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
-        assert_eq!((found, verdict.transaction), (audited, transaction), "{txn_token:?}");
-        assert_eq!(verdict.tenant.unwrap().id(), "acme");
-    }
-}
-
-#[test]
-fn an_allowlist_in_audit_mode_does_not_soften_the_rules_of_another() {
-    let open = state(&policy::ServicePolicy { audit_allowlist: "other".into(), ..record() });
-    assert_eq!(reason(&decide_as(&open, "issues", &head("/m.M/Required", None))), "TENANT_REQUIRED");
-    // And without it, a rule in audit mode opens no other path.
-    assert_eq!(reason(&decide_as(&state(&record()), "issues", &head("/m.M/Other", None))), "PATH_NOT_ALLOWED");
-}
-
-#[test]
-fn audit_mode_waits_for_a_revision_like_any_other() {
-    let head = Head { tenant_revision: Some("5.11"), ..head("/m.M/Audit", Some("acme")) };
-    assert_eq!(reason(&decide_as(&state(&record()), "issues", &head)), "(wait)");
-}
-
 #[test]
 fn freshness_is_asked_after_the_transaction_token_and_before_the_tenant() {
     let state = state(&record());
@@ -542,66 +475,5 @@ fn a_tenant_that_is_not_held_is_asked_for_once() {
                 assert_eq!(wanted, Wanted::Id(tenant.parse().unwrap()));
             }
         }
-    }
-}
-
-/// `record`, with rules for some tenants: named after what they want.
-fn choosy() -> policy::ServicePolicy {
-    let mut record = record();
-    let conditions = |change: fn(&mut policy::TenantConditions)| {
-        let mut conditions = policy::TenantConditions::default();
-        change(&mut conditions);
-        Some(conditions)
-    };
-    let ids = conditions(|of| of.ids = vec!["acme".into(), "suspended".into(), "european".into()]);
-    let editions = conditions(|of| of.editions = vec!["enterprise".into()]);
-    let both = conditions(|of| (of.ids, of.regions) = (vec!["acme".into()], vec!["eu-west".into()]));
-    let optional = policy::TenantRequirement::Optional.into();
-    record.rules.push(rule("ids", "/m.M/Ids", |rule| rule.tenants = ids.clone()));
-    record.rules.push(rule("edition", "/m.M/Edition", |rule| rule.tenants = editions.clone()));
-    record.rules.push(rule("both", "/m.M/Both", |rule| rule.tenants = both));
-    record.rules.push(rule("some", "/m.M/Some", |rule| (rule.tenants, rule.tenant) = (editions, optional)));
-    record.rules.push(rule("trial", "/m.M/Trial", |rule| (rule.tenants, rule.audit) = (ids, true)));
-    record
-}
-
-#[test]
-fn the_conditions_of_a_rule_come_after_all_that_the_tenant_itself_lacks() {
-    let state = state(&choosy());
-    for (path, tenant, expected) in [
-        ("/m.M/Ids", Some("acme"), ""),
-        ("/m.M/Ids", Some("expires-now"), "TENANT_NOT_ALLOWED"),
-        ("/m.M/Ids", Some("suspended"), "TENANT_SUSPENDED"),
-        ("/m.M/Ids", Some("european"), "TENANT_WRONG_REGION"),
-        ("/m.M/Ids", Some("expired"), "PRODUCT_NOT_LICENSED"),
-        ("/m.M/Ids", Some("nobody"), "TENANT_UNKNOWN"),
-        ("/m.M/Ids", None, "TENANT_REQUIRED"),
-        ("/m.M/Edition", Some("acme"), "TENANT_NOT_ALLOWED"),
-        ("/m.M/Both", Some("acme"), "TENANT_NOT_ALLOWED"),
-        ("/m.M/Some", Some("acme"), "TENANT_NOT_ALLOWED"),
-        ("/m.M/Some", None, ""),
-    ] {
-        let outcome = decide_as(&state, "issues", &head(path, tenant));
-        assert_eq!(reason(&outcome), expected, "{path} for {tenant:?}");
-        if let (Err(Stop::Refused(refusal)), "TENANT_NOT_ALLOWED") = (outcome, expected) {
-            assert!(refusal.rule.is_some());
-            let others = ["acme", "suspended", "european"].into_iter().filter(|id| Some(*id) != tenant);
-            assert!(!others.into_iter().any(|id| refusal.message.contains(id)), "{refusal}");
-            assert!(refusal.message.contains(tenant.unwrap()), "{refusal}");
-        }
-    }
-}
-
-#[test]
-fn audit_mode_hands_the_app_a_tenant_that_the_rule_is_not_for_and_writes_that_down() {
-    let state = state(&choosy());
-    for (tenant, attached, audited) in [
-        ("acme", Some("acme"), ""),
-        ("expires-now", Some("expires-now"), "TENANT_NOT_ALLOWED"),
-        ("suspended", None, "TENANT_SUSPENDED"),
-    ] {
-        let verdict = decide_as(&state, "issues", &head("/m.M/Trial", Some(tenant))).unwrap();
-        let found = verdict.audited.as_ref().map_or("", |refusal| refusal.reason.as_str());
-        assert_eq!((verdict.tenant.as_ref().map(|tenant| tenant.id()), found), (attached, audited), "{tenant}");
     }
 }
