@@ -190,3 +190,37 @@ async fn a_policy_that_removes_a_path_that_is_called_is_found_out_and_can_be_rol
         conflict["conflict"]["since"].as_array().expect("a list").iter().map(|entry| entry["action"].clone()).collect();
     assert_eq!((code, since), (1, vec!["ROLLED_BACK".into(), "APPLIED".into()]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_followed_to_its_end_and_a_refused_call_is_explained_by_its_request_id() {
+    let mesh = tokio::task::spawn_blocking(mesh).await.expect("a mesh");
+    let all = fs::read_to_string(repository().join("mesh-config/demo/allowlists.yaml")).expect("read");
+    let media = all.split("---\n").nth(1).expect("the allowlist of media");
+    let fewer = folder(&mesh, "fewer", &media.replace("        - /media.v1.Media/List\n", ""));
+    let staged = ["--canary", "50%", "--hold", "2s", "--services", "media", "-o", "json"];
+    let (code, begun) =
+        json_of(&mesh.tenon(&[&["policy", "apply", "-f", &fewer][..], &staged].concat()).expect("runs"));
+    assert_eq!((code, &begun["rollout"]["state"]), (0, &"COMPLETED".into()), "{begun}");
+    assert_eq!(begun["rollout"]["canaries"].as_array().map(Vec::len), Some(1), "{begun}");
+    assert_eq!(begun["sidecars"]["acknowledged"], 4, "{begun}");
+    let (code, shown) = json_of(&mesh.tenon(&["policy", "rollout", "-o", "json"]).expect("runs"));
+    assert_eq!((code, &shown), (0, &begun["rollout"]));
+    let (code, status) = json_of(&mesh.tenon(&["policy", "status", "-o", "json"]).expect("runs"));
+    let states = status["sidecars"].as_array().expect("a list").iter().map(|sidecar| sidecar["state"].clone());
+    assert_eq!((code, states.collect::<Vec<_>>()), (0, vec![Value::from("ok"); 4]), "{status}");
+
+    let mut wiki = Caller::of(&mesh, "wiki").await;
+    let refused = wiki.media.list(calls::for_tenant("acme", ListRequest {})).await.expect_err("refused");
+    let id = calls::metadata(&refused, "request_id").expect("a request id");
+    let (code, explained) = json_of(&mesh.tenon(&["explain", &id, "-o", "json"]).expect("runs"));
+    assert_eq!(
+        (code, &explained["requestId"], &explained["reason"]),
+        (0, &id.as_str().into(), &"PATH_NOT_ALLOWED".into())
+    );
+    let change = explained["proposal"]["text"].as_str().expect("a proposal");
+    assert!(change.starts_with("add ") && change.contains("of allowlist media (media.yaml:"), "{explained}");
+    let unknown = mesh.tenon(&["explain", "no-such-request"]).expect("runs");
+    assert_eq!(unknown.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(said.contains("no sidecar remembers request no-such-request: 4 were asked"), "{said}");
+}
