@@ -267,10 +267,7 @@ impl Flags {
         if self.state_dir.is_none() {
             problems.0.push("--state-dir is missing: name a folder that outlives restarts".into());
         }
-        let workers = self.workers.unwrap_or_else(default_workers);
-        if workers == 0 || workers > 256 {
-            problems.0.push(format!("--workers {workers}: expected 1 to 256"));
-        }
+        let workers = problems.workers(self.workers);
         match (service, trust_domain, outbound, inbound, admin, identity, tcs, policy, svid_from, self.state_dir) {
             (
                 Some(service),
@@ -364,6 +361,14 @@ fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<St
 struct Problems(Vec<String>);
 
 impl Problems {
+    fn workers(&mut self, workers: Option<usize>) -> usize {
+        let workers = workers.unwrap_or_else(default_workers);
+        if workers == 0 || workers > 256 {
+            self.0.push(format!("--workers {workers}: expected 1 to 256"));
+        }
+        workers
+    }
+
     fn required<T: FromStr<Err: fmt::Display>>(&mut self, option: &str, value: Option<&str>) -> Option<T> {
         if value.is_none() {
             self.0.push(format!("--{option} is missing"));
@@ -462,69 +467,4 @@ impl Problems {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn complete() -> Flags {
-        Flags {
-            service: Some("media".into()),
-            trust_domain: Some("demo.example".into()),
-            trust_bundle_sha256: Some("AB".repeat(32)),
-            state_dir: Some("state".into()),
-            ..Flags::default()
-        }
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_design() {
-        let config = complete().into_config().expect("complete");
-        assert_eq!(config.outbound.to_string(), "127.0.0.1:15001");
-        assert_eq!(config.inbound.to_string(), "0.0.0.0:15006");
-        assert_eq!(config.admin.to_string(), "127.0.0.1:15000");
-        let SvidFrom::IdentityService { pin, .. } = config.svid_from else { panic!("of the identity service") };
-        assert_eq!(pin, "ab".repeat(32));
-    }
-
-    #[test]
-    fn every_problem_is_reported_at_once() {
-        let flags = Flags { outbound: Some("10.0.0.1:1".into()), inbound: Some("nonsense".into()), ..Flags::default() };
-        let ConfigError(problems) = flags.into_config().expect_err("incomplete");
-        for option in ["--service", "--trust-domain", "--outbound", "--inbound", "--trust-bundle-sha256", "--state-dir"]
-        {
-            assert!(problems.iter().any(|problem| problem.starts_with(option)), "{option} in {problems:?}");
-        }
-    }
-
-    #[test]
-    fn a_workload_api_stands_instead_of_pin_and_proofs_and_not_beside_them() {
-        let alone = Flags {
-            workload_api: Some("unix:///run/spire/agent.sock".into()),
-            trust_bundle_sha256: None,
-            ..complete()
-        };
-        assert!(matches!(alone.into_config().expect("complete").svid_from, SvidFrom::WorkloadApi(_)));
-        let both = Flags {
-            workload_api: Some("/run/spire/agent.sock".into()),
-            join_token_file: Some("token".into()),
-            ..complete()
-        };
-        let ConfigError(problems) = both.into_config().expect_err("contradictory");
-        for option in ["--trust-bundle-sha256", "--join-token-file", "--workload-api"] {
-            assert!(problems.iter().any(|problem| problem.starts_with(option)), "{option} in {problems:?}");
-        }
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
-        let file = "service: wiki\ntrustDomain: demo.example\nworkers: 2\naccessLog: true\noidcTokenFile: a/token\n";
-        let file = yaml(file).expect("valid");
-        let merged = complete().over(file);
-        assert_eq!(merged.service.as_deref(), Some("media"));
-        assert_eq!(merged.workers, Some(2));
-        assert_eq!(merged.access_log, Some(true));
-        assert_eq!(merged.oidc_token_file.as_deref(), Some(Path::new("a/token")));
-        assert!(yaml("servce: wiki\n").is_err());
-        assert!(yaml("service: [a]\n").is_err());
-        assert!(yaml("service: 'a\n").expect_err("syntax").contains(':'));
-    }
-}
+mod tests;
