@@ -18,11 +18,11 @@ mod machine;
 mod record;
 pub(crate) mod service;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use journal::{Position, Publisher, ReadError};
 use mesh_config::SourceFile;
-use mesh_identity::{SpiffeId, Workload};
+use mesh_identity::{SpiffeId, Workload, clock};
 use prost::Message as _;
 use tenon_proto::policy::v1::{
     RecordSignature, RolloutPlan, RolloutStatus, history_entry::Action, rollout_status::State,
@@ -93,6 +93,9 @@ pub(crate) enum EndError {
     #[error(transparent)]
     Apply(#[from] ApplyError),
 }
+
+/// A sidecar that reported calls to itself within this time shows what a new policy refuses.
+const CALLED_LATELY: Duration = Duration::from_secs(600);
 
 impl Rollouts {
     /// `followers` publishes the kind `allowlist`. `alone`: the store is of this process alone.
@@ -168,9 +171,11 @@ impl Rollouts {
     fn connected(&self, of: impl Fn(&str) -> bool) -> Vec<Sidecar> {
         let followers = self.followers.status().followers.into_iter();
         let connected = followers.filter(|follower| follower.connected_unix_seconds != 0);
+        let called = self.fleet.called_since(clock::unix_seconds().saturating_sub(CALLED_LATELY.as_secs()));
         let sidecars = connected.filter_map(|follower| {
             let service = service_of(&follower.spiffe_id)?;
-            of(&service).then_some(Sidecar { service, instance: follower.instance })
+            let called = called.contains(follower.instance.as_str());
+            of(&service).then_some(Sidecar { service, instance: follower.instance, called })
         });
         sidecars.collect::<BTreeSet<_>>().into_iter().collect()
     }
@@ -186,8 +191,7 @@ fn service_of(spiffe_id: &str) -> Option<String> {
 
 /// For people.
 fn unix_seconds() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    since.as_secs().try_into().unwrap_or(i64::MAX)
+    clock::unix_seconds().try_into().unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub(crate) struct Sidecar {
     pub service: String,
     /// Name of its process.
     pub instance: String,
+    /// It was called lately: only such a one shows what a policy refuses.
+    pub called: bool,
 }
 
 /// Why nobody can begin.
@@ -29,9 +31,9 @@ pub(crate) enum ChoiceError {
 /// The canaries of a plan: so many percent of `touched` (the connected sidecars whose policy changes, each once), rounded
 /// down and at least one, of the plan's services.
 ///
-/// Each service has one before any has two, those of most instances first; then each gets its share. Within a service, and
-/// between services that are alike, the hash of `seed` and the name decides: the same plan on the same mesh chooses the
-/// same, the next one others.
+/// Each service has one before any has two, those whose sidecars are called first, then those of most instances; then each
+/// gets its share. Within a service those that are called come first. Between what is alike the hash of `seed` and the name
+/// decides: the same plan on the same mesh chooses the same, the next one others.
 pub(crate) fn choose(touched: &[Sidecar], plan: &RolloutPlan, seed: &[u8]) -> Result<Vec<Sidecar>, ChoiceError> {
     let wanted = wanted(touched.len(), plan.canary_percent);
     let rank = |name: &str| -> [u8; 32] {
@@ -44,14 +46,17 @@ pub(crate) fn choose(touched: &[Sidecar], plan: &RolloutPlan, seed: &[u8]) -> Re
     }
     let mut services: Vec<(usize, Vec<&Sidecar>)> = services.into_values().map(|all| (0, all)).collect();
     services.sort_by_cached_key(|(_, all)| rank(&all[0].service));
-    services.iter_mut().for_each(|(_, all)| all.sort_by_cached_key(|sidecar| rank(&sidecar.instance)));
+    services
+        .iter_mut()
+        .for_each(|(_, all)| all.sort_by_cached_key(|sidecar| (!sidecar.called, rank(&sidecar.instance))));
     let mut chosen = Vec::new();
     while chosen.len() < wanted {
         // Compared as fractions, without dividing: the first one of each, then whoever has the smallest share after it.
         let left = services.iter_mut().filter(|(taken, all)| *taken < all.len());
         let next = left.min_by(|(a, of_a), (b, of_b)| {
+            let idle = (!of_a[*a].called).cmp(&!of_b[*b].called);
             let shares = ((a + 1) * of_b.len()).cmp(&((b + 1) * of_a.len()));
-            (*a > 0).cmp(&(*b > 0)).then(shares)
+            (*a > 0).cmp(&(*b > 0)).then(idle).then(shares)
         });
         let Some((taken, all)) = next else { break };
         chosen.push(all[*taken].clone());

@@ -75,6 +75,9 @@ struct Rules {
     fleet: Arc<Fleet>,
 }
 
+/// What a rollout that nothing was learnt from says when it completes.
+const UNSHOWN: &str = "no canary was called meanwhile: nothing shows what the new policy refuses";
+
 impl Judge for Rules {
     fn brought(&self, flow: &Flow) -> Option<String> {
         let Flow { caller, service, path, reason, .. } = flow;
@@ -171,8 +174,13 @@ impl Driver {
         let done = match verdict {
             Verdict::GoOn => return,
             Verdict::Promote => {
-                let over = record.over(State::Completed, String::new());
-                engine.promote(record.number, &Author::rollout(String::new()), over.encode_to_vec()).await
+                let called = self.rollouts.fleet.called_since(record.started_unix_seconds.try_into().unwrap_or(0));
+                // Of sidecars that report to another policy service nothing is known here.
+                let shown =
+                    !self.rollouts.alone || record.canaries.iter().any(|it| called.contains(it.instance.as_str()));
+                let note = if shown { "" } else { UNSHOWN };
+                let over = record.over(State::Completed, note.to_owned());
+                engine.promote(record.number, &Author::rollout(note.to_owned()), over.encode_to_vec()).await
             }
             Verdict::Halt(reason) => {
                 tracing::warn!(reason, "a rollout is halted and rolled back");

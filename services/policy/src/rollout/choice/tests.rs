@@ -8,6 +8,7 @@ fn sidecars(counts: &[(&str, usize)]) -> Vec<Sidecar> {
     let of = |service: &str, number: usize| Sidecar {
         service: service.to_owned(),
         instance: format!("{service}-{number:016x}"),
+        called: false,
     };
     counts.iter().flat_map(|(service, count)| (0..*count).map(|number| of(service, number))).collect()
 }
@@ -110,5 +111,20 @@ proptest! {
         let turn = turn % touched.len();
         touched.rotate_left(turn);
         prop_assert_eq!(choose(&touched, &plan(percent, &[]), b"seed").unwrap(), chosen);
+    }
+}
+
+#[test]
+fn those_that_are_called_come_before_those_that_would_show_nothing() {
+    let mut touched = sidecars(&[("issues", 3), ("media", 10), ("wiki", 28)]);
+    let called = ["media-0000000000000007", "issues-0000000000000001"];
+    touched.iter_mut().for_each(|sidecar| sidecar.called = called.contains(&sidecar.instance.as_str()));
+    for seed in [&b"1.7"[..], b"1.8", b"1.9"] {
+        let one = choose(&touched, &plan(2.5, &[]), seed).unwrap();
+        assert_eq!(one.iter().map(|it| it.instance.as_str()).collect::<Vec<_>>(), called[..1]);
+        let three = choose(&touched, &plan(7.5, &[]), seed).unwrap();
+        let chosen: BTreeSet<&str> = three.iter().map(|it| it.instance.as_str()).collect();
+        assert!(called.iter().all(|name| chosen.contains(name)), "{chosen:?}");
+        assert_eq!(counts(&three), [("issues", 1), ("media", 1), ("wiki", 1)].into());
     }
 }

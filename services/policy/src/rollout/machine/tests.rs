@@ -29,7 +29,7 @@ struct Fixture {
 }
 
 fn record(canaries: usize) -> Record {
-    let sidecar = |number| Sidecar { service: "media".to_owned(), instance: format!("media-{number}") };
+    let sidecar = |number| Sidecar { service: "media".to_owned(), instance: format!("media-{number}"), called: true };
     let canaries: Vec<Sidecar> = (1..=canaries).map(sidecar).collect();
     let plan = RolloutPlan { canary_percent: 10.0, hold_seconds: HOLD, services: Vec::new() };
     let revision = Some(PolicyRevision { epoch: STAGED.epoch, revision: STAGED.revision });
