@@ -205,6 +205,11 @@ impl Engine {
         let mut looks = lock(&self.looks);
         looks.head = Some(loaded.at);
         looks.state = Some(loaded.expected);
+        // What somebody else found complete is, also where another version compiles the files otherwise: two versions must not
+        // take turns.
+        if let Some(positions) = loaded.state.positions() {
+            looks.settled = Some((positions, loaded.expected));
+        }
         Ok(())
     }
 
@@ -275,13 +280,13 @@ impl Engine {
                 Err(WriteError::Store(error)) => return Err(error),
             };
             changed |= held.position() != positions[0] || held.differences(&wanted) > 0;
-            if loaded.state.position() == Some(positions[0]) && loaded.state.mesh == mesh {
+            if loaded.state.positions() == Some(positions) && loaded.state.mesh == mesh {
                 self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             }
             let mut state = loaded.state.clone();
             state.mesh = mesh;
-            state.complete(positions[0]);
+            state.complete(positions);
             match sources.append(vec![loaded.put(&state)]).await {
                 Ok(at) => {
                     let loaded = Loaded { state, at, expected: Expected::Revision(at.revision) };

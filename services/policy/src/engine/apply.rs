@@ -358,7 +358,7 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn on(old: &State, author: &'a Author) -> Self {
-        let state = State { since: old.number + 1, revision: None, ..old.clone() };
+        let state = State { since: old.number + 1, revision: None, positions: Vec::new(), ..old.clone() };
         Self { state, entries: Vec::new(), files: None, author }
     }
 

@@ -16,6 +16,7 @@ use tenon_proto::policy::v1::{ApplyRequest, HistoryEntry, PolicyRevision};
 use super::{
     Digest,
     compiled::{digest_of, sha256},
+    records::Positions,
 };
 
 pub(crate) const STATE: &str = "state";
@@ -62,6 +63,9 @@ pub(crate) struct State {
     /// SHA-256 of the files in force, as the history tells it.
     #[prost(bytes = "vec", tag = "11")]
     pub digest: Vec<u8>,
+    /// Where the records of each kind were complete, in the order of `records::KINDS`; empty until they are.
+    #[prost(message, repeated, tag = "12")]
+    pub positions: Vec<PolicyRevision>,
 }
 
 /// Files that some instances have already.
@@ -123,9 +127,16 @@ impl State {
         [&self.number.to_be_bytes(), &*self.files].concat()
     }
 
-    /// Notes that the records are complete at this position of the kind `allowlist`.
-    pub fn complete(&mut self, position: Position) {
-        let revision = Some(to_revision(position));
+    /// Where somebody found the records complete, of each kind.
+    pub fn positions(&self) -> Option<Positions> {
+        let positions: Vec<Position> = self.positions.iter().map(to_position).collect();
+        positions.try_into().ok()
+    }
+
+    /// Notes that the records are complete at these positions.
+    pub fn complete(&mut self, positions: Positions) {
+        self.positions = positions.map(to_revision).to_vec();
+        let revision = Some(to_revision(positions[0]));
         for past in self.past.iter_mut().rev().take_while(|past| past.number >= self.since) {
             past.revision = revision;
         }

@@ -188,6 +188,26 @@ async fn records_that_somebody_else_wrote_are_put_right() {
     assert_eq!(journals.routes.count().await.unwrap(), 2);
 }
 
+/// Named after two versions during an upgrade, each of which puts right what the other one has written.
+#[tokio::test]
+async fn records_that_another_version_found_complete_are_left_alone_until_this_one_starts() {
+    let (a, b, journals, _dir) = two().await;
+    apply(&a, "read", None).await.unwrap();
+    look(&b).await;
+    journals.routes.append(vec![Write::put("wiki", vec![])]).await.unwrap();
+    let loaded = stored::load(&*journals.sources).await.unwrap();
+    let mut state = loaded.state.clone();
+    state.complete(journals.heads().await.unwrap());
+    journals.sources.append(vec![loaded.put(&state)]).await.unwrap();
+    for engine in [&a, &b, &a, &b] {
+        look(engine).await;
+    }
+    let route = async || journals.routes.get("wiki").await.unwrap().unwrap().value;
+    assert_eq!(route().await, "");
+    open(&journals).await;
+    assert_ne!(route().await, "");
+}
+
 #[tokio::test]
 async fn the_same_folder_at_two_is_taken_once() {
     let (a, b, _, _dir) = two().await;
