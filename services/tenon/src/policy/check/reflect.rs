@@ -35,17 +35,18 @@ pub struct Server {
 
 /// Asks all of them, and notes what they say and who does not answer.
 pub async fn ask(servers: Vec<Server>, methods: &mut Methods) {
-    let asking = stream::iter(servers).map(async |server| {
-        let answer = timeout(PATIENCE, services(&server.address)).await;
-        (server, answer.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs()))))
-    });
-    let answers: Vec<_> = asking.buffered(AT_ONCE).collect().await;
+    let answers: Vec<_> = stream::iter(servers).map(patiently).buffered(AT_ONCE).collect().await;
     for (Server { service, address }, answer) in answers {
         match answer {
             Ok(services) => methods.serve(service, services),
             Err(why) => methods.unanswered(Unanswered { service, address, why }),
         }
     }
+}
+
+async fn patiently(server: Server) -> (Server, Result<Services, String>) {
+    let answer = timeout(PATIENCE, services(&server.address)).await;
+    (server, answer.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs()))))
 }
 
 async fn services(address: &str) -> Result<Services, String> {
