@@ -18,7 +18,11 @@ mod machine;
 mod record;
 pub(crate) mod service;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use journal::{Position, Publisher, ReadError};
 use mesh_config::SourceFile;
@@ -53,6 +57,8 @@ pub(crate) struct Rollouts {
     alone: bool,
     /// What time is measured from.
     started: Instant,
+    /// How the rollout stands that this process drives: what is kept of it is some seconds old.
+    driven: Mutex<Option<Record>>,
 }
 
 /// A policy that is to be rolled out in steps.
@@ -101,7 +107,7 @@ impl Rollouts {
     /// `followers` publishes the kind `allowlist`. `alone`: the store is of this process alone.
     pub fn new(engine: Arc<Engine>, fleet: Arc<Fleet>, followers: Publisher, alone: bool) -> Self {
         let me = rand::random_range(1..u64::MAX);
-        Self { engine, fleet, followers, me, alone, started: Instant::now() }
+        Self { engine, fleet, followers, me, alone, started: Instant::now(), driven: Mutex::default() }
     }
 
     /// Begins a rollout. One that runs is ended by it.
@@ -140,7 +146,13 @@ impl Rollouts {
 
     /// How the rollout that runs, or the last one, stands.
     pub async fn status(&self) -> Result<Option<RolloutStatus>, ReadError> {
-        Ok(self.kept().await?.map(|(record, _)| record.status()))
+        let Some((kept, _)) = self.kept().await? else { return Ok(None) };
+        let driven = self.driven().as_ref().filter(|it| it.number == kept.number && kept.is_running()).cloned();
+        Ok(Some(driven.unwrap_or(kept).status()))
+    }
+
+    fn driven(&self) -> MutexGuard<'_, Option<Record>> {
+        self.driven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes what is rolled out everybody's, or nobody's. Comes back with how it ended.

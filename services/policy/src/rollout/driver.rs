@@ -99,6 +99,8 @@ impl Driver {
         if let Err(error) = self.try_look().await {
             tracing::warn!(error = chain(&error), "a rollout cannot be looked after: trying again");
         }
+        let mine = self.known.as_ref().filter(|known| known.kept.owner == self.rollouts.me);
+        *self.rollouts.driven() = mine.map(|known| known.machine.record().clone());
     }
 
     async fn try_look(&mut self) -> Result<(), StoreError> {

@@ -394,14 +394,15 @@ async fn an_operator_completes_it_gives_it_up_or_rolls_back() {
 async fn a_restarted_service_takes_it_up_where_it_was() {
     let world = World::new();
     let (mut running, sidecars) = world.mesh().await;
-    apply(&mut running, &["Get"], Some(plan(8))).await.unwrap();
-    let held = running.until(|status| status.held_seconds >= 5).await;
+    apply(&mut running, &["Get"], Some(plan(10))).await.unwrap();
+    let held = running.until(|status| status.held_seconds >= 7).await;
     drop(sidecars);
     running.stop().await;
 
     let mut running = world.start().await;
     let again = running.status().await.unwrap();
-    assert!(again.state() == State::Running && again.held_seconds >= 5, "{again:?}");
+    // What is kept is five seconds old at most; of what is not known it is held again.
+    assert!(again.state() == State::Running && (2..=8).contains(&again.held_seconds), "{again:?}");
     let number = held.canaries[0].instance.rsplit('-').next().unwrap().parse().unwrap();
     let mut canary = world.sidecar(&running, "media", number, false).await;
     let completed = async {
@@ -415,7 +416,7 @@ async fn a_restarted_service_takes_it_up_where_it_was() {
         }
     };
     let completed = tokio::time::timeout(LONG, completed).await.expect("it completes");
-    assert_eq!((completed.state(), completed.held_seconds), (State::Completed, 8), "{completed:?}");
+    assert_eq!((completed.state(), completed.held_seconds), (State::Completed, 10), "{completed:?}");
     canary.until(|policy| policy.canary.is_none() && methods(policy) == ["Get"]).await;
     running.stop().await;
 }
