@@ -33,7 +33,10 @@ use crate::{
     operator::{Mesh, Role},
 };
 
-pub use self::{check::run as check, explain::run as explain, request::run as explain_request, schema::run as schema, test::run as test};
+pub use self::{
+    check::run as check, explain::run as explain, request::run as explain_request, schema::run as schema,
+    test::run as test,
+};
 
 /// The commands that talk to a running mesh, and what they apply.
 ///
