@@ -68,11 +68,11 @@ fn configuration(form: Form, caller: &str, paths: &[String], address: SocketAddr
     let header = "{name: x-caller, string_match: {exact: ";
     let rules = match form {
         Form::Policies => {
-            let mut text = String::from("rules:\n              action: ALLOW\n              policies:\n");
+            let mut text = String::from("rules:\n                action: ALLOW\n                policies:\n");
             for (rule, path) in paths.iter().enumerate() {
                 let _ = writeln!(
                     text,
-                    "                rule-{rule:05}: {{permissions: [{{url_path: {{path: {{exact: {path}}}}}}}], \
+                    "                  rule-{rule:05}: {{permissions: [{{url_path: {{path: {{exact: {path}}}}}}}], \
                      principals: [{{header: {header}{caller}}}}}}}]}}"
                 );
             }
@@ -92,19 +92,19 @@ fn configuration(form: Form, caller: &str, paths: &[String], address: SocketAddr
                 )
             };
             let mut text = format!(
-                "matcher:\n              matcher_tree:\n                input: {}\n                exact_match_map:\n                  map:\n",
+                "matcher:\n                matcher_tree:\n                  input: {}\n                  exact_match_map:\n                    map:\n",
                 input(":path")
             );
             for path in paths {
                 let _ = writeln!(
                     text,
-                    "                    {path}: {{matcher: {{matcher_tree: {{input: {}, exact_match_map: {{map: \
+                    "                      {path}: {{matcher: {{matcher_tree: {{input: {}, exact_match_map: {{map: \
                      {{{caller}: {}}}}}}}}}}}",
                     input("x-caller"),
                     action("allow", "ALLOW")
                 );
             }
-            let _ = writeln!(text, "              on_no_match: {}", action("deny", "DENY"));
+            let _ = writeln!(text, "                on_no_match: {}", action("deny", "DENY"));
             text
         }
     };

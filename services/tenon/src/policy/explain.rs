@@ -124,11 +124,11 @@ pub(super) fn json(explanation: &Explanation) -> serde_json::Value {
 }
 
 /// One step of a proposal: its kind, the same in words, and what of it a program can use.
-fn change(change: &Change) -> serde_json::Value {
+pub(super) fn change(change: &Change) -> serde_json::Value {
     let mut json = match change {
-        Change::Add { rule, field, value, opens } => serde_json::json!({
+        Change::Add { rule, field, value } => serde_json::json!({
             "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source,
-            "field": field, "value": value, "opens": opens,
+            "field": field, "value": value,
         }),
         Change::Remove { rule, field, value } => serde_json::json!({
             "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source, "field": field, "value": value,

@@ -14,8 +14,8 @@ use crate::{
 /// Steps that are taken together; more than these are no small change.
 const MOST_STEPS: usize = 8;
 
-/// Values that are named in words.
-const NAMED: usize = 5;
+/// Rules that are looked at.
+const LOOKED_AT: usize = 1_000;
 
 /// What would allow a refused call, in the order in which to do it. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +35,6 @@ pub enum Change {
         field: &'static str,
         /// What to add.
         value: String,
-        /// What else passes then: the other paths for the new caller, or the other callers on the new path.
-        opens: Vec<String>,
     },
     /// Remove a value from a list of a rule: `tenants.features`.
     Remove {
@@ -116,16 +114,7 @@ impl fmt::Display for Place {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::Add { rule, field, value, opens } => {
-                write!(f, "add {value} to `{field}` of {rule}")?;
-                match opens.len() {
-                    0 => Ok(()),
-                    1..=NAMED => write!(f, "; that also opens it to {}", opens.join(", ")),
-                    more => {
-                        write!(f, "; that also opens it to {} and {} more", opens[..NAMED].join(", "), more - NAMED)
-                    }
-                }
-            }
+            Change::Add { rule, field, value } => write!(f, "add {value} to `{field}` of {rule}"),
             Change::Remove { rule, field, value } => write!(f, "remove {value} from `{field}` of {rule}"),
             Change::NewRule { service, allowlist, name, caller, path, tenant } => {
                 match allowlist {
@@ -190,10 +179,12 @@ impl Refused<'_> {
         None
     }
 
-    /// A change that makes a rule match: of the nearest one where the rule itself then has nothing against the call.
+    /// A change that makes a rule match and opens nothing else: of the nearest one, of another that is the caller's alone for
+    /// the same gRPC service, or a new one; where the rule itself then has nothing against the call.
     fn let_in(&self, refusal: &Refusal, decide: &impl Fn(Policy) -> Option<Refusal>) -> (Change, proto::ServicePolicy) {
         let nearest = refusal.nearest.as_deref();
         let near = nearest.and_then(|nearest| self.changed(nearest.index, nearest.missed));
+        let own = self.own_rules().filter_map(|index| self.changed(index, Missed::Method));
         let of_rules = |policy: &proto::ServicePolicy| {
             let by_rule = decide(Policy::try_from(policy).ok()?).map(|refusal| refusal.reason);
             Some(matches!(
@@ -207,11 +198,24 @@ impl Refused<'_> {
                 )
             ))
         };
-        near.filter(|(_, policy)| of_rules(policy) == Some(false))
+        near.into_iter()
+            .chain(own)
+            .find(|(_, policy)| of_rules(policy) == Some(false))
             .unwrap_or_else(|| self.new_rule(nearest.map(|nearest| nearest.allowlist.as_str())))
     }
 
-    /// The nearest rule with what it was missed by, where that is one value and of the same gRPC service.
+    /// The enforced rules that have this caller alone, and nothing but exact paths of the gRPC service that is called.
+    fn own_rules(&self) -> impl Iterator<Item = u32> {
+        let rules = self.record.map(|record| record.rules.as_slice()).unwrap_or_default();
+        let service = self.call.path.rsplit_once('/').map_or("", |(service, _)| service);
+        let same =
+            move |path: &String| path.rsplit_once('/').is_some_and(|(of, method)| of == service && method != "*");
+        let own =
+            move |rule: &proto::Rule| !rule.audit && rule.callers == [self.call.caller] && rule.paths.iter().all(same);
+        (0..).zip(rules).take(LOOKED_AT).filter(move |(_, rule)| own(rule)).map(|(index, _)| index)
+    }
+
+    /// A rule with what it was missed by, where that is one value and of the same gRPC service, and lets nothing else in.
     fn changed(&self, index: u32, missed: Missed) -> Option<(Change, proto::ServicePolicy)> {
         let mut policy = self.record_of(index)?;
         let rule = policy.rules.first_mut()?;
@@ -221,9 +225,11 @@ impl Refused<'_> {
             Missed::CallerAndMethod | Missed::Service => return None,
         };
         let itself = if missed == Missed::Caller { self.call.path } else { self.call.caller };
-        let opens = others.iter().filter(|other| *other != itself).cloned().collect();
+        if others.iter().any(|other| other != itself) {
+            return None;
+        }
         list.push(value.to_owned());
-        let change = Change::Add { rule: place(rule), field, value: value.to_owned(), opens };
+        let change = Change::Add { rule: place(rule), field, value: value.to_owned() };
         Some((change, policy))
     }
 
@@ -274,7 +280,7 @@ impl Refused<'_> {
         let (at, tenants) = (place(rule), rule.tenants.as_mut()?);
         let add = |list: &mut Vec<String>, field, value: &str| {
             list.push(value.to_owned());
-            Change::Add { rule: at.clone(), field, value: value.to_owned(), opens: Vec::new() }
+            Change::Add { rule: at.clone(), field, value: value.to_owned() }
         };
         let change = match missed {
             Condition::Id => add(&mut tenants.ids, "tenants.ids", tenant.id()),

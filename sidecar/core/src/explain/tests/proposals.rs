@@ -98,8 +98,9 @@ const PROPOSALS: &[Proposed] = &[
         "media",
         "/media.v1.Media/List",
         Some("acme"),
-        "add /media.v1.Media/List to `paths` of rule read of allowlist media-clients (media.yaml:7); \
-             that also opens it to search",
+        // As a path of rule read it would be open to search as well.
+        "add to allowlist media-clients: \
+             {name: issues-list, callers: [issues], paths: [/media.v1.Media/List], tenant: required}",
     ),
     // The nearest rule wants a tenant, and the call has none.
     (
@@ -227,4 +228,21 @@ fn a_quarantine_is_proposed_to_be_ended_for_each_side_that_is_cut_off() {
     let explanation = mesh.explain(&call("issues", "media", "/media.v1.Media/Get", Some("acme")), NOW).unwrap();
     let words = explanation.proposal.unwrap().to_string();
     assert_eq!(words, "take issues out of its Quarantine; and take media out of its Quarantine");
+}
+
+#[test]
+fn a_path_is_proposed_for_a_rule_of_the_caller_alone_rather_than_what_opens_more() {
+    let policy = proto::ServicePolicy {
+        rules: vec![rule("all", &["issues"], "/media.v1.Media/*"), rule("own", &["wiki"], "/media.v1.Media/Get")],
+        ..service("media")
+    };
+    let mesh = Mesh::new(
+        [&policy],
+        &["media", "wiki", "issues"].map(|name| proto::Route { service: name.into(), ..Default::default() }),
+        [],
+        None,
+    );
+    let call = call("wiki", "media", "/media.v1.Media/Delete", Some("acme"));
+    let proposal = mesh.unwrap().explain(&call, NOW).unwrap().proposal.unwrap().to_string();
+    assert_eq!(proposal, "add /media.v1.Media/Delete to `paths` of rule own of allowlist media-clients (media.yaml:7)");
 }
