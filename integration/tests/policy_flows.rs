@@ -217,7 +217,7 @@ async fn a_rollout_is_followed_to_its_end_and_a_refused_call_is_explained_by_its
         (code, &explained["requestId"], &explained["reason"]),
         (0, &id.as_str().into(), &"PATH_NOT_ALLOWED".into())
     );
-    let change = explained["proposal"]["text"].as_str().expect("a proposal");
+    let change = explained["proposal"][0]["message"].as_str().expect("a proposal");
     assert!(change.starts_with("add ") && change.contains("of allowlist media (media.yaml:"), "{explained}");
     let unknown = mesh.tenon(&["explain", "no-such-request"]).expect("runs");
     assert_eq!(unknown.status.code(), Some(1));

@@ -390,7 +390,7 @@ fn a_refused_request_is_explained_with_the_smallest_change_that_would_allow_it()
     assert_eq!((code, &json["requestId"], &json["reason"]), (0, &"r1".into(), &"PATH_NOT_ALLOWED".into()));
     assert_eq!((&json["message"], &json["policyRevision"]), (&"no rule of media allows it".into(), &"7.10".into()));
     assert!(json["nearest"].as_str().unwrap().contains("missed by method"), "{json}");
-    assert_eq!(json["proposal"]["changes"][0]["change"], "add");
+    assert_eq!(json["proposal"][0]["change"], "add");
     let (code, out, _) = mesh.run(&["explain", "r1"]);
     assert!(
         code == 0 && out.contains("to allow it: add /media.v1.Media/Put to `paths` of rule read of allowlist media"),

@@ -6,7 +6,7 @@ use sidecar_core::explain::{Call, Mesh as Model, Proposal};
 use tenon_proto::policy::v1::{DescribeResponse, ExplainRequest, ExplainResponse, RecentDecision, flow::Decision};
 use tonic::Status;
 
-use super::{client, describe_policy};
+use super::{client, describe_policy, explain::change};
 use crate::{
     cli,
     failure::{Answer, Failure},
@@ -161,12 +161,7 @@ fn words(decision: &RecentDecision) -> Vec<String> {
 
 fn json(found: &Found, decision: &RecentDecision, proposal: Option<&Proposal>) -> Value {
     let mut json = decision_json(decision);
-    let changes = |proposal: &Proposal| {
-        let change =
-            |change: &sidecar_core::explain::Change| json!({"change": change.as_str(), "text": change.to_string()});
-        json!({"text": proposal.to_string(), "changes": proposal.changes.iter().map(change).collect::<Vec<_>>()})
-    };
-    json["proposal"] = proposal.map_or(Value::Null, changes);
+    json["proposal"] = proposal.map(|proposal| proposal.changes.iter().map(change).collect::<Vec<_>>()).into();
     json["decisions"] = found.decisions.iter().map(decision_json).collect();
     json["asked"] = found.asked.into();
     json["answered"] = found.answered.into();
