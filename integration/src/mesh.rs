@@ -70,8 +70,9 @@ pub struct Plan {
     instances: Vec<Instance>,
     files: Vec<(String, String)>,
     environment: Vec<(String, String)>,
-    /// Processes of the TCS.
+    /// Processes of the TCS, and of the policy service.
     tcs: usize,
+    policies: usize,
     store: Option<String>,
 }
 
@@ -91,6 +92,7 @@ impl Plan {
             files: vec![("mesh.yaml".into(), mesh.into())],
             environment: Vec::new(),
             tcs: 1,
+            policies: 1,
             store: None,
         })
     }
@@ -131,6 +133,13 @@ impl Plan {
     #[must_use]
     pub fn tcs(mut self, processes: usize) -> Self {
         self.tcs = processes;
+        self
+    }
+
+    /// So many processes of the policy service.
+    #[must_use]
+    pub fn policies(mut self, processes: usize) -> Self {
+        self.policies = processes;
         self
     }
 
@@ -223,9 +232,11 @@ impl Plan {
         let mut text = String::from(
             "apiVersion: tenon.dev/v1\nkind: LocalMesh\nmetadata: {name: local}\nspec:\n  controlPlane:\n",
         );
-        for key in ["identity", "keyRepository", "policy", "dashboard"] {
+        for key in ["identity", "keyRepository", "dashboard"] {
             text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.give());
         }
+        let policies: Vec<_> = (0..self.policies).map(|_| format!("127.0.0.1:{}", self.ports.give())).collect();
+        text += &format!("    policy: [{}]\n", policies.join(", "));
         if self.tcs == 1 {
             text += &format!("    tcs: 127.0.0.1:{}\n", self.ports.give());
         } else {
