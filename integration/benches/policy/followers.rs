@@ -95,9 +95,7 @@ pub fn run(policy: SocketAddr, ca: &Ca) -> anyhow::Result<()> {
                 shared.reached.store(0, Ordering::SeqCst);
                 json!({})
             }
-            "collect" => {
-                latency(&shared.times.lock().expect("nobody panics with it").take().context("it measures")?)
-            }
+            "collect" => latency(&shared.times.lock().expect("nobody panics with it").take().context("it measures")?),
             other => anyhow::bail!("no such order: {other}"),
         };
         answer(&done);

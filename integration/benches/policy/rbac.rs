@@ -63,7 +63,8 @@ fn through_tenon(rules: usize) -> anyhow::Result<f64> {
     }
     let this = std::env::current_exe()?.display().to_string();
     let app = |port: u16| vec![this, "app".to_owned(), format!("127.0.0.1:{port}")];
-    let mesh = Plan::new()?.file("policy.yaml", &policy).app("media", "us-east", app).caller(CALLER, "us-east").start()?;
+    let mesh =
+        Plan::new()?.file("policy.yaml", &policy).app("media", "us-east", app).caller(CALLER, "us-east").start()?;
     let (sidecar, _) = mesh.processes("--service media").into_iter().next().context("the callee's sidecar runs")?;
     cpu_per_call(sidecar, mesh.outbound(CALLER, "us-east"), "media", &path, &[], CALLS, mesh.scratch())
 }

@@ -13,8 +13,7 @@ use std::{
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures_util::StreamExt as _;
 use mesh_identity::{
-    OperatorRole,
-    Peer,
+    OperatorRole, Peer,
     grpc::{Rpc, Who},
 };
 use prost::Message;

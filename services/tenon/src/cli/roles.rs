@@ -123,7 +123,13 @@ pub struct TcsServe {
     #[arg(long, value_name = "HOST:PORT", env = "TENON_LISTEN", default_value = "127.0.0.1:15020")]
     pub listen: SocketAddr,
     /// Address of the policy service: says which service may see which product of a tenant. Of several processes, two.
-    #[arg(long, value_name = "HOST:PORT", env = "TENON_POLICY", value_delimiter = ',', default_value = "127.0.0.1:15030")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "TENON_POLICY",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:15030"
+    )]
     pub policy: Vec<SocketAddr>,
     /// Where tenants are kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
