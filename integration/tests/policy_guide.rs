@@ -132,7 +132,7 @@ fn call(wiki: &str, calling: &AtomicBool) {
                 .args(["-plaintext", "-authority", "media", "-H", "x-tenant-id: acme", wiki, "media.v1.Media/List"])
                 .output()
         });
-        thread::sleep(Duration::from_millis(100));
+        thread::park_timeout(Duration::from_millis(100));
     }
 }
 

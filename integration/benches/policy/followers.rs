@@ -78,7 +78,7 @@ pub fn run(policy: SocketAddr, ca: &Ca) -> anyhow::Result<()> {
                 }
                 while replicas.iter().any(|replica| replica.position().is_none()) {
                     ensure!(began.elapsed() < Duration::from_secs(120), "not every sidecar follows after 2 min");
-                    std::thread::sleep(Duration::from_millis(10));
+                    std::thread::park_timeout(Duration::from_millis(10));
                 }
                 json!({"seconds": began.elapsed().as_secs_f64(), "rss": resident(std::process::id())?})
             }
@@ -90,7 +90,7 @@ pub fn run(policy: SocketAddr, ca: &Ca) -> anyhow::Result<()> {
                 let began = Instant::now();
                 while shared.reached.load(Ordering::SeqCst) < sidecars {
                     ensure!(began.elapsed() < Duration::from_secs(60), "a change did not reach every sidecar in 1 min");
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::park_timeout(Duration::from_millis(1));
                 }
                 shared.reached.store(0, Ordering::SeqCst);
                 json!({})

@@ -56,7 +56,7 @@ pub fn listening(address: SocketAddr) -> anyhow::Result<()> {
         if std::net::TcpStream::connect(address).is_ok() {
             return Ok(());
         }
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::park_timeout(Duration::from_millis(100));
     }
     anyhow::bail!("nobody listens on {address}")
 }
