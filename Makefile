@@ -12,7 +12,7 @@ PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-long lint bench bench-tcs bench-policy doc ci deps nats
+.PHONY: help demo up test test-long lint bench bench-tcs bench-policy doc ci deps nats openssl
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -54,7 +54,7 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) nats ## Install what the tests need: nats-server; Python and npm packages and a crate below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats openssl ## Install what the tests need: nats-server and openssl; Python and npm packages and a crate below target/
 
 # Debian puts it into a folder that is not on everybody's search path.
 nats:
@@ -63,6 +63,15 @@ nats:
 	    apt-get update && apt-get install -y --no-install-recommends nats-server; \
 	  else \
 	    echo "the tests need a NATS server, 2.9 or later: install the package nats-server, then run make again" >&2; exit 1; \
+	  fi; }
+
+# With which the guide to policy makes a key.
+openssl:
+	@command -v openssl >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends openssl; \
+	  else \
+	    echo "the tests need openssl: install the package openssl, then run make again" >&2; exit 1; \
 	  fi; }
 
 # Debian's python3-venv brings venv and pip; other systems have them with Python itself.
