@@ -147,7 +147,11 @@ impl Mesh {
             nobody: peer.is_none(),
         };
         let enforced = |policy: Policy| inbound(&Arc::new(policy)).err();
-        let propose = |refusal: &Refusal| self.release(refusal, call).or_else(|| refused.propose(refusal, enforced));
+        let ruled = peer.is_some_and(|peer| matches!(policy.authorize(peer, call.path), Match::Rule(..)));
+        let propose = |refusal: &Refusal| match refusal.reason {
+            Reason::Quarantined => self.release(call).filter(|_| ruled),
+            _ => refused.propose(refusal, enforced),
+        };
         let mut explanation = match outcome {
             Ok((rule, audited)) => {
                 let proposal = audited.as_ref().and_then(propose);
@@ -201,12 +205,12 @@ impl Mesh {
         Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) }
     }
 
-    /// What a quarantine is answered with.
-    fn release(&self, refusal: &Refusal, call: &Call<'_>) -> Option<Proposal> {
+    /// What a quarantine is answered with, where a rule would let the call pass.
+    fn release(&self, call: &Call<'_>) -> Option<Proposal> {
         let cut_off = [call.caller, call.service].into_iter().filter(|name| self.quarantined.reason(name).is_some());
         let mut changes: Vec<_> = cut_off.map(|name| Change::Release { service: name.to_owned() }).collect();
         changes.dedup();
-        (refusal.reason == Reason::Quarantined && !changes.is_empty()).then_some(Proposal { changes })
+        (!changes.is_empty()).then_some(Proposal { changes })
     }
 
     /// The tenants that the mesh knows, or one made up from the call.

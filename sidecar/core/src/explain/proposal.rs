@@ -114,8 +114,17 @@ impl fmt::Display for Place {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::Add { rule, field, value } => write!(f, "add {value} to `{field}` of {rule}"),
-            Change::Remove { rule, field, value } => write!(f, "remove {value} from `{field}` of {rule}"),
+            Change::Add { rule, field, value } => {
+                write!(f, "add {value} to `{field}` of {rule}")?;
+                match *field {
+                    "tenants.regions" => write!(f, ", which lets in every tenant of {value}"),
+                    "tenants.products" => write!(f, ", which lets in every tenant with that edition"),
+                    _ => Ok(()),
+                }
+            }
+            Change::Remove { rule, field, value } => {
+                write!(f, "remove {value} from `{field}` of {rule}, which lets in tenants without it")
+            }
             Change::NewRule { service, allowlist, name, caller, path, tenant } => {
                 match allowlist {
                     Some(allowlist) => write!(f, "add to allowlist {allowlist}: ")?,
@@ -123,7 +132,9 @@ impl fmt::Display for Change {
                 }
                 write!(f, "{{name: {name}, callers: [{caller}], paths: [{path}], tenant: {tenant}}}")
             }
-            Change::Define { name } => write!(f, "define {name}: a Service, or an ExternalClient if it only calls"),
+            Change::Define { name } => {
+                write!(f, "define {name}, a Service or an ExternalClient if it only calls, and ask again")
+            }
             Change::Release { service } => write!(f, "take {service} out of its Quarantine"),
             Change::Elsewhere { what } => f.write_str(what),
         }
@@ -162,6 +173,8 @@ impl Refused<'_> {
                 (Reason::PathNotAllowed, None) if self.nobody => {
                     return one(Change::Define { name: self.call.caller.to_owned() });
                 }
+                // A pattern would open more than this call, and nothing else can be written down.
+                (Reason::PathNotAllowed, None) if !is_exact(self.call.path) => return None,
                 (Reason::PathNotAllowed, None) => self.let_in(&refusal, &decide),
                 (Reason::TenantNotAllowed, None) => self.widen(&self.record_of(refusal.rule?)?)?,
                 (Reason::TenantNotAllowed, Some(policy)) => self.widen(policy)?,
@@ -308,7 +321,7 @@ impl Refused<'_> {
         let tenant = tenant.unwrap_or_default();
         let product = self.record.map(|record| record.product.as_str()).unwrap_or_default();
         let what = match reason {
-            Reason::ServiceUnknown => return Some(Change::Define { name: service.to_owned() }),
+            Reason::ServiceUnknown => format!("define {service} as a Service, and ask again"),
             Reason::TenantRequired => "name a tenant in the call: x-tenant-id".to_owned(),
             Reason::TenantSuspended => format!("unsuspend it: tenon tenants unsuspend {tenant}"),
             Reason::TenantUnknown if mesh_config::names::TenantId::try_from(tenant).is_ok() => {
@@ -373,6 +386,15 @@ impl Refused<'_> {
         });
         proto::ServicePolicy { rules: vec![enforced], ..of_all }
     }
+}
+
+/// Whether a policy file can name the path, and with it this method alone: callers choose what they send.
+fn is_exact(path: &str) -> bool {
+    let identifier = |text: &str| {
+        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    };
+    let parts = path.strip_prefix('/').and_then(|rest| rest.split_once('/'));
+    parts.is_some_and(|(service, method)| service.split('.').all(identifier) && identifier(method))
 }
 
 fn one(change: Change) -> Option<Proposal> {

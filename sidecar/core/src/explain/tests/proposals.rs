@@ -28,19 +28,23 @@ fn a_tenant_that_a_rule_is_not_for_is_told_by_which_condition_and_what_would_cha
         (
             |of| of.regions = vec!["eu-west".into()],
             "region",
-            "add us-east to `tenants.regions` of rule read of allowlist media-clients (media.yaml:7)",
+            "add us-east to `tenants.regions` of rule read of allowlist media-clients (media.yaml:7), \
+             which lets in every tenant of us-east",
         ),
         (
             |of| of.features = vec!["beta".into()],
             "feature",
-            "remove beta from `tenants.features` of rule read of allowlist media-clients (media.yaml:7)",
+            "remove beta from `tenants.features` of rule read of allowlist media-clients (media.yaml:7), \
+             which lets in tenants without it",
         ),
         (
             |of| (of.ids, of.features) = (vec!["globex".into()], vec!["beta".into(), "gamma".into()]),
             "id",
             "add acme to `tenants.ids` of rule read of allowlist media-clients (media.yaml:7); \
-             and remove beta from `tenants.features` of rule read of allowlist media-clients (media.yaml:7); \
-             and remove gamma from `tenants.features` of rule read of allowlist media-clients (media.yaml:7)",
+             and remove beta from `tenants.features` of rule read of allowlist media-clients (media.yaml:7), \
+             which lets in tenants without it; \
+             and remove gamma from `tenants.features` of rule read of allowlist media-clients (media.yaml:7), \
+             which lets in tenants without it",
         ),
         // It has no edition that could be named.
         (|of| of.editions = vec!["enterprise".into()], "edition", ""),
@@ -144,15 +148,18 @@ const PROPOSALS: &[Proposed] = &[
         Some("acme"),
         "send the transaction token of the request that this call belongs to",
     ),
-    ("issues", "nobody", "/x.v1.X/Y", None, "define nobody: a Service, or an ExternalClient if it only calls"),
+    ("issues", "nobody", "/x.v1.X/Y", None, "define nobody as a Service, and ask again"),
     (
         "stranger",
         "media",
         "/media.v1.Media/Get",
         None,
-        "define stranger: a Service, or an ExternalClient if it only calls",
+        "define stranger, a Service or an ExternalClient if it only calls, and ask again",
     ),
     ("issues", "media", "no path", Some("acme"), ""),
+    // Pasted into a policy file it would be every method.
+    ("issues", "media", "/media.v1.Media/*", Some("acme"), ""),
+    ("wiki", "media", "/media.v1.Media/*", Some("acme"), ""),
     // Audit mode let it pass, and what would be needed if it was enforced is told all the same.
     (
         "issues",
