@@ -108,13 +108,14 @@ fn problems_of_files(reason: Reason, cell: &str) -> Vec<String> {
     problems
 }
 
-/// Every source file that names the variant, apart from tests, the enum itself and offline explanations.
+/// Every source file that names the variant, apart from tests, the enum itself, and what judges refusals of others.
 fn makers(reason: Reason) -> BTreeSet<String> {
     let variant = format!("Reason::{reason:?}");
     let mut files = BTreeSet::new();
     for file in files_below(repository(), "rs") {
         let name = relative(&file);
-        let is_about_it = name == ENUM || name.ends_with("/explain.rs");
+        let judges = ["/explain.rs", "/explain/proposal.rs", "/rollout/cause.rs"];
+        let is_about_it = name == ENUM || judges.iter().any(|file| name.ends_with(file));
         if is_about_it || name.ends_with("tests.rs") || !name.contains("/src/") {
             continue;
         }

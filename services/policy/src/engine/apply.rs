@@ -1,7 +1,5 @@
 //! Changing the policy: one compare-and-set write, and the records that follow from it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use journal::{AppendError, Position, Write};
 use mesh_config::{Records, SourceFile};
 use prost::Message as _;
@@ -372,9 +370,8 @@ impl<'a> Work<'a> {
         state.number += 1;
         let (files, bytes) = (state.files.clone(), state.bytes);
         state.past.push(Past { number: state.number, revision: None, kept: !files.is_empty(), files, bytes });
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.entries.push(HistoryEntry {
-            at_unix_seconds: since.as_secs().try_into().unwrap_or(i64::MAX),
+            at_unix_seconds: mesh_identity::clock::unix_seconds().try_into().unwrap_or(i64::MAX),
             by: self.author.by.clone(),
             action: action.into(),
             note,
