@@ -89,6 +89,12 @@ pub(crate) enum ApplyError {
     /// The change is known, its files are not any more.
     #[error("the files of revision {0} are no longer kept: apply them from where they came from")]
     NotKept(Position),
+    /// What is in force was taken by another version, so canaries could not have something else beside it.
+    #[error(
+        "this version cannot read the policy files in force, so nobody can say which services change: \
+         apply without a rollout, or by the version that applied them"
+    )]
+    NotComparable,
     /// The rollout that was to be completed or given up does not run any more.
     #[error("this rollout has ended")]
     NoRollout,
@@ -267,20 +273,31 @@ impl Engine {
                 self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             }
-            let Some((mesh, records)) = self.target(&loaded.state).await? else {
+            let target = self.target(&loaded.state).await?;
+            let readable = target.is_some();
+            let held = Held::read(&self.journals).await?;
+            let wanted = match target {
+                Some((mesh, records)) => Some((mesh, Wanted::new(&records, loaded.state.mark()))),
+                // Canaries of a rollout that is over are taken back all the same.
+                None if loaded.state.staged.is_none() => {
+                    held.without_canaries(loaded.state.mark()).map(|wanted| (loaded.state.mesh.clone(), wanted))
+                }
+                None => None,
+            };
+            let Some((mesh, wanted)) = wanted else {
                 let positions = self.journals.heads().await?;
                 self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             };
-            let held = Held::read(&self.journals).await?;
-            let wanted = Wanted::new(&records, loaded.state.mark());
             let positions = match records::write(&self.journals, &held, &wanted, loaded.at).await {
                 Ok(positions) => positions,
                 Err(WriteError::Overtaken) => continue,
                 Err(WriteError::Store(error)) => return Err(error),
             };
             changed |= held.position() != positions[0] || held.differences(&wanted) > 0;
-            if loaded.state.positions() == Some(positions) && loaded.state.mesh == mesh {
+            let known = loaded.state.positions() == Some(positions) && loaded.state.mesh == mesh;
+            // Who cannot read the files cannot say that there is not more to do.
+            if known || !(readable || loaded.state.only_gave_up()) {
                 self.settled(&loaded, positions);
                 return Ok(Completed { loaded, positions, changed });
             }

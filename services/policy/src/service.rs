@@ -194,7 +194,9 @@ pub(crate) fn answer(applied: Result<Applied, ApplyError>) -> Result<ApplyRespon
             Ok(ApplyResponse { conflict: Some(conflict), ..ApplyResponse::default() })
         }
         ApplyError::Unknown(_) => Err(Status::not_found(error.to_string())),
-        ApplyError::NotKept(_) | ApplyError::NoRollout => Err(Status::failed_precondition(error.to_string())),
+        ApplyError::NotKept(_) | ApplyError::NotComparable | ApplyError::NoRollout => {
+            Err(Status::failed_precondition(error.to_string()))
+        }
         ApplyError::Store(_) | ApplyError::Unconfirmed(_) | ApplyError::Unsettled(_) => {
             // With the cause: a full disk is the operator's to see to.
             let text = chain(&error);

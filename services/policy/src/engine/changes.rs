@@ -156,6 +156,17 @@ fn rules(old: &[Rule], new: &[Rule]) -> Option<String> {
     (!what.is_empty()).then(|| format!("rules {}", what.join(", ")))
 }
 
+/// Whether two records of a service are the same to its sidecars: wherever their rules stand, and whenever they were signed,
+/// by the same key.
+pub(super) fn same(old: &ServicePolicy, new: &ServicePolicy) -> bool {
+    let says = |policy: &ServicePolicy| {
+        let rules = policy.rules.iter().map(meaning).collect();
+        let key = policy.signature.as_ref().map(|signature| signature.key_id.clone());
+        (key, ServicePolicy { rules, canary: None, signature: None, ..policy.clone() })
+    };
+    says(old) == says(new)
+}
+
 /// What a rule says, wherever it stands.
 fn meaning(rule: &Rule) -> Rule {
     Rule { source: String::new(), ..rule.clone() }

@@ -20,7 +20,10 @@ use std::collections::BTreeMap;
 
 use journal::{AppendError, Journal, Position, ReadError, Record, Snapshot, Write};
 use mesh_config::{Records, names::control_plane};
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{DecodeContext, decode_key, skip_field},
+};
 use tenon_proto::{
     kind,
     policy::v1::{Route, ServicePolicy},
@@ -39,6 +42,9 @@ const ROUTE: usize = 1;
 const ENDPOINT: usize = 2;
 const QUARANTINE: usize = 3;
 const ATTESTATION: usize = 4;
+
+/// Number of `ServicePolicy.canary`.
+const CANARY: u32 = 8;
 
 /// A position of each kind.
 pub(crate) type Positions = [Position; 5];
@@ -86,6 +92,23 @@ impl Held {
             quarantines: decoded(quarantines),
             attestors: decoded(attestors),
         }
+    }
+
+    /// The same without canaries; `None` when there are none. Read as bytes: another version may have written more than this
+    /// one knows, and none of it may be lost.
+    pub fn without_canaries(&self, mark: Vec<u8>) -> Option<Wanted> {
+        let mut found = false;
+        let mut wanted = self.0.each_ref().map(|held| {
+            let records = held.records.iter();
+            records.map(|record| (record.key.clone(), record.value.to_vec())).collect::<BTreeMap<_, _>>()
+        });
+        for (_, record) in wanted[ALLOWLIST].iter_mut().filter(|(key, _)| *key != RESERVED) {
+            if let Some(rest) = without_canary(record) {
+                (*record, found) = (rest, true);
+            }
+        }
+        wanted[ALLOWLIST].insert(RESERVED.to_owned(), mark);
+        found.then_some(Wanted(wanted))
     }
 
     /// How many records differ from what is wanted, the reserved one aside.
@@ -200,6 +223,20 @@ fn difference(held: &Snapshot, wanted: &BTreeMap<String, Vec<u8>>) -> Vec<Write>
 
 fn encoded<M: Message>(records: &BTreeMap<String, M>) -> BTreeMap<String, Vec<u8>> {
     records.iter().map(|(key, record)| (key.clone(), record.encode_to_vec())).collect()
+}
+
+/// An encoded [`ServicePolicy`] without its canary; `None` when it has none, or is none.
+fn without_canary(record: &[u8]) -> Option<Vec<u8>> {
+    let (mut left, mut kept) = (record, Vec::new());
+    while !left.is_empty() {
+        let field = left;
+        let (tag, wire_type) = decode_key(&mut left).ok()?;
+        skip_field(wire_type, tag, &mut left, DecodeContext::default()).ok()?;
+        if tag != CANARY {
+            kept.extend_from_slice(&field[..field.len() - left.len()]);
+        }
+    }
+    (kept.len() < record.len()).then_some(kept)
 }
 
 /// What another version wrote and this one cannot read is left out: this is for people.

@@ -10,6 +10,7 @@ use tenon_proto::policy::v1::{
 use super::{
     Applied, ApplyError, Author, Engine, Step, StoreError,
     apply::RolloutRecord,
+    changes,
     compiled::Checked,
     stored::{self, ROLLOUT, to_position},
 };
@@ -23,7 +24,7 @@ pub(crate) struct Planned {
     checked: Checked,
     /// Of the policy in force that they were compared with.
     pub position: Position,
-    /// The services of either policy, and whether the record of each changes.
+    /// The services of either policy, and whether what is said of each changes.
     services: Vec<(String, bool)>,
 }
 
@@ -33,7 +34,8 @@ impl Planned {
         self.services.iter().map(|(service, _)| service.as_str()).collect()
     }
 
-    /// The services in force whose record changes, or goes. New ones are nobody's to try: they are called by nobody yet.
+    /// The services in force of which something else is said, or nothing any more: another signature or another place in the
+    /// files is nothing to try. New ones are nobody's to try: they are called by nobody yet.
     pub fn touched(&self) -> Vec<&str> {
         self.services.iter().filter(|(_, touched)| *touched).map(|(service, _)| service.as_str()).collect()
     }
@@ -49,19 +51,25 @@ pub(crate) struct StagedNow {
 
 impl Engine {
     /// Checks files as [`Engine::apply`] does, and compares what they say with what is in force, without what is staged.
+    ///
+    /// # Errors
+    /// [`ApplyError::NotComparable`] when this version cannot say what is in force; others as [`Engine::apply`].
     pub async fn plan(&self, files: Vec<SourceFile>, signatures: Vec<RecordSignature>) -> Result<Planned, ApplyError> {
         let checked = self.check(files, signatures).await?;
         let _alone = self.writing.lock().await;
         let before = self.complete().await.map_err(ApplyError::Store)?;
         let state = &before.loaded.state;
         let in_force = self.compiled_from(&state.files).await.map_err(unreadable)?;
+        // The first policy has nothing before it.
+        if in_force.is_none() && !state.files.is_empty() {
+            return Err(ApplyError::NotComparable);
+        }
         let mut services: Vec<(String, bool)> =
             checked.compiled.records.allowlists.keys().map(|service| (service.clone(), false)).collect();
-        // Files that this version does not take are no policy that something could be compared with: all is new.
         for (service, policy) in in_force.iter().flat_map(|compiled| &compiled.records.allowlists) {
             let new = checked.compiled.records.allowlists.get(service);
             services.retain(|(known, _)| known != service);
-            services.push((service.clone(), new != Some(policy)));
+            services.push((service.clone(), new.is_none_or(|new| !changes::same(policy, new))));
         }
         services.sort_unstable();
         Ok(Planned { position: before.position(), checked, services })

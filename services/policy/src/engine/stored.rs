@@ -133,6 +133,12 @@ impl State {
         positions.try_into().ok()
     }
 
+    /// Whether the last change left the files in force as they were, with records that somebody had found complete.
+    pub fn only_gave_up(&self) -> bool {
+        let before = self.past.iter().rev().find(|past| past.number < self.since);
+        self.staged.is_none() && before.is_some_and(|past| past.revision.is_some() && past.files == self.files)
+    }
+
     /// Notes that the records are complete at these positions.
     pub fn complete(&mut self, positions: Positions) {
         self.positions = positions.map(to_revision).to_vec();

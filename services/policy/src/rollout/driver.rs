@@ -169,7 +169,8 @@ impl Driver {
         }
     }
 
-    /// A change that fails is tried again at the next look: what led to it is still so.
+    /// A change that fails is tried again at the next look: the machine remembers why it halts, and so does the store as
+    /// soon as it takes something.
     async fn act(&mut self, verdict: Verdict) {
         let Some(known) = &mut self.known else { return };
         let (engine, record) = (&self.rollouts.engine, known.machine.record());
@@ -194,8 +195,27 @@ impl Driver {
         match done {
             // Another one was faster, or it is done.
             Ok(_) | Err(ApplyError::NoRollout | ApplyError::Unsettled(_)) => self.known = None,
-            Err(error) => tracing::warn!(error = chain(&error), "a rollout cannot be ended: trying again"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "a rollout cannot be ended: trying again");
+                if let Err(error) = self.keep_reason().await {
+                    tracing::warn!(error = chain(&error), "why a rollout is halted cannot be kept: trying again");
+                }
+            }
         }
+    }
+
+    /// Keeps why it halts: whoever takes it up must know.
+    async fn keep_reason(&mut self) -> Result<(), StoreError> {
+        let now = self.rollouts.started.elapsed();
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let record = known.machine.record().clone();
+        if record.halts == known.kept.halts {
+            return Ok(());
+        }
+        if known.kept.owner == self.rollouts.me {
+            return self.keep(now).await;
+        }
+        Self::say(&self.rollouts, known, record, now).await
     }
 
     /// Keeps how the rollout stands.
@@ -216,7 +236,12 @@ impl Driver {
         let Some(known) = &mut self.known else { return Ok(()) };
         let due = now.saturating_sub(known.told) >= BEAT;
         let Some(record) = known.machine.told(seen, due) else { return Ok(()) };
-        match self.rollouts.engine.keep_rollout(known.revision, record.encode_to_vec()).await {
+        Self::say(&self.rollouts, known, record, now).await
+    }
+
+    /// Keeps what this process knows of a rollout that another one owns.
+    async fn say(rollouts: &Rollouts, known: &mut Known, record: Record, now: Duration) -> Result<(), StoreError> {
+        match rollouts.engine.keep_rollout(known.revision, record.encode_to_vec()).await {
             // What is kept stays as it was learnt: only the owner's changes tell that it lives.
             Ok(revision) => (known.kept, known.revision, known.told) = (record, revision, now),
             Err(StoreError::Append(AppendError::Conflict { .. })) => {}

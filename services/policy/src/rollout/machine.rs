@@ -140,7 +140,7 @@ impl Machine {
 
     /// Whether what others have told meanwhile halts it, of a rollout that another process owns.
     pub fn watch(&mut self, judge: &impl Judge) -> Verdict {
-        self.convict(judge).unwrap_or(Verdict::GoOn)
+        self.decided().or_else(|| self.convict(judge)).unwrap_or(Verdict::GoOn)
     }
 
     /// Takes in what is kept of the same rollout. Of one that this process owns, what others say of the canaries.
@@ -150,6 +150,7 @@ impl Machine {
             (self.record.phase, self.record.waited_ms) = (kept.phase, kept.waited_ms);
             self.record.held_ms = kept.held_ms;
         }
+        let from = kept;
         let kept: HashMap<&str, &Canary> = kept.canaries.iter().map(|it| (it.instance.as_str(), it)).collect();
         for (canary, watched) in self.record.canaries.iter_mut().zip(&mut self.watched) {
             let Some(kept) = kept.get(canary.instance.as_str()) else { continue };
@@ -166,6 +167,12 @@ impl Machine {
                 canary.nack.clone_from(&kept.nack);
             }
         }
+        if self.record.halts.is_empty() {
+            self.record.halts.clone_from(&from.halts);
+        }
+        if self.record.refused.is_empty() {
+            self.record.refused.clone_from(&from.refused);
+        }
     }
 
     /// Looks at the canaries. `now` never steps back and is of this process alone.
@@ -179,8 +186,11 @@ impl Machine {
                 refusals.push(format!("{}: {}", canary.instance, canary.nack));
             }
         }
+        if let Some(decided) = self.decided() {
+            return decided;
+        }
         if !refusals.is_empty() {
-            return Verdict::Halt(format!("refused by {}", listed(&refusals)));
+            return self.halt(format!("refused by {}", listed(&refusals)));
         }
         self.convict(judge).unwrap_or_else(|| self.wait(passed))
     }
@@ -197,7 +207,7 @@ impl Machine {
                 self.suspects.push(Suspect { instance: instance.to_owned(), flow: flow.clone(), rule });
             }
         }
-        let verdict = self.convict(judge);
+        let verdict = self.decided().or_else(|| self.convict(judge));
         self.suspects.truncate(MOST_SUSPECTS);
         verdict.unwrap_or(Verdict::GoOn)
     }
@@ -217,7 +227,17 @@ impl Machine {
         let lines: Vec<String> = refused.iter().map(|it| refusal(&it.flow, &it.rule)).collect();
         let reason = format!("{instance} refused what passed before: {}", listed(&lines));
         refused.iter().for_each(|suspect| self.record.refuse(&suspect.flow));
-        Some(Verdict::Halt(reason))
+        Some(self.halt(reason))
+    }
+
+    /// What was decided and may not have been done: the store can fail, and what led to it is not seen again.
+    fn decided(&self) -> Option<Verdict> {
+        (!self.record.halts.is_empty()).then(|| Verdict::Halt(self.record.halts.clone()))
+    }
+
+    fn halt(&mut self, reason: String) -> Verdict {
+        self.record.halts.clone_from(&reason);
+        Verdict::Halt(reason)
     }
 
     fn wait(&mut self, passed: Duration) -> Verdict {
@@ -233,10 +253,12 @@ impl Machine {
                     return Verdict::GoOn;
                 }
                 let missing: Vec<&Canary> = self.record.canaries.iter().filter(|it| !it.acknowledged).collect();
-                Verdict::Halt(format!("not acknowledged within {} s by {}", PATIENCE.as_secs(), named(&missing)))
+                let reason = format!("not acknowledged within {} s by {}", PATIENCE.as_secs(), named(&missing));
+                self.halt(reason)
             }
             Phase::Hold | Phase::Reports if !gone.is_empty() => {
-                Verdict::Halt(format!("without word for {} s from {}", PATIENCE.as_secs(), named(&gone)))
+                let reason = format!("without word for {} s from {}", PATIENCE.as_secs(), named(&gone));
+                self.halt(reason)
             }
             Phase::Hold => self.held(passed),
             Phase::Reports => self.last_reports(passed),
@@ -259,7 +281,8 @@ impl Machine {
         let deaf = self.those(|watched| watched.deaf >= PATIENCE);
         let deaf: Vec<&Canary> = deaf.into_iter().filter(|canary| !canary.reported).collect();
         if !deaf.is_empty() {
-            return Verdict::Halt(format!("nobody knows what was refused by {}, which reports no calls", named(&deaf)));
+            let reason = format!("nobody knows what was refused by {}, which reports no calls", named(&deaf));
+            return self.halt(reason);
         }
         let silent = self.in_phase >= SILENCE;
         let canaries = self.record.canaries.iter().zip(&self.watched);

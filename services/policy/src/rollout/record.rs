@@ -55,6 +55,9 @@ pub(crate) struct Record {
     /// Counts what the owner writes: one that stands still is gone.
     #[prost(uint64, tag = "15")]
     pub beat: u64,
+    /// Why it is to be halted, until that is done.
+    #[prost(string, tag = "16")]
+    pub halts: String,
 }
 
 /// A sidecar that decides by the new policy.
@@ -138,7 +141,7 @@ impl Record {
     /// What is kept at once when it changes.
     pub fn milestones(&self) -> impl PartialEq + use<> {
         let canary = |it: &Canary| (it.acknowledged, it.reported, it.nack.is_empty());
-        (self.revision, self.phase, self.canaries.iter().map(canary).collect::<Vec<_>>())
+        (self.revision, self.phase, self.halts.is_empty(), self.canaries.iter().map(canary).collect::<Vec<_>>())
     }
 
     /// The same rollout, over.

@@ -100,3 +100,20 @@ async fn where_no_key_is_known_signatures_are_handed_on_if_they_have_the_form_of
     let wrong = apply(&engine, &policy(), signed).await.unwrap_err();
     assert!(wrong.contains("for service wiki: malformed"), "{wrong}");
 }
+
+/// Named after canaries of services whose rules had not changed.
+#[tokio::test]
+async fn another_bundle_of_the_same_key_touches_nobody_and_one_of_another_key_all() {
+    let (key, other) = (key(), self::key());
+    let (engine, _, _dir) = world(&[]).await;
+    apply(&engine, &policy(), signatures(&key, &policy())).await.unwrap();
+    let next = files(&[("media", &["read"]), ("wiki", &["erase"])]);
+    let later = |key: &[u8]| {
+        let records = mesh_config::compile(&mesh_config::parse(&next).unwrap()).allowlists;
+        let signed = |(name, policy): (&String, _)| sign(key, kind::ALLOWLIST, name, 8, &signed_part(policy)).unwrap();
+        records.iter().map(signed).collect::<Vec<_>>()
+    };
+    assert_eq!(engine.plan(next.clone(), later(&key)).await.unwrap().touched(), ["wiki"]);
+    assert_eq!(engine.plan(next.clone(), later(&other)).await.unwrap().touched(), ["media", "wiki"], "who accepts it?");
+    assert_eq!(engine.plan(next.clone(), Vec::new()).await.unwrap().touched(), ["media", "wiki"], "signed no longer");
+}

@@ -190,3 +190,59 @@ async fn what_is_kept_of_a_rollout_is_compared_and_set() {
         Record { key: "rollout".into(), revision: next, value: b"one".to_vec().into() }
     );
 }
+
+/// As after a downgrade: the files that are in force are none to this version.
+async fn another_version(it: &Staged) -> Engine {
+    let state = stored::load(&*it.journals.sources).await.unwrap().state;
+    let text = "apiVersion: tenon.dev/v9\nkind: Later\n".to_owned();
+    let files = vec![proto::PolicyFile { path: "mesh.yaml".to_owned(), text }];
+    let later = proto::ApplyRequest { files, ..proto::ApplyRequest::default() };
+    let write = Write::put(stored::files_key(&state.files), later.encode_to_vec());
+    it.journals.sources.append(vec![write]).await.unwrap();
+    open(&it.journals).await
+}
+
+/// Named after a halt that was told of everywhere, and left the canaries with what it halted.
+#[tokio::test]
+async fn canaries_are_taken_back_also_where_the_files_in_force_cannot_be_read() {
+    let mut it = staged().await;
+    it.engine = another_version(&it).await;
+    // A field that this version does not know.
+    let mut media = it.journals.allowlists.get("media").await.unwrap().unwrap().value.to_vec();
+    media.extend([0xfa, 0x3f, 1, 7]);
+    it.journals.allowlists.append(vec![Write::put("media", media)]).await.unwrap();
+    let staged_at = head(&it.engine).await;
+    let by = Author::rollout("why".to_owned());
+    it.engine.unstage(it.number, Action::RolloutHalted, &by, kept(it.number)).await.unwrap();
+    for service in ["media", "wiki", "gone"] {
+        assert_eq!(it.of(service).await, (texts(&["read"]), None), "{service}");
+    }
+    let media = it.journals.allowlists.get("media").await.unwrap().unwrap().value;
+    assert!(media.ends_with(&[0xfa, 0x3f, 1, 7]), "nothing else of the record is lost");
+    let entry = it.engine.history(1).await.unwrap().remove(0);
+    assert_eq!(entry.action(), Action::RolloutHalted);
+    assert!(entry.revision.as_ref().map(stored::to_position) > Some(staged_at), "{entry:?}");
+    let now = head(&it.engine).await;
+    it.engine.settle().await;
+    open(&it.journals).await.settle().await;
+    assert_eq!(head(&it.engine).await, now, "once");
+}
+
+/// Named after a plan for one in a hundred that reached everybody at once.
+#[tokio::test]
+async fn where_the_files_in_force_cannot_be_read_nothing_is_planned() {
+    let it = staged().await;
+    let engine = another_version(&it).await;
+    let planned = engine.plan(files(&[("media", &["write"])]), Vec::new()).await.map(|planned| planned.position);
+    assert!(matches!(planned, Err(ApplyError::NotComparable)), "{planned:?}");
+}
+
+/// Named after canaries of services whose rules had not changed.
+#[tokio::test]
+async fn a_comment_touches_nobody() {
+    let it = staged().await;
+    let mut commented = files(&[("media", &["read"]), ("wiki", &["write"]), ("gone", &["read"])]);
+    commented[0].text.insert_str(0, "# A comment.\n");
+    let planned = it.engine.plan(commented, Vec::new()).await.unwrap();
+    assert_eq!(planned.touched(), ["wiki"]);
+}

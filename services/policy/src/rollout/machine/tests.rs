@@ -344,6 +344,32 @@ fn another_policy_service_that_falls_silent_is_believed_no_longer() {
 }
 
 #[test]
+fn a_halt_that_the_store_did_not_take_is_not_forgotten() {
+    let mut it = fixture(1);
+    it.all_have_it();
+    it.pass(10);
+    let why = halted(it.report(1, &[refused("issues", "/media.v1.Media/Get", 3)]));
+    assert_eq!(halted(it.look()), why, "the next look");
+    assert_eq!(halted(it.machine.watch(&it.judge)), why);
+    assert_eq!(halted(it.report(1, &[])), why);
+    it.restart();
+    it.all_have_it();
+    assert_eq!(halted(it.pass(HOLD + 60)), why, "another process takes it up");
+    let mut other = fixture(1);
+    other.machine.learn(it.machine.record(), true);
+    other.all_have_it();
+    assert_eq!((halted(other.look()), other.machine.record().refused.len()), (why, 1), "and who is told");
+
+    let mut silent = fixture(1);
+    silent.all_have_it();
+    silent.pass(10);
+    silent.seen.clear();
+    let why = halted(silent.pass(61));
+    silent.all_have_it();
+    assert_eq!(halted(silent.look()), why, "it came back while the store failed");
+}
+
+#[test]
 fn nothing_is_decided_before_the_records_are_written() {
     assert!(Machine::new(Record { revision: None, ..record(1) }).is_none());
 }
