@@ -187,11 +187,11 @@ pub struct RecordArgs {
 /// Show which real calls a new policy would newly let pass or refuse, and which sidecars it touches.
 ///
 /// Decides each recorded flow by the policy in force and by the folder. The record has no tenants: where a new policy
-/// only adds conditions to the rule that decides, the flow is one that may be refused. Exits 1 when a flow that passed
-/// would newly be refused.
+/// only adds conditions to the rule that decides, the flow is one that may be refused; where it no longer asks what calls
+/// were refused for, one that may be newly allowed. Exits 1 when a flow that passed would newly be refused.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tenon policy diff -f mesh-config/demo\n  tenon policy diff -f mesh-config/demo --since 7d -o json\n\nExits 0 also when flows may be refused by a condition: read the list."
+    after_help = "Examples:\n  tenon policy diff -f mesh-config/demo\n  tenon policy diff -f mesh-config/demo --since 7d -o json\n\nExits 0 also when flows may be refused by a condition, or newly allowed: read the list."
 )]
 pub struct PolicyDiff {
     /// Folder of the new policy.

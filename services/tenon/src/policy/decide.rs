@@ -116,7 +116,8 @@ pub(super) struct Call {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Calls {
     pub allowed: u64,
-    pub refused: u64,
+    /// By reason.
+    pub refused: BTreeMap<String, u64>,
     /// What audit mode let pass, by the reason for which it would be refused.
     pub audited: BTreeMap<String, u64>,
     /// Unix seconds of the hour of the last one.
@@ -129,7 +130,7 @@ impl Calls {
     }
 
     pub fn all(&self) -> u64 {
-        self.passed() + self.refused
+        self.passed() + self.refused.values().sum::<u64>()
     }
 }
 
@@ -147,7 +148,9 @@ pub(super) fn calls(record: &Record) -> (BTreeMap<Call, Calls>, u64) {
         match flow.decision() {
             Decision::Allowed => calls.allowed += flow.count,
             Decision::Audited => *calls.audited.entry(flow.reason.clone()).or_default() += flow.count,
-            Decision::Unspecified | Decision::Refused => calls.refused += flow.count,
+            Decision::Unspecified | Decision::Refused => {
+                *calls.refused.entry(flow.reason.clone()).or_default() += flow.count;
+            }
         }
         calls.last = calls.last.max(total.last_unix_seconds);
     }

@@ -8,7 +8,7 @@ use mesh_config::{Records, compile};
 use serde_json::{Value, json};
 use tenon_proto::policy::v1::{DescribeResponse, ServicePolicy};
 
-use self::conditions::newly_asked;
+use self::conditions::{newly_asked, no_longer_asked};
 use super::{
     acks,
     decide::{Call, Calls, Decided, Decider, calls},
@@ -58,7 +58,7 @@ struct Changed {
     calls: Calls,
     /// By the policy in force, in words.
     before: String,
-    /// By the new one: the reason, the rule, or what its rule newly asks.
+    /// By the new one: the reason, the rule, or what its rule newly asks or no longer does.
     now: Vec<String>,
 }
 
@@ -68,6 +68,8 @@ struct Diff {
     /// A rule still matches, and asks for more than the one before.
     may_be_refused: Vec<Changed>,
     allowed: Vec<Changed>,
+    /// A rule matched before, and no longer asks what calls were refused for.
+    may_be_allowed: Vec<Changed>,
     /// Calls to paths that the record does not tell apart.
     together: u64,
     /// Services whose own record changes, with how many sidecars are connected.
@@ -89,14 +91,18 @@ impl Diff {
             match (was.passes(), is.passes()) {
                 // Calls that never passed lose nothing: their tenants, say, were refused.
                 (true, false) if calls.passed() > 0 => diff.refused.push(changed(vec![is.words()])),
-                (true, true) if calls.passed() > 0 => {
+                (true, true) => {
                     let asked = newly_asked((was, &before), (is, &now), &call);
-                    if !asked.is_empty() {
+                    if calls.passed() > 0 && !asked.is_empty() {
                         diff.may_be_refused.push(changed(asked));
+                    }
+                    let no_longer = no_longer_asked((was, &before), (is, &now), &call, &calls);
+                    if !no_longer.is_empty() {
+                        diff.may_be_allowed.push(changed(no_longer));
                     }
                 }
                 (false, true) => diff.allowed.push(changed(vec![is.words()])),
-                (true | false, _) => {}
+                (true | false, false) => {}
             }
         }
         Ok(diff)
@@ -123,6 +129,7 @@ impl Diff {
             "newlyRefused": flows(&self.refused, "reason", true),
             "mayBeRefused": flows(&self.may_be_refused, "conditions", false),
             "newlyAllowed": flows(&self.allowed, "by", true),
+            "mayBeAllowed": flows(&self.may_be_allowed, "conditions", false),
             "notToldApart": self.together,
             "touched": touched.collect::<Vec<_>>(),
             "changedForAll": self.for_all,
@@ -132,9 +139,12 @@ impl Diff {
 
 fn show(out: &mut Output, diff: &Diff, record: &Record) -> Result<(), Failure> {
     let mut rows = Vec::new();
-    for (effect, changed) in
-        [("newly refused", &diff.refused), ("may be refused", &diff.may_be_refused), ("newly allowed", &diff.allowed)]
-    {
+    for (effect, changed, says) in [
+        ("newly refused", &diff.refused, ""),
+        ("may be refused", &diff.may_be_refused, ""),
+        ("newly allowed", &diff.allowed, ""),
+        ("may be newly allowed", &diff.may_be_allowed, "no longer "),
+    ] {
         rows.extend(changed.iter().map(|Changed { call, calls, before, now }| {
             let Call { caller, service, path } = call;
             vec![
@@ -143,7 +153,7 @@ fn show(out: &mut Output, diff: &Diff, record: &Record) -> Result<(), Failure> {
                 calls.all().to_string(),
                 moment(calls.last),
                 before.clone(),
-                now.join(", "),
+                format!("{says}{}", now.join(", ")),
             ]
         }));
     }

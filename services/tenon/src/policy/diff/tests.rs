@@ -67,6 +67,12 @@ fn flow(caller: &str, method: &str, decision: Decision, count: u64) -> FlowTotal
     FlowTotal { flow: Some(flow), first_unix_seconds: 1, last_unix_seconds: 2 }
 }
 
+fn refused(reason: &str) -> FlowTotal {
+    let mut total = flow("wiki", "Get", Decision::Refused, 3);
+    total.flow.as_mut().unwrap().reason = reason.into();
+    total
+}
+
 fn record(flows: Vec<FlowTotal>) -> Record {
     Record { flows, from: 1_000, until: 2_000, silent_hours: 0 }
 }
@@ -169,6 +175,85 @@ fn what_a_rule_newly_asks_may_refuse_what_passed_and_what_it_no_longer_asks_may_
                 "{conditions}"
             );
         }
+    }
+}
+
+#[test]
+fn what_calls_were_refused_for_and_a_rule_no_longer_asks_may_be_newly_allowed() {
+    const PLACES: &str = "{product: media, residency: home}";
+    let services = SERVICES.replace("{product: media}", PLACES).replace("regions: [us-east]", "regions: [us-east, eu]");
+    let strict = RULES.replace("optional", "required")
+        + "      proof: transaction
+      rate: {perTenant: 5/m}
+      tenants: {regions: [eu], ids: [acme]}
+";
+    let replaced = |what: &str, by: &str| (services.clone(), strict.replace(what, by));
+    let no_tenant = strict.replace("required", "none").replace("      tenants: {regions: [eu], ids: [acme]}\n", "");
+    let no_tenant = (services.replace(PLACES, "{}"), no_tenant.replace("      rate: {perTenant: 5/m}\n", ""));
+    let audit = (services.replace("MODE", "audit"), strict.clone());
+    let old = records(&services, &strict);
+    for (reasons, (services, rules), conditions) in [
+        (&["TENANT_REQUIRED"][..], replaced("required", "optional"), "tenant: required"),
+        // An id that nobody knows is refused by `optional` as well.
+        (&["TENANT_UNKNOWN"], replaced("required", "optional"), ""),
+        (&["TENANT_REQUIRED"], no_tenant.clone(), "tenant: required"),
+        (&["TENANT_UNKNOWN"], no_tenant.clone(), "tenant: required"),
+        (&["TENANT_SUSPENDED"], audit.clone(), "tenant: required"),
+        (&["TXN_TENANT_MISMATCH"], no_tenant.clone(), "tenant: required"),
+        (&["TXN_MISSING"], no_tenant.clone(), ""),
+        (&["TXN_MISSING", "TXN_EXPIRED"], replaced("      proof: transaction\n", ""), "proof: transaction"),
+        (&["TXN_TENANT_MISMATCH"], replaced("      proof: transaction\n", ""), "proof: transaction"),
+        (&["TENANT_RATE_LIMITED"], replaced("5/m", "6/m"), "rate: 5/m per tenant, burst 5"),
+        (&["TENANT_RATE_LIMITED"], replaced("5/m", "4/m"), ""),
+        (&["TENANT_NOT_ALLOWED"], replaced(", ids: [acme]", ""), "tenants: ids acme"),
+        (&["TENANT_NOT_ALLOWED"], replaced("[eu]", "[eu, us-east]"), "tenants: regions eu"),
+        (&["PRODUCT_NOT_LICENSED"], (services.replace(PLACES, "{residency: home}"), strict.clone()), "product: media"),
+        (&["TENANT_WRONG_REGION"], (services.replace(PLACES, "{product: media}"), strict.clone()), "residency: home"),
+        (&["TENANT_NOT_ALLOWED", "TENANT_REQUIRED"], audit, "tenant: required, tenants: regions eu, tenants: ids acme"),
+        // Refused for something else.
+        (&["TXN_MISSING", "TENANT_UNKNOWN", "PATH_NOT_ALLOWED"], replaced(", ids: [acme]", ""), ""),
+        (&["TENANT_REQUIRED", "TXN_MISSING", "TENANT_NOT_ALLOWED"], (services.clone(), strict.clone()), ""),
+    ] {
+        let new = records(&services, &rules);
+        let found = diff(&old, &new, reasons.iter().copied().map(refused).collect());
+        let asked: Vec<_> = found.may_be_allowed.iter().map(|changed| changed.now.join(", ")).collect();
+        assert_eq!(asked.join("; "), conditions, "{reasons:?}");
+        assert!(found.refused.is_empty() && found.allowed.is_empty() && found.may_be_refused.is_empty());
+        let json = found.json(&record(Vec::new()));
+        if let Some(flow) = json["mayBeAllowed"].get(0) {
+            let count = 3 * reasons.len();
+            assert_eq!((&flow["count"], &flow["passed"]), (&count.into(), &0.into()));
+            assert_eq!(flow["conditions"].as_array().unwrap().len(), conditions.split(", t").count());
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut out = Output::piped(crate::cli::Format::Table, file.reopen().unwrap());
+        show(&mut out, &found, &record(Vec::new())).unwrap();
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!(text.contains("no recorded call is decided otherwise"), conditions.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn a_caller_that_may_newly_not_originate_is_refused_whatever_the_rule_or_the_mode_of_the_callee() {
+    let bound = |services: &str| services.replace("name: wiki}\nspec: {}", "name: wiki}\nspec: {originates: false}");
+    let audit = SERVICES.replace("MODE", "audit");
+    for (services, rules, method) in [
+        (SERVICES, RULES.replace("optional", "none"), "Get"),
+        (SERVICES, RULES.to_owned(), "Get"),
+        (&audit, RULES.to_owned(), "Get"),
+        (&audit, RULES.to_owned(), "Erase"),
+    ] {
+        let (old, new) = (records(services, &rules), records(&bound(services), &rules));
+        let found = diff(&old, &new, vec![flow("wiki", method, Decision::Allowed, 1)]);
+        let lines = [format!("wiki -> media /media.v1.Media/{method}: originates: false of wiki")];
+        assert_eq!(shown(&found.may_be_refused), lines);
+        let refusal = |reason: &str| {
+            let mut total = refused(reason);
+            total.flow.as_mut().unwrap().path = format!("/media.v1.Media/{method}");
+            vec![total]
+        };
+        assert_eq!(shown(&diff(&new, &old, refusal("TENANT_NOT_IN_FLIGHT")).may_be_allowed), lines);
+        assert_eq!(diff(&new, &old, refusal("TENANT_UNKNOWN")).may_be_allowed, []);
     }
 }
 
