@@ -15,6 +15,8 @@ use crate::fleet::Report;
 /// Bytes of batches that may wait, of all services and of one.
 const ALL: usize = 64 << 20;
 const OF_A_SERVICE: usize = 8 << 20;
+/// Bytes that a batch takes beside the name of its sidecar and its flows: itself, its keys, and whoever waits for it.
+const BATCH: usize = 512;
 /// Batches that a reader of the reports may be behind.
 const REPORTS: usize = 4096;
 
@@ -76,7 +78,7 @@ impl Intake {
         at: u64,
         flows: Vec<Flow>,
     ) -> Result<Done, Status> {
-        let room = self.room(service, &flows)?;
+        let room = self.room(service, instance, &flows)?;
         let (done, told) = oneshot::channel();
         let from = MarkKey { service: Arc::clone(service), instance: Arc::clone(instance) };
         let batch = Batch { from, boot, sequence, at, flows: flows.into(), announced: false, done, _room: room };
@@ -104,9 +106,10 @@ impl Intake {
         let _ = self.reports.send(Report { instance, service, flows });
     }
 
-    fn room(self: &Arc<Self>, service: &Arc<str>, flows: &[Flow]) -> Result<Room, Status> {
+    fn room(self: &Arc<Self>, service: &Arc<str>, instance: &str, flows: &[Flow]) -> Result<Room, Status> {
         let text = |flow: &Flow| flow.caller.len() + flow.service.len() + flow.path.len() + flow.reason.len();
-        let bytes = flows.iter().map(|flow| text(flow) + size_of::<Flow>()).sum();
+        let of_flows: usize = flows.iter().map(|flow| text(flow) + size_of::<Flow>()).sum();
+        let bytes = BATCH + instance.len() + of_flows;
         let mut waiting = self.waiting();
         let of_service = waiting.of_service.get(service).copied().unwrap_or_default();
         if of_service + bytes > OF_A_SERVICE || waiting.all + bytes > ALL {

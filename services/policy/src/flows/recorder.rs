@@ -1,7 +1,7 @@
 //! Writes batches: each once, with the mark that says so in the same write.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     mem,
     sync::Arc,
     time::Duration,
@@ -35,6 +35,8 @@ const WRITE: usize = 2 << 20;
 const TRIES: usize = 5;
 /// New sidecars of a service within an hour.
 const NEWCOMERS: usize = if cfg!(test) { 20 } else { 5000 };
+/// Sidecars of a service that has had so many, whose marks are looked for within one round all the same: they may be old ones.
+const SOUGHT: usize = if cfg!(test) { 5 } else { 100 };
 /// Refused flows that a mark tells.
 const TOLD: usize = 20;
 /// Between two looks for what is too old, and before the first one: sidecars that come back find their marks.
@@ -49,6 +51,8 @@ pub(super) struct Recorder {
     /// In the order in which they came.
     pending: Vec<Batch>,
     held: Known,
+    /// Marks that were looked for in this round, of each service that has [`NEWCOMERS`].
+    sought: HashMap<Arc<str>, usize>,
     /// The store does not take anything at present.
     failing: bool,
     prune_at: Instant,
@@ -60,7 +64,7 @@ struct Known {
     hour: u64,
     hours: BTreeMap<HourKey, Held<Counts>>,
     marks: BTreeMap<MarkKey, Held<Mark>>,
-    /// Sidecars of each service that had no mark before this hour.
+    /// Sidecars of each service that had no mark before this hour; at most [`NEWCOMERS`].
     newcomers: HashMap<Arc<str>, usize>,
 }
 
@@ -99,9 +103,9 @@ impl Recorder {
         intake: Arc<Intake>,
         arriving: mpsc::UnboundedReceiver<Batch>,
     ) -> Self {
-        let (pending, held) = (Vec::new(), Known::default());
+        let (pending, held, sought) = (Vec::new(), Known::default(), HashMap::new());
         let prune_at = Instant::now() + PRUNE_AFTER;
-        Self { journal, writer, intake, arriving, pending, held, failing: false, prune_at }
+        Self { journal, writer, intake, arriving, pending, held, sought, failing: false, prune_at }
     }
 
     /// Writes until `stop`, and then once more.
@@ -140,6 +144,7 @@ impl Recorder {
         if mem::replace(&mut self.held.hour, now / HOUR) != now / HOUR {
             self.held = Known { hour: now / HOUR, ..Known::default() };
         }
+        self.sought.clear();
         if self.failing {
             self.drop_copies();
         }
@@ -222,8 +227,8 @@ impl Recorder {
     async fn write(&mut self, group: &mut Vec<Batch>, now: u64) -> Result<usize, RecordError> {
         let mut tried = 0;
         loop {
-            self.look_up(group).await?;
-            self.refuse_newcomers(group);
+            let too_many = self.look_up(group).await?;
+            refuse_newcomers(group, &too_many);
             self.announce(group);
             let plan = self.plan(group, now);
             let writes = self.writes(&plan, now);
@@ -248,16 +253,28 @@ impl Recorder {
         }
     }
 
-    /// Reads what is in the store of what the group touches.
-    async fn look_up(&mut self, group: &[Batch]) -> Result<(), ReadError> {
+    /// Reads what is in the store of what the group touches. Comes back with the sidecars that nobody has heard of and that
+    /// are too many: they take room, and nothing of them is kept here.
+    async fn look_up(&mut self, group: &[Batch]) -> Result<HashSet<MarkKey>, ReadError> {
+        let mut too_many = HashSet::new();
         for batch in group {
+            if too_many.contains(&batch.from) {
+                continue;
+            }
             if !self.held.marks.contains_key(&batch.from) {
+                if self.held.is_crowded(&batch.from.service) && !self.may_seek(&batch.from.service) {
+                    too_many.insert(batch.from.clone());
+                    continue;
+                }
                 let found = self.journal.get(&batch.from.text()).await?;
                 let held = found.map(|record| Held {
                     revision: Some(record.revision),
                     value: Mark::decode(record.value).unwrap_or_default(),
                 });
-                self.held.marks.insert(batch.from.clone(), held.unwrap_or_default());
+                if !self.held.learn(&batch.from, held) {
+                    too_many.insert(batch.from.clone());
+                    continue;
+                }
             }
             let key = self.hour_key(batch);
             if !self.held.hours.contains_key(&key) {
@@ -267,20 +284,14 @@ impl Recorder {
                 self.held.hours.insert(key, held.unwrap_or_default());
             }
         }
-        Ok(())
+        Ok(too_many)
     }
 
-    /// Sidecars that nobody has heard of take room: of one service there are not without end new ones.
-    fn refuse_newcomers(&mut self, group: &mut Vec<Batch>) {
-        let Known { marks, newcomers, .. } = &self.held;
-        let is_too_many = |batch: &mut Batch| {
-            marks.get(&batch.from).is_some_and(|mark| mark.revision.is_none())
-                && newcomers.get(&batch.from.service).is_some_and(|count| *count >= NEWCOMERS)
-        };
-        for batch in group.extract_if(.., is_too_many) {
-            let why = "too many new instances of this service within the hour: send it again later";
-            batch.end(Err(Status::resource_exhausted(why)));
-        }
+    /// Everybody waits for each read.
+    fn may_seek(&mut self, service: &Arc<str>) -> bool {
+        let sought = self.sought.entry(Arc::clone(service)).or_default();
+        *sought += 1;
+        *sought <= SOUGHT
     }
 
     fn announce(&self, group: &mut [Batch]) {
@@ -341,7 +352,7 @@ impl Recorder {
     /// What is known of the keys of a group is read again.
     fn forget(&mut self, group: &[Batch]) {
         for batch in group {
-            self.held.marks.remove(&batch.from);
+            self.held.forget(&batch.from);
             let key = self.hour_key(batch);
             self.held.hours.remove(&key);
         }
@@ -370,7 +381,40 @@ impl Recorder {
     }
 }
 
+/// Of one service there are not without end new ones.
+fn refuse_newcomers(group: &mut Vec<Batch>, too_many: &HashSet<MarkKey>) {
+    for batch in group.extract_if(.., |batch| too_many.contains(&batch.from)) {
+        let why = "too many new instances of this service within the hour: send it again later";
+        batch.end(Err(Status::resource_exhausted(why)));
+    }
+}
+
 impl Known {
+    fn is_crowded(&self, service: &str) -> bool {
+        self.newcomers.get(service).is_some_and(|count| *count >= NEWCOMERS)
+    }
+
+    /// Holds what is in the store of a sidecar. False: nothing is, and there are too many of those.
+    fn learn(&mut self, from: &MarkKey, mark: Option<Held<Mark>>) -> bool {
+        if mark.is_none() {
+            if self.is_crowded(&from.service) {
+                return false;
+            }
+            *self.newcomers.entry(Arc::clone(&from.service)).or_default() += 1;
+        }
+        self.marks.insert(from.clone(), mark.unwrap_or_default());
+        true
+    }
+
+    /// What is in the store of a sidecar is not known any more.
+    fn forget(&mut self, from: &MarkKey) {
+        if self.marks.remove(from).is_some_and(|mark| mark.revision.is_none())
+            && let Some(count) = self.newcomers.get_mut(&from.service)
+        {
+            *count -= 1;
+        }
+    }
+
     /// Takes over what was written, the first of it at `revision`.
     fn take(&mut self, plan: Plan, mut revision: u64) {
         for (key, value) in plan.hours {
@@ -378,12 +422,11 @@ impl Known {
             revision += 1;
         }
         for (key, value) in plan.marks {
-            let service = Arc::clone(&key.service);
-            let before = self.marks.insert(key, Held { revision: Some(revision), value });
-            if before.is_none_or(|mark| mark.revision.is_none()) {
-                *self.newcomers.entry(service).or_default() += 1;
-            }
+            self.marks.insert(key, Held { revision: Some(revision), value });
             revision += 1;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

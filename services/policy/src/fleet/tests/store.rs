@@ -235,6 +235,35 @@ async fn while_the_disk_is_full_nothing_is_taken_and_nothing_is_lost() {
     alone.stop().await;
 }
 
+/// Named after batches without a flow that counts: each waited for a write, and left a mark.
+#[tokio::test]
+async fn what_holds_nothing_is_acknowledged_at_once_and_leaves_nothing() {
+    let world = World::new();
+    let faulty = Arc::new(Faulty { inner: journal(&world), fault: Mutex::new(Some(Fault::Full)) });
+    let journal: Arc<dyn Journal> = Arc::clone(&faulty) as Arc<dyn Journal>;
+    let alone = Alone::start(&world, &journal, "a").await;
+    let mut media = world.sidecar(&alone.address, "media", "media-1", 1).await;
+    let others = flow("wiki", "issues", "/issues.v1.Issues/List", Decision::Allowed, 1);
+    media.report(1, &[]).await;
+    media.report(2, &[others]).await;
+    assert_eq!((media.taken().await, media.taken().await), (1, 2));
+    // In its place, where one before it waits.
+    media.report(3, &[get(5)]).await;
+    media.report(4, &[]).await;
+    assert!(tokio::time::timeout(Duration::from_millis(200), media.responses.message()).await.is_err());
+    *faulty.fault.lock().unwrap() = None;
+    assert_eq!((media.taken().await, media.taken().await), (3, 4));
+    media.report(3, &[get(5)]).await;
+    assert_eq!(media.taken().await, 3);
+    assert_eq!(alone.recorded().await, [get(5)]);
+    let mut issues = world.sidecar(&alone.address, "issues", "issues-1", 1).await;
+    issues.report(1, &[]).await;
+    assert_eq!(issues.taken().await, 1);
+    alone.stop().await;
+    let keys = journal.snapshot().await.unwrap().records.into_iter().map(|record| record.key);
+    assert_eq!(keys.filter(|key| key.starts_with("batch/")).collect::<Vec<_>>(), ["batch/media/media-1"]);
+}
+
 #[tokio::test]
 async fn hours_are_let_go_of_after_thirty_days_whoever_wrote_them() {
     let world = World::new();
