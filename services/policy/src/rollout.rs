@@ -7,13 +7,14 @@
 //! or was believed dead, changes nothing any more.
 //!
 //! `choice` says who begins, `machine` what to do next, `cause` which refusals are the new policy's work, `record` is what is
-//! kept, `driver` does it.
+//! kept, `early` what was refused before anybody knew of it, `driver` does it.
 //!
 //! Never here: decisions about calls, and policy for anybody who is not a canary.
 
 mod cause;
 mod choice;
 mod driver;
+mod early;
 mod machine;
 mod record;
 pub(crate) mod service;

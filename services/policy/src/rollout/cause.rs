@@ -68,6 +68,16 @@ impl Changed {
         reason.parse().is_ok_and(|reason| !path.is_empty() && self.brings(caller, path, reason))
     }
 
+    /// Whether the change can be why the service refused calls of `caller` whose paths were not told apart, on whichever path.
+    pub fn may_refuse(&self, caller: &str, reason: &str) -> bool {
+        let Ok(reason) = reason.parse() else { return false };
+        let rules = self.old.record.rules.iter().chain(&self.new.record.rules);
+        // Rules tell no other paths apart than those that they name, those beside them below the same `/*`, and all others.
+        let named =
+            rules.flat_map(|rule| &rule.paths).map(|path| path.strip_suffix('*').map_or_else(|| path.clone(), any));
+        named.chain([any("/-/")]).any(|path| self.brings(caller, &path, reason))
+    }
+
     /// Whether the change can be why the service's own call was refused on its way out.
     pub fn keeps_from_calling(&self, reason: &str) -> bool {
         reason == Reason::TenantNotInFlight.as_str() && self.old.policy.originates() && !self.new.policy.originates()
@@ -186,6 +196,11 @@ impl Side {
     fn client(&self, name: &str) -> Option<&ExternalClient> {
         self.record.external_clients.iter().find(|client| client.name == name)
     }
+}
+
+/// A path below this one that no rule names: it is no method's name.
+fn any(below: &str) -> String {
+    format!("{below}-")
 }
 
 fn is_of_token(reason: Reason) -> bool {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Rollouts,
     cause::Changed,
+    early::Early,
     machine::{Judge, Machine, Seen, Verdict},
     record::{Phase, Record},
     service_of,
@@ -36,7 +37,7 @@ pub(crate) async fn run(rollouts: Arc<Rollouts>, shutdown: CancellationToken) {
     let mut reports = rollouts.fleet.reports();
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut driver = Driver { rollouts, known: None };
+    let mut driver = Driver { rollouts, known: None, early: Early::default() };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -54,6 +55,8 @@ struct Driver {
     rollouts: Arc<Rollouts>,
     /// The rollout that runs.
     known: Option<Known>,
+    /// What was refused while none was known.
+    early: Early,
 }
 
 /// A rollout that runs.
@@ -86,6 +89,14 @@ impl Judge for Rules {
         }
         let changed = self.services.get(service)?;
         changed.refuses(caller, path, reason).then(|| changed.rule(caller, path))
+    }
+
+    fn hides(&self, flow: &Flow) -> bool {
+        let Flow { caller, service, path, reason, .. } = flow;
+        let services = &self.services;
+        path.is_empty()
+            && (services.get(service).is_some_and(|changed| changed.may_refuse(caller, reason))
+                || services.get(caller).is_some_and(|changed| changed.keeps_from_calling(reason)))
     }
 
     fn passed(&self, flow: &Flow) -> bool {
@@ -149,16 +160,31 @@ impl Driver {
                     (known.kept, known.revision) = (kept, revision);
                 }
             }
-            _ => self.known = self.rollouts.take_up(kept, revision, now).await?,
+            _ => {
+                self.known = self.rollouts.take_up(kept, revision, now).await?;
+                self.catch_up(now);
+            }
         }
         Ok(())
     }
 
-    async fn reported(&mut self, report: &Report) {
+    /// Takes in what was refused before the rollout was known. A verdict is remembered until the look that follows.
+    fn catch_up(&mut self, now: Duration) {
         let Some(known) = &mut self.known else { return };
-        let own = |flow: &&Flow| *flow.service == *report.service || *flow.caller == *report.service;
-        let flows: Vec<Flow> = report.flows.iter().filter(own).cloned().collect();
-        let verdict = known.machine.reported(&report.service, &report.instance, &flows, &known.rules);
+        let (refused, all) = self.early.take(now);
+        for early in &refused {
+            known.reported(&early.service, &early.instance, std::slice::from_ref(&early.flow));
+        }
+        if !all {
+            known.machine.missed_reports();
+        }
+    }
+
+    async fn reported(&mut self, report: &Report) {
+        let Some(known) = &mut self.known else {
+            return self.early.keep(self.rollouts.started.elapsed(), report);
+        };
+        let verdict = known.reported(&report.service, &report.instance, &report.flows);
         self.act(verdict).await;
     }
 
@@ -166,6 +192,8 @@ impl Driver {
         if let Some(known) = &mut self.known {
             tracing::warn!(missed, "reports of sidecars were lost: the hold of the rollout begins anew");
             known.machine.missed_reports();
+        } else {
+            self.early.lose(self.rollouts.started.elapsed());
         }
     }
 
@@ -252,6 +280,21 @@ impl Driver {
 }
 
 impl Known {
+    /// Takes in what a sidecar reported of its own calls.
+    fn reported(&mut self, service: &str, instance: &str, flows: &[Flow]) -> Verdict {
+        let own = |flow: &&Flow| flow.service == service || flow.caller == service;
+        let flows: Vec<Flow> = flows.iter().filter(own).cloned().collect();
+        let held = self.machine.record().held_ms;
+        let verdict = self.machine.reported(service, instance, &flows, &self.rules);
+        if self.machine.record().held_ms < held {
+            tracing::warn!(
+                instance,
+                "too many paths were refused to tell them apart: the hold of the rollout begins anew"
+            );
+        }
+        verdict
+    }
+
     fn log_phase(&self, before: Phase) {
         let record = self.machine.record();
         let what = match record.phase() {

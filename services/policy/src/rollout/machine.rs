@@ -80,6 +80,9 @@ pub(crate) trait Judge {
     /// Whether the change can be why, and the rule in words.
     fn brought(&self, flow: &Flow) -> Option<String>;
 
+    /// Whether the change can be why although nobody can say so: the paths were too many to be told apart.
+    fn hides(&self, flow: &Flow) -> bool;
+
     /// Whether such a call is known to have passed, at another time or elsewhere.
     fn passed(&self, flow: &Flow) -> bool;
 }
@@ -146,6 +149,8 @@ impl Machine {
     /// Takes in what is kept of the same rollout. Of one that this process owns, what others say of the canaries.
     pub fn learn(&mut self, kept: &Record, mine: bool) {
         (self.record.owner, self.record.beat) = (kept.owner, kept.beat);
+        // What was reported in another phase, or before the hold began anew, is no word about this one.
+        let moved = self.record.phase != kept.phase || self.record.held_ms > kept.held_ms;
         if !mine {
             (self.record.phase, self.record.waited_ms) = (kept.phase, kept.waited_ms);
             self.record.held_ms = kept.held_ms;
@@ -162,7 +167,11 @@ impl Machine {
             }
             (canary.follows, canary.reports) = (kept.follows, kept.reports);
             canary.acknowledged |= kept.acknowledged;
-            canary.reported |= kept.reported;
+            canary.reported = match (mine, moved) {
+                (_, false) => canary.reported || kept.reported,
+                (true, true) => canary.reported,
+                (false, true) => kept.reported,
+            };
             if canary.nack.is_empty() {
                 canary.nack.clone_from(&kept.nack);
             }
@@ -202,10 +211,15 @@ impl Machine {
             return Verdict::GoOn;
         };
         canary.reported |= self.record.phase == i32::from(Phase::Reports);
-        for flow in flows.iter().filter(|flow| flow.decision() == Decision::Refused) {
+        let refused = || flows.iter().filter(|flow| flow.decision() == Decision::Refused);
+        for flow in refused() {
             if let Some(rule) = judge.brought(flow) {
                 self.suspects.push(Suspect { instance: instance.to_owned(), flow: flow.clone(), rule });
             }
+        }
+        // Made-up paths must not hide what the change refuses: as long as there are so many, nobody knows that all is well.
+        if refused().any(|flow| judge.hides(flow)) {
+            self.missed_reports();
         }
         let verdict = self.decided().or_else(|| self.convict(judge));
         self.suspects.truncate(MOST_SUSPECTS);
@@ -270,7 +284,6 @@ impl Machine {
             self.record.held_ms = add(self.record.held_ms, passed);
             if self.record.held_ms >= millis(self.record.hold()) {
                 self.enter(Phase::Reports);
-                self.record.canaries.iter_mut().for_each(|canary| canary.reported = false);
             }
         }
         Verdict::GoOn
@@ -294,6 +307,7 @@ impl Machine {
 
     fn enter(&mut self, phase: Phase) {
         self.record.phase = phase.into();
+        self.record.canaries.iter_mut().for_each(|canary| canary.reported = false);
         self.in_phase = Duration::ZERO;
         self.watched.iter_mut().for_each(|watched| watched.deaf = Duration::ZERO);
     }

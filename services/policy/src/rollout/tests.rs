@@ -303,6 +303,24 @@ async fn refusals_of_what_passed_before_halt_it_and_ordinary_ones_do_not() {
     running.stop().await;
 }
 
+/// Named after a canary that told what it refused before anybody knew that it was one.
+#[tokio::test]
+async fn what_a_canary_refuses_at_once_halts_it_as_well() {
+    let world = World::new();
+    let (mut running, mut sidecars) = world.mesh().await;
+    for sidecar in sidecars.iter_mut().filter(|it| it.instance.starts_with("media")) {
+        sidecar.report(GET, Decision::Allowed).await;
+    }
+    apply(&mut running, &["Put"], Some(plan(600))).await.unwrap();
+    let begun = running.status().await.unwrap();
+    let (mut canary, _others) = split(sidecars, &begun);
+    canary.until(|policy| policy.canary.is_some()).await;
+    canary.report(GET, Decision::Refused).await;
+    let halted = running.until(|status| status.state() != State::Running).await;
+    assert_eq!((halted.state(), halted.refused.len()), (State::Halted, 1), "{halted:?}");
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn a_canary_that_refuses_the_policy_halts_it() {
     let world = World::new();

@@ -214,3 +214,26 @@ fn the_rule_is_named_with_its_place() {
     assert_eq!(changed.rule("issues", GET), nearest);
     assert_eq!(changed.rule("nobody", "/other.v1.Other/Get"), "");
 }
+
+#[test]
+fn paths_that_were_not_told_apart_may_hide_what_the_change_refuses_and_nothing_else() {
+    let may = |old: &ServicePolicy, new: &ServicePolicy, caller: &str, reason: Reason| {
+        Changed::new(old.clone(), new.clone()).unwrap().may_refuse(caller, reason.as_str())
+    };
+    let paths = |paths: &[&str]| with(|rule| rule.paths = texts(paths));
+    let (both, one, all) = (paths(&[GET, "/media.v1.Media/Put"]), paths(&[GET]), paths(&["/media.v1.Media/*"]));
+    for (old, new, caller, reason, hides) in [
+        (&both, &one, "issues", Reason::PathNotAllowed, true),
+        (&all, &both, "issues", Reason::PathNotAllowed, true),
+        (&one, &both, "issues", Reason::PathNotAllowed, false),
+        (&both, &all, "issues", Reason::PathNotAllowed, false),
+        (&both, &one, "wiki", Reason::PathNotAllowed, false),
+        (&both, &one, "issues", Reason::Overloaded, false),
+        (&both, &one, "issues", Reason::TenantRequired, false),
+        (&one, &tenant(proto::TenantRequirement::Required), "issues", Reason::TenantRequired, true),
+        (&of(|it| it.audit_allowlist = "media".to_owned()), &one, "wiki", Reason::PathNotAllowed, true),
+    ] {
+        assert_eq!(may(old, new, caller, reason), hides, "{caller} {reason:?} {:?}", new.rules[0].paths);
+    }
+    assert!(!Changed::new(both, one).unwrap().may_refuse("issues", "SOMETHING_LATER"));
+}

@@ -16,6 +16,10 @@ impl Judge for Says {
         (flow.path == "/media.v1.Media/Get").then(|| "rule read of media".to_owned())
     }
 
+    fn hides(&self, flow: &Flow) -> bool {
+        flow.path.is_empty()
+    }
+
     fn passed(&self, flow: &Flow) -> bool {
         self.known.contains(&flow.caller.as_str())
     }
@@ -367,6 +371,49 @@ fn a_halt_that_the_store_did_not_take_is_not_forgotten() {
     let why = halted(silent.pass(61));
     silent.all_have_it();
     assert_eq!(halted(silent.look()), why, "it came back while the store failed");
+}
+
+/// Named after a scanner whose paths hid what the canary refused to everybody else.
+#[test]
+fn as_long_as_refused_paths_are_too_many_to_be_told_apart_the_hold_begins_anew() {
+    let mut it = fixture(2);
+    it.all_have_it();
+    it.pass(HOLD - 1);
+    assert_eq!(it.report(3, &[refused("issues", "", 9)]), Verdict::GoOn);
+    assert_eq!(it.held(), u64::from(HOLD) - 2, "of one that is no canary");
+    for _ in 0..3 {
+        assert_eq!(it.report(1, &[refused("issues", "", 9)]), Verdict::GoOn);
+        assert_eq!((it.phase(), it.held()), (Phase::Hold, 0));
+        assert_eq!(it.pass(HOLD + 5), Verdict::GoOn);
+        assert_eq!(it.phase(), Phase::Reports);
+    }
+    it.report(1, &[]);
+    it.report(2, &[]);
+    assert_eq!(it.pass(1), Verdict::Promote, "it is over");
+}
+
+/// Named after a word about an earlier phase that another policy service brought up again.
+#[test]
+fn what_was_reported_before_the_hold_began_anew_is_forgotten_by_all() {
+    let (mut owner, mut other) = (fixture(1), fixture(1));
+    owner.all_have_it();
+    owner.pass(HOLD + 1);
+    other.machine.learn(owner.machine.record(), false);
+    other.report(1, &[]);
+    assert!(other.machine.record().canaries[0].reported);
+    owner.machine.learn(other.machine.record(), true);
+    assert!(owner.machine.record().canaries[0].reported);
+
+    owner.machine.missed_reports();
+    assert!(!owner.machine.record().canaries[0].reported);
+    owner.machine.learn(other.machine.record(), true);
+    assert!(!owner.machine.record().canaries[0].reported, "it was told of before");
+    other.machine.learn(owner.machine.record(), false);
+    assert!(!other.machine.record().canaries[0].reported);
+    owner.pass(HOLD + 1);
+    assert_eq!(owner.phase(), Phase::Reports);
+    owner.machine.learn(other.machine.record(), true);
+    assert_eq!(owner.pass(1), Verdict::GoOn, "nothing was reported since");
 }
 
 #[test]
