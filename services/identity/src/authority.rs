@@ -19,7 +19,7 @@ use crate::csr::CsrError;
 use crate::keys::{KeyStoreError, Keys, ServiceKey, UnfitKey};
 use crate::limits::{Limited, Limits, Settings};
 use crate::oidc::{Attested, Attestors};
-use crate::operators::OperatorError;
+use crate::operators::{self, OperatorError, Roles};
 use crate::registry::{self, BadName, Holding, Registry};
 use crate::revocations::{RevocationStoreError, Revocations, Selector};
 use crate::svid::{self, Lent};
@@ -48,6 +48,7 @@ pub(crate) struct Authority {
     pub attestors: Attestors,
     pub transactions: Transactions,
     pub lent: Lent,
+    pub roles: Roles,
 }
 
 /// What attests a process that has no certificate yet.
@@ -189,6 +190,7 @@ impl Authority {
             attestors: Attestors::default(),
             transactions: Transactions::default(),
             lent: Lent::new(journal(svid::KIND)?),
+            roles: Roles::new(journal(operators::KIND)?),
         })
     }
 
@@ -278,10 +280,10 @@ impl Authority {
         Ok(admitted)
     }
 
-    /// The next certificate of an operator, with the role of the present one. Operators are people: no instance, no ASAP
-    /// key.
+    /// The next certificate of an operator, with the role of the present one, or the one that an admin gave since if that is
+    /// less. Operators are people: no instance, no ASAP key.
     pub(crate) async fn renew_operator(&self, peer: &Peer, csr: &[u8], now: u64) -> Result<Admitted, AdmitError> {
-        let (id, role) = (&peer.id, peer.role.unwrap_or(OperatorRole::Viewer));
+        let (id, present) = (&peer.id, peer.role.unwrap_or(OperatorRole::Viewer));
         let csr = Csr::parse(csr)?;
         let name = id.operator_name().unwrap_or_default();
         let whose = format!("operator/{name}");
@@ -289,6 +291,8 @@ impl Authority {
         if self.revocations.names_operator(name) {
             return Err(AdmitError::Revoked(Selector::Operator(name.to_owned())));
         }
+        let most = self.roles.most(name).await.map_err(KeyStoreError::from)?;
+        let role = most.map_or(present, |most| present.min(most));
         self.limits.take(&whose, now)?;
         let issued = self.ca.issue_to_operator(&csr, id, role, OPERATOR_LIFETIME, now)?;
         let (serial, not_after) = (issued.serial.as_str(), issued.not_after);
@@ -301,7 +305,7 @@ impl Authority {
             kid: None,
             attested_by,
         })?;
-        tracing::info!(method = "renew", operator = %id, serial, not_after, "certificate issued");
+        tracing::info!(method = "renew", operator = %id, %role, serial, not_after, "certificate issued");
         Ok(Admitted { issued, bundle: self.ca.bundle(), key: Position::ZERO })
     }
 

@@ -26,6 +26,16 @@ impl Service {
         let chain = chain.iter().map(|der| der.to_vec().into()).collect();
         Svid::from_der(chain, Zeroizing::new(key.serialize_der())).unwrap()
     }
+
+    /// What `present` is renewed to.
+    async fn renewed(&self, present: Svid) -> Svid {
+        let mut client = IdentityClient::new(self.channel(&Identity::new(present, self.ca.bundle())));
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec().into();
+        let renewed = client.renew(RenewRequest { csr, ..RenewRequest::default() }).await.unwrap().into_inner();
+        let chain = renewed.chain.iter().map(|der| der.to_vec().into()).collect();
+        Svid::from_der(chain, Zeroizing::new(key.serialize_der())).unwrap()
+    }
 }
 
 #[tokio::test]
@@ -63,14 +73,33 @@ async fn each_role_may_do_what_those_below_it_may_and_nothing_above() {
 #[tokio::test]
 async fn a_renewed_certificate_has_the_role_of_the_one_before() {
     let service = Service::start().await;
-    let identity = Identity::new(service.issued("ann", "viewer").await, service.ca.bundle());
-    let mut ann = IdentityClient::new(service.channel(&identity));
-    let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec().into();
-    let renewed = ann.renew(RenewRequest { csr, ..RenewRequest::default() }).await.unwrap().into_inner();
-    let chain = renewed.chain.iter().map(|der| der.to_vec().into()).collect();
-    let svid = Svid::from_der(chain, Zeroizing::new(key.serialize_der())).unwrap();
-    assert_eq!(svid.role(), Some(OperatorRole::Viewer));
+    let viewer = service.issued("ann", "viewer").await;
+    assert_eq!(service.renewed(viewer).await.role(), Some(OperatorRole::Viewer));
+    // Whom no admin has made, like whoever runs `tenon up`.
+    let own = service.ca.issue_operator("ada", OperatorRole::Admin, SVID_LIFETIME, clock::unix_seconds()).unwrap();
+    assert_eq!(service.renewed(own).await.role(), Some(OperatorRole::Admin));
+    service.stop().await;
+}
+
+/// Named after an operator who was an admin, was made a viewer, and renewed the old certificate for ever.
+#[tokio::test]
+async fn a_role_that_was_taken_is_not_renewed_also_after_a_restart() {
+    let service = Service::start().await;
+    let (admin, of_bob) = (service.issued("ann", "admin").await, service.issued("bob", "admin").await);
+    let admin = service.renewed(admin).await;
+    assert_eq!(admin.role(), Some(OperatorRole::Admin));
+    let viewer = service.issued("ann", "viewer").await;
+    let again = service.renewed(admin).await;
+    assert_eq!(again.role(), Some(OperatorRole::Viewer));
+    // More only by the certificate that has more.
+    let operator = service.issued("ann", "operator").await;
+    assert_eq!(service.renewed(viewer).await.role(), Some(OperatorRole::Viewer));
+    let old = service.issued("eve", "admin").await;
+    service.issued("eve", "viewer").await;
+    let service = Service::start_in(service.stop().await).await;
+    for (svid, role) in [(old, "viewer"), (again, "viewer"), (of_bob, "admin"), (operator, "operator")] {
+        assert_eq!(service.renewed(svid).await.role().map(OperatorRole::as_str), Some(role));
+    }
     service.stop().await;
 }
 
