@@ -81,8 +81,16 @@ pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
 /// Runs the policy service until it is told to end.
 ///
 /// # Errors
-/// It cannot join the mesh, cannot start, or had to end.
+/// Wrong usage, or it cannot join the mesh, cannot start, or had to end.
 pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
+    // Not clap's to see: each of them may stand in the file of settings.
+    if let (Some(folder), Some(keys)) = (&args.folder, &args.require_signed) {
+        let (folder, keys) = (folder.display(), keys.display());
+        return Err(Failure::usage(format!(
+            "--folder {folder} with --require-signed {keys}: a watched folder has no signature, so that none of its policy would be taken"
+        ))
+        .next("leave out --folder and use `tenon policy apply --bundle FILE`, or leave out --require-signed"));
+    }
     serve(Role::Policy, async move |shutdown| {
         let listener = bind(args.listen).await?;
         let joined = join(Role::Policy, &args.join, &args.role, &shutdown).await?;

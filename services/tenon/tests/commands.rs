@@ -13,7 +13,7 @@ use serde_json::Value;
 const MESH: &str = "apiVersion: tenon.dev/v1
 kind: Mesh
 metadata: {name: demo}
-spec: {trustDomain: demo.example, regions: [us-east]}
+spec: {trustDomain: demo.example, regions: [us-east, eu-west]}
 ---
 apiVersion: tenon.dev/v1
 kind: Service
@@ -300,4 +300,23 @@ fn up_refuses_a_bad_folder_before_it_touches_anything() {
     assert_eq!(code(&output), 1);
     assert!(err(&output).contains("has no LocalMesh document"), "{}", err(&output));
     assert!(!data.exists());
+}
+
+#[test]
+fn a_policy_service_that_wants_signatures_follows_no_folder() {
+    let dir = folder(&[("settings.yaml", "requireSigned: keys.pem\n")]);
+    let (settings, state) = (dir.path().join("settings.yaml"), dir.path().join("state"));
+    let (settings, state) = (settings.to_str().unwrap(), state.to_str().unwrap());
+    let store = format!("embedded:{state}/store");
+    let serve = ["policy", "serve", "--trust-domain", "d.example", "--trust-bundle-sha256", "00", "-f", "mesh"];
+    let serve = [&serve[..], &["--state-dir", state, "--store", &store, "--listen", "127.0.0.1:0"]].concat();
+    for more in [["--require-signed", "keys.pem"], ["--config", settings]] {
+        let output = tenon(&[&serve[..], &more].concat());
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{err}");
+        assert!(
+            err.contains("--folder mesh with --require-signed keys.pem: a watched folder has no signature"),
+            "{err}"
+        );
+    }
 }

@@ -227,6 +227,46 @@ fn what_is_wider_than_used_is_told_by_the_calls_that_passed_and_the_methods_ther
 }
 
 #[test]
+fn a_remedy_names_everything_that_is_to_be_written() {
+    let mut base = String::new();
+    let names: Vec<String> = (1..=7).map(|at| format!("s{at}")).collect();
+    for name in names.iter().chain([&"idle".to_owned()]) {
+        write!(base, "apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{}}\n---\n").unwrap();
+    }
+    let dir = folder_with(&format!("{base}{}", allowlist(&[rule("all", "\"*\"", "/media.v1.Things/*")])));
+    let paths: Vec<String> = (1..=7).map(|at| format!("/media.v1.Things/M{at}")).collect();
+    let calls: Vec<(&str, &str)> = names.iter().map(String::as_str).zip(paths.iter().map(String::as_str)).collect();
+    let record = dir.path().join("flows.json");
+    fs::write(&record, flows("ALLOWED", &calls)).unwrap();
+    let found = findings(dir.path(), &["--flows", record.to_str().unwrap(), "--allow", "TP007"]);
+    let help = |id: &str| found.iter().find(|(of, _)| of == id).unwrap().1["help"].clone();
+    assert_eq!(help("TP009"), format!("write {} in its place", paths.join(", ")));
+    assert_eq!(help("TP010"), format!("write {} in place of \"*\"", names.join(", ")));
+}
+
+#[test]
+fn what_audit_mode_lets_everybody_call_is_nothing_that_nobody_may_call() {
+    let descriptors = {
+        let set = descriptors("package media.v1;\nservice Media {\nrpc Get(\nrpc Erase(\n}\n");
+        prost::Message::encode_to_vec(&set)
+    };
+    let archive = "apiVersion: tenon.dev/v1\nkind: Service\nmetadata: {name: archive}\nspec: {}\n---\n";
+    let list = |service: &str, mode: &str| {
+        let head = "---\napiVersion: tenon.dev/v1\nkind: Allowlist\n";
+        format!("{head}metadata: {{name: {service}-more}}\nspec: {{service: {service}, mode: {mode}, rules: []}}\n")
+    };
+    for (mode, expected) in [("audit", &["TP011", "TP011"][..]), ("enforce", &["TP007", "TP015"])] {
+        let dir = folder_with(&format!("{archive}{}{}", list("archive", mode), list("media", mode)));
+        let methods = dir.path().join("media.binpb");
+        fs::write(&methods, &descriptors).unwrap();
+        let found = findings(dir.path(), &["--descriptors", methods.to_str().unwrap()]);
+        let mut ids: Vec<_> = found.iter().map(|(id, _)| id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected, "{mode}: {found:#?}");
+    }
+}
+
+#[test]
 fn tenants_of_a_file_tell_which_conditions_nobody_meets() {
     let conditions = |conditions: &str| {
         allowlist(&[format!(

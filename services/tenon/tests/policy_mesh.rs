@@ -78,6 +78,18 @@ fn apply_that_was_overtaken_says_by_whom_and_what_and_changes_nothing() {
 }
 
 #[test]
+fn rollback_that_was_overtaken_says_that_nothing_was_rolled_back() {
+    let mesh = Mesh::new();
+    let conflict = Conflict { in_force: revision(12), since: vec![bobs(12)] };
+    mesh.script(|script| script.apply = ApplyResponse { conflict: Some(conflict), ..Default::default() });
+    let (code, out, err) = mesh.run(&["policy", "rollback", "9"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("the policy was not rolled back to 7.9: somebody else changed it"), "{err}");
+    assert!(err.contains("and roll back again: `tenon policy rollback 7.9 --expect 7.12`"), "{err}");
+    assert!(!err.contains("applied: somebody") && !err.contains("apply again"), "{err}");
+}
+
+#[test]
 fn who_refuses_a_policy_and_who_is_late_is_named_and_it_is_said_to_be_applied() {
     let mesh = Mesh::new();
     let folder = mesh.folder(POLICY);
@@ -391,6 +403,10 @@ fn a_refused_request_is_explained_with_the_smallest_change_that_would_allow_it()
     assert_eq!((&json["message"], &json["policyRevision"]), (&"no rule of media allows it".into(), &"7.10".into()));
     assert!(json["nearest"].as_str().unwrap().contains("missed by method"), "{json}");
     assert_eq!(json["proposal"][0]["change"], "add");
+    mesh.script(|script| script.explain.decisions[0].decision = Decision::Audited.into());
+    let (code, out, _) = mesh.run(&["explain", "r1"]);
+    assert!(code == 0 && out.contains("to allow it when enforced: add /media.v1.Media/Put to `paths`"), "{out}");
+    mesh.script(|script| script.explain.decisions[0].decision = Decision::Refused.into());
     let (code, out, _) = mesh.run(&["explain", "r1"]);
     assert!(
         code == 0 && out.contains("to allow it: add /media.v1.Media/Put to `paths` of rule read of allowlist media"),

@@ -183,6 +183,7 @@ coverage: 2 of 3 rules (66 %), 2 of 4 paths (50 %)
 
     let coverage = &json(&tenon("test", &dir, &["--coverage", "-o", "json"]))["coverage"];
     let rule = json!({"service": "media", "allowlist": "media", "rule": "export", "source": "mesh.yaml:33"});
+    assert_eq!(coverage["wanted"], Value::Null);
     assert_eq!(coverage["rules"], json!({"total": 3, "touched": 2, "percent": 66, "untouched": [rule]}));
     let paths: Vec<_> =
         coverage["paths"]["untouched"].as_array().unwrap().iter().map(|one| one["path"].clone()).collect();
@@ -196,7 +197,12 @@ fn too_little_coverage_exits_1() {
     for (least, expected) in [("0", 0), ("50", 0), ("51", 1), ("100", 1)] {
         let output = tenon("test", &dir, &["--min-coverage", least]);
         assert_eq!(code(&output), expected, "{least}: {}", out(&output));
-        assert_eq!(out(&output).contains("below the"), expected == 1, "{}", out(&output));
+        let why = "not passed: coverage is below the";
+        assert_eq!(out(&output).contains(why), expected == 1, "{}", out(&output));
+        let output = tenon("test", &dir, &["--min-coverage", least, "-o", "json"]);
+        let answer = json(&output);
+        assert_eq!((code(&output), &answer["passed"]), (expected, &(expected == 0).into()), "{least}");
+        assert_eq!((&answer["failed"], answer["coverage"]["wanted"].to_string().as_str()), (&0.into(), least));
     }
     assert_eq!(code(&tenon("test", &dir, &["--min-coverage", "101"])), 2);
 }
@@ -237,6 +243,47 @@ fn a_refusal_is_explained_with_the_nearest_rule_and_the_change_that_would_allow_
     let from = ["--from", "issues", "--to", "media", "--path", "/media.v1.Media/Get", "--tenant", "acme"];
     let answer = json(&tenon("explain", &dir, &[&from[..], &["-o", "json"]].concat()));
     assert_eq!((&answer["allowed"], &answer["proposal"]), (&true.into(), &Value::Null));
+}
+
+#[test]
+fn what_cannot_be_meant_is_wrong_usage_of_explain() {
+    let dir = folder("ALLOWED", "ALLOWED");
+    let explain = |path: &str, more: &[&str]| {
+        let from = ["--from", "wiki", "--to", "media", "--tenant", "acme", "--path", path];
+        tenon("explain", &dir, &[&from[..], more].concat())
+    };
+    let get = "/media.v1.Media/Get";
+    for (path, more, expected) in [
+        (
+            get,
+            &["--region", "us-eats"][..],
+            "--region us-eats: the Mesh has no such region (did you mean \"us-east\"?)",
+        ),
+        (get, &["--region", "mars"], "--region mars: the Mesh has no such region\n"),
+        ("media.v1.Media/Get", &[], "--path media.v1.Media/Get: expected /package.Service/Method"),
+        ("", &[], "expected /package.Service/Method"),
+        (get, &["--transaction", "Acme Inc"], "--transaction Acme Inc: "),
+    ] {
+        let output = explain(path, more);
+        assert_eq!((code(&output), out(&output).as_str()), (2, ""), "{path} {more:?}: {}", err(&output));
+        assert!(err(&output).contains(expected), "{path} {more:?}: {}", err(&output));
+    }
+    for more in [&["--region", "us-east"][..], &["--transaction", "acme"], &["--transaction"]] {
+        assert_eq!(code(&explain(get, more)), 1, "{more:?}");
+    }
+    assert_eq!(code(&explain("/media.v1.Media/Get?x=1", &[])), 1);
+}
+
+#[test]
+fn a_call_that_audit_mode_lets_pass_is_told_what_would_allow_it_when_enforced() {
+    let dir = folder("ALLOWED", "ALLOWED");
+    fs::write(dir.path().join("mesh.yaml"), MESH.replace("service: media\n", "service: media\n  mode: audit\n"))
+        .unwrap();
+    let from = ["--from", "wiki", "--to", "media", "--path", "/media.v1.Media/Get", "--tenant", "acme"];
+    let output = tenon("explain", &dir, &from);
+    let text = out(&output);
+    assert_eq!(code(&output), 0, "{text}");
+    assert!(text.contains("\n  to allow it when enforced: add ") && !text.contains("to allow it:"), "{text}");
 }
 
 #[test]

@@ -100,7 +100,8 @@ pub struct PolicyServe {
     /// Where policy is kept: `embedded:FILE`, or `nats://HOST:PORT[,HOST:PORT]`, which any number of processes share.
     #[arg(long, value_name = "STORE", env = "TENON_STORE")]
     pub store: Store,
-    /// Take only policy that is signed with one of these keys: a file of Ed25519 public keys, PEM.
+    /// Take only policy that is signed with one of these keys: a file of Ed25519 public keys, PEM. Not with -f: a watched
+    /// folder has no signature.
     #[arg(long, value_name = "FILE", env = "TENON_REQUIRE_SIGNED")]
     pub require_signed: Option<PathBuf>,
     #[command(flatten)]

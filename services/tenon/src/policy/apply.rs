@@ -60,10 +60,10 @@ pub async fn run(args: PolicyApply) -> Result<Answer, Failure> {
     let answer = client(mesh.channel(Role::Policy))
         .apply(request)
         .await
-        .map_err(|status| mesh.write_failure(Role::Policy, "the policy was not applied", AGAIN, &status))?
+        .map_err(|status| mesh.write_failure(Role::Policy, &Work::Apply.not_done(), AGAIN, &status))?
         .into_inner();
     let mut out = Output::stdout(args.output.output);
-    judged(&mut out, &answer, &policy.place, expected)?;
+    judged(&mut out, &answer, &policy.place, expected, Work::Apply)?;
     if let Some(warning) = policy.warning {
         // A closed pipe is not an error.
         let _ = writeln!(io::stderr(), "warning: {warning}");
@@ -107,12 +107,31 @@ fn without_instances(mesh: &mesh_config::Mesh) -> Option<&'static str> {
     )
 }
 
+/// What the policy service was asked to do.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    Apply,
+    /// To this revision.
+    RollBack(Position),
+}
+
+impl Work {
+    /// `the policy was not applied`
+    pub fn not_done(self) -> String {
+        match self {
+            Self::Apply => "the policy was not applied".to_owned(),
+            Self::RollBack(to) => format!("the policy was not rolled back to {to}"),
+        }
+    }
+}
+
 /// Whether the policy service took it.
 pub(super) fn judged(
     out: &mut Output,
     answer: &ApplyResponse,
     place: &Path,
     expected: Position,
+    work: Work,
 ) -> Result<(), Failure> {
     if let Some(conflict) = &answer.conflict {
         if out.is_json() {
@@ -123,17 +142,20 @@ pub(super) fn judged(
             }}))?;
             out.flush()?;
         }
-        return Err(overtaken(conflict, expected));
+        return Err(overtaken(conflict, expected, work));
     }
     if answer.problems.is_empty() {
         return Ok(());
     }
     let problems: Vec<_> = answer.problems.iter().map(|problem| describe(place, problem)).collect();
-    Err(Failure::new(format!("the policy was not applied\n{}", problems.join("\n")))
-        .next("correct what is named and apply again: nothing was changed"))
+    let next = match work {
+        Work::Apply => "correct what is named and apply again: nothing was changed",
+        Work::RollBack(_) => "roll back to another revision of `tenon policy history`: nothing was changed",
+    };
+    Err(Failure::new(format!("{}\n{}", work.not_done(), problems.join("\n"))).next(next))
 }
 
-fn overtaken(conflict: &Conflict, expected: Position) -> Failure {
+fn overtaken(conflict: &Conflict, expected: Position, work: Work) -> Failure {
     let in_force = position(conflict.in_force.as_ref());
     let line = |entry: &HistoryEntry| {
         let HistoryEntry { by, note, at_unix_seconds, revision, .. } = entry;
@@ -142,12 +164,21 @@ fn overtaken(conflict: &Conflict, expected: Position) -> Failure {
         format!("\n{revision} {at} {by} {}: {}{note}", action(entry), changes(entry))
     };
     let since: String = conflict.since.iter().map(line).collect();
+    let next = match work {
+        Work::Apply => format!(
+            "take these changes into your files, see with `tenon policy diff -f DIR` what is left, and apply again with --expect {in_force}"
+        ),
+        Work::RollBack(to) => {
+            format!(
+                "see whether it is still meant, and roll back again: `tenon policy rollback {to} --expect {in_force}`"
+            )
+        }
+    };
     Failure::new(format!(
-        "the policy was not applied: somebody else changed it meanwhile, from {expected} to {in_force}{since}"
+        "{}: somebody else changed it meanwhile, from {expected} to {in_force}{since}",
+        work.not_done()
     ))
-    .next(format!(
-        "take these changes into your files, see with `tenon policy diff -f DIR` what is left, and apply again with --expect {in_force}"
-    ))
+    .next(next)
 }
 
 /// Says what was done, and waits for the sidecars. `done`: "applied".
@@ -223,10 +254,14 @@ mod tests {
             ..Default::default()
         };
         let conflict = Conflict { in_force: entry.revision, since: vec![entry] };
-        let failure = overtaken(&conflict, Position::new(5, 10)).to_string();
+        let failure = overtaken(&conflict, Position::new(5, 10), Work::Apply).to_string();
         let expected = "the policy was not applied: somebody else changed it meanwhile, from 5.10 to 5.12\n\
                         5.12 2023-11-14T22:13:20Z operator bob applied: service media: rules read changed and 1 more (night shift)\n";
         assert!(failure.starts_with(expected), "{failure}");
-        assert!(failure.contains("--expect 5.12"), "{failure}");
+        assert!(failure.contains("apply again with --expect 5.12"), "{failure}");
+        let failure = overtaken(&conflict, Position::new(5, 10), Work::RollBack(Position::new(5, 3))).to_string();
+        assert!(failure.starts_with(&expected.replace("not applied", "not rolled back to 5.3")), "{failure}");
+        assert!(failure.contains("roll back again: `tenon policy rollback 5.3 --expect 5.12`"), "{failure}");
+        assert!(!failure.contains("apply again"), "{failure}");
     }
 }

@@ -2,7 +2,12 @@
 
 use std::{fs, path::Path};
 
-use mesh_config::{compile, tenant::read_json_lines};
+use mesh_config::{
+    compile,
+    names::{RegionName, TenantId},
+    tenant::read_json_lines,
+    yaml::suggestion,
+};
 use sidecar_core::explain::{Call, Change, Explanation, Mesh as Model, TransactionToken};
 use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::Code;
@@ -17,10 +22,20 @@ use crate::{
 /// Runs the command: exit code 0 when the call is allowed, 1 when it is not.
 ///
 /// # Errors
-/// Problems of the files, no mesh, or a name that is none.
+/// Wrong usage, also a name that is none; problems of the files, or no mesh.
 pub async fn run(args: Explain) -> Result<Answer, Failure> {
+    if !args.path.starts_with('/') {
+        return Err(Failure::usage(format!("--path {}: expected /package.Service/Method", args.path))
+            .next("write the path as it stands in the rules"));
+    }
+    if let Some(Some(tenant)) = &args.transaction {
+        TenantId::try_from(tenant.as_str()).map_err(|error| {
+            Failure::usage(format!("--transaction {tenant}: {error}"))
+                .next("name a tenant's id, or leave it out for a token of no tenant")
+        })?;
+    }
     let model = match &args.folder {
-        Some(folder) => offline(folder, args.tenants.as_deref())?,
+        Some(folder) => offline(folder, &args)?,
         None => online(&args).await?,
     };
     let call = Call {
@@ -55,9 +70,18 @@ fn without_query(path: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
-fn offline(folder: &Path, tenants: Option<&Path>) -> Result<Model, Failure> {
-    let records = compile(&super::load(folder)?);
-    let tenants = tenants.map(read_tenants).transpose()?;
+fn offline(folder: &Path, args: &Explain) -> Result<Model, Failure> {
+    let mesh = super::load(folder)?;
+    if let Some(region) = &args.region {
+        let regions = || mesh.regions().iter().map(RegionName::as_str);
+        if !regions().any(|known| known == region) {
+            let hint = suggestion(region, regions());
+            return Err(Failure::usage(format!("--region {region}: the Mesh has no such region{hint}"))
+                .next("name one of the regions of the Mesh document"));
+        }
+    }
+    let records = compile(&mesh);
+    let tenants = args.tenants.as_deref().map(read_tenants).transpose()?;
     model(records.allowlists.values(), records.routes.values(), records.quarantines.values(), tenants)
 }
 
@@ -162,8 +186,10 @@ fn words(call: &Call<'_>, explanation: &Explanation, verdict: &str) -> Vec<Strin
         explanation.condition.map(|condition| format!("  the rule is not for this tenant: {condition} differs")),
     );
     lines.extend(nearest(explanation).map(|nearest| format!("  {nearest}")));
+    let to_allow = if explanation.audited.is_some() { "to allow it when enforced" } else { "to allow it" };
     for (index, change) in explanation.proposal.iter().flat_map(|proposal| &proposal.changes).enumerate() {
-        lines.push(format!("  {}: {change}", if index == 0 { "to allow it" } else { "        and" }));
+        let and = if index == 0 { to_allow } else { "and" };
+        lines.push(format!("  {and:>width$}: {change}", width = to_allow.len()));
     }
     lines.extend(explanation.assumed.iter().map(|assumed| format!("  assumed: {assumed}")));
     lines

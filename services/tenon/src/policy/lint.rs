@@ -16,7 +16,7 @@ use std::{
     path::Path,
 };
 
-use mesh_config::{Allowlist, Mesh, Rule, SourceFile};
+use mesh_config::{Allowlist, Mesh, Mode, Rule, SourceFile};
 use tenon_proto::tcs::v1::TenantContext;
 
 use self::places::Step;
@@ -77,6 +77,12 @@ impl<'a> Subject<'a> {
         Self { mesh, places: Places::of(folder, files), rules }
     }
 
+    /// Whether an Allowlist of the service is in audit mode: every service of the mesh may call it then.
+    fn audits(&self, service: &str) -> bool {
+        let mut allowlists = self.mesh.allowlists().iter();
+        allowlists.any(|allowlist| allowlist.service.as_str() == service && allowlist.mode == Mode::Audit)
+    }
+
     fn place(&self, placed: Placed<'_>, steps: &[Step<'_>]) -> Place {
         self.places.rule(placed.allowlist.name.as_str(), placed.index, steps)
     }
@@ -114,7 +120,7 @@ fn is_infrastructure(path: &str) -> bool {
     split(path).is_some_and(|(service, _)| INFRASTRUCTURE.contains(&service))
 }
 
-/// The first few of them as text: `a, b, c and 4 more`.
+/// The first few of them as text: `a, b, c and 4 more`. For messages: a remedy names them all.
 fn some_of<'t>(texts: impl IntoIterator<Item = &'t str>) -> String {
     const SHOWN: usize = 5;
     let texts: Vec<&str> = texts.into_iter().collect();

@@ -44,7 +44,8 @@ pub async fn run(args: cli::ExplainRequest) -> Result<Answer, Failure> {
             words(decision).iter().try_for_each(|line| out.line(line))?;
         }
         if let Some(proposal) = &proposal {
-            out.line(&format!("  to allow it: {proposal}"))?;
+            let when = if decision.decision() == Decision::Audited { " when enforced" } else { "" };
+            out.line(&format!("  to allow it{when}: {proposal}"))?;
         }
         for problem in &found.problems {
             out.line(&format!("  not asked: {problem}"))?;

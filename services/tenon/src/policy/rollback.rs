@@ -4,7 +4,11 @@ use std::path::Path;
 
 use tenon_proto::policy::v1::RollbackRequest;
 
-use super::{apply, client, words::on_the_wire};
+use super::{
+    apply::{self, Work},
+    client,
+    words::on_the_wire,
+};
 use crate::{
     cli::PolicyRollback,
     failure::{Answer, Failure},
@@ -27,9 +31,10 @@ pub async fn run(args: PolicyRollback) -> Result<Answer, Failure> {
     let request =
         RollbackRequest { to: Some(on_the_wire(to)), expected: Some(on_the_wire(expected)), note: args.message };
     let answer = client(mesh.channel(Role::Policy)).rollback(request).await;
-    let not_done = format!("the policy was not rolled back to {to}");
-    let answer = answer.map_err(|status| mesh.write_failure(Role::Policy, &not_done, FIND_OUT, &status))?.into_inner();
+    let work = Work::RollBack(to);
+    let answer =
+        answer.map_err(|status| mesh.write_failure(Role::Policy, &work.not_done(), FIND_OUT, &status))?.into_inner();
     let mut out = Output::stdout(args.output.output);
-    apply::judged(&mut out, &answer, Path::new(""), expected)?;
+    apply::judged(&mut out, &answer, Path::new(""), expected, work)?;
     apply::settle(&mesh, &mut out, &format!("rolled back to {to}"), &answer, &args.waiting).await
 }

@@ -76,9 +76,11 @@ pub fn run(args: cli::PolicyTest) -> Result<Answer, Failure> {
     let enough = covered.as_ref().is_none_or(|covered| covered.percent() >= wanted);
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
-        let mut answer = serde_json::json!({"passed": failed == 0, "failed": failed, "calls": outcomes});
+        let passed = failed == 0 && enough;
+        let mut answer = serde_json::json!({"passed": passed, "failed": failed, "calls": outcomes});
         if let Some(covered) = &covered {
             answer["coverage"] = serde_json::json!(covered);
+            answer["coverage"]["wanted"] = args.min_coverage.into();
         }
         out.json(&answer)?;
     } else {
@@ -93,7 +95,9 @@ pub fn run(args: cli::PolicyTest) -> Result<Answer, Failure> {
             out.line(&line)?;
         }
         if !enough {
-            out.line(&format!("coverage is below the {wanted} % that --min-coverage wants, of rules and of paths"))?;
+            out.line(&format!(
+                "not passed: coverage is below the {wanted} % that --min-coverage wants, of rules and of paths"
+            ))?;
         }
     }
     out.flush()?;

@@ -90,7 +90,7 @@ fn wide_paths(
             true => ("none of its methods".to_owned(), format!("delete {path} unless it is needed at other times")),
             false => {
                 let whole: Vec<String> = called.iter().map(|method| format!("/{grpc}/{method}")).collect();
-                let whole = some_of(whole.iter().map(String::as_str));
+                let whole = whole.join(", ");
                 (format!("{} alone", some_of(called.iter().copied())), format!("write {whole} in its place"))
             }
         };
@@ -126,7 +126,8 @@ fn wide_callers(
     let (who, help) = match called.is_empty() {
         true => ("nobody did".to_owned(), format!("name the callers, or delete rule {rule}")),
         false => {
-            (format!("{} alone did", some_of(called.clone())), format!("write {} in place of \"*\"", some_of(called)))
+            let whole = called.join(", ");
+            (format!("{} alone did", some_of(called)), format!("write {whole} in place of \"*\""))
         }
     };
     found.push(Finding {

@@ -18,7 +18,7 @@ pub(super) fn check(subject: &Subject<'_>, found: &mut Vec<Finding>) {
     tests(subject, found);
 }
 
-/// A service that only calls needs no callers: one of whose instances none has an app that listens or, where nothing
+/// Audit mode lets everybody call. And a service that only calls needs no callers: one of whose instances none has an app that listens or, where nothing
 /// is said of instances, one that rules name as a caller.
 fn services_without_callers(subject: &Subject<'_>, found: &mut Vec<Finding>) {
     let instances = subject.mesh.local().map(|local| local.instances.as_slice()).unwrap_or_default();
@@ -31,7 +31,7 @@ fn services_without_callers(subject: &Subject<'_>, found: &mut Vec<Finding>) {
             true => !listening.contains(service),
             false => callers.contains(service),
         };
-        if rules.is_empty() && !only_calls {
+        if rules.is_empty() && !only_calls && !subject.audits(service) {
             found.push(Finding {
                 check: &SERVICE_WITHOUT_CALLERS,
                 place: subject.places.name("Service", service),

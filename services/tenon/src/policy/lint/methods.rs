@@ -140,7 +140,7 @@ fn unknown(subject: &Subject<'_>, service: &str, placed: Placed<'_>, known: &Ser
     }
 }
 
-/// Methods that no rule allows to anybody: of each gRPC service that a running server serves, else that a rule names.
+/// Methods that neither a rule nor audit mode allows to anybody: of each gRPC service that a running server serves, else that a rule names.
 fn nobody_may_call(
     subject: &Subject<'_>,
     service: &str,
@@ -149,6 +149,9 @@ fn nobody_may_call(
     served: bool,
     found: &mut Vec<Finding>,
 ) {
+    if subject.audits(service) {
+        return;
+    }
     let mut allowed: HashMap<&str, (Placed<'_>, HashSet<&str>)> = HashMap::new();
     for placed in rules.iter().copied() {
         for (grpc, method) in placed.rule.paths.iter().filter_map(|path| split(path)) {
