@@ -59,7 +59,8 @@ impl PolicyRecord {
 }
 
 /// Whether what the sidecar of this name would decide by is signed with one of `keys`: the record, and where it is a canary
-/// the new policy as well. A record under another service's key was signed for nobody.
+/// the new policy as well. A record under another service's key was signed for nobody. A new policy that allows nothing needs
+/// no signature: the service goes, and nobody signs what is not there.
 ///
 /// # Errors
 /// One line for the NACK.
@@ -67,13 +68,23 @@ pub fn signed(key: &str, raw: &[u8], instance: &str, keys: &[PublicKey]) -> Resu
     let mut record = ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
     let canary = record.canary.take().filter(|canary| canary.instances.iter().any(|named| named == instance));
     let new = canary.and_then(|canary| canary.policy);
-    for policy in [Some(&record), new.as_deref()].into_iter().flatten() {
+    let verify = |policy: &ServicePolicy| {
         if policy.service != key {
             return Err(format!("the policy under {key} is one of {}", policy.service));
         }
-        verify_policy(keys, policy).map_err(|error| format!("the signature of {key}'s policy: {error}"))?;
+        verify_policy(keys, policy).map_err(|error| format!("the signature of {key}'s policy: {error}"))
+    };
+    verify(&record)?;
+    match new.as_deref() {
+        Some(new) if !allows_nothing(key, new) => verify(new),
+        Some(_) | None => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether it lets nobody call, and the service itself originate nothing.
+fn allows_nothing(key: &str, policy: &ServicePolicy) -> bool {
+    let residency = policy.residency;
+    *policy == ServicePolicy { service: key.to_owned(), residency, ..ServicePolicy::default() }
 }
 
 impl Canary {
@@ -198,6 +209,7 @@ mod tests {
             ServicePolicy { canary: Some(Box::new(canary)), ..by(&ours, get.clone()) }
         };
         let changed = ServicePolicy { originates: true, ..by(&ours, get.clone()) };
+        let nothing = ServicePolicy { rules: Vec::new(), ..get.clone() };
         for (record, key, instance, good) in [
             (by(&ours, get.clone()), "media", "media-1", true),
             (get.clone(), "media", "media-1", false),
@@ -207,6 +219,17 @@ mod tests {
             (rolled_out(by(&ours, put.clone())), "media", "media-1", true),
             (rolled_out(put.clone()), "media", "media-1", false),
             (rolled_out(put.clone()), "media", "media-2", true),
+            // A service that goes.
+            (rolled_out(nothing.clone()), "media", "media-1", true),
+            (rolled_out(ServicePolicy { originates: true, ..nothing.clone() }), "media", "media-1", false),
+            (
+                rolled_out(ServicePolicy { audit_allowlist: "media".to_owned(), ..nothing.clone() }),
+                "media",
+                "media-1",
+                false,
+            ),
+            (rolled_out(ServicePolicy { service: "wiki".to_owned(), ..nothing.clone() }), "media", "media-1", false),
+            (nothing, "media", "media-1", false),
         ] {
             let raw = record.encode_to_vec();
             let outcome = signed(key, &raw, instance, std::slice::from_ref(&public));
