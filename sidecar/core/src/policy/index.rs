@@ -125,10 +125,13 @@ impl Index {
         some(of(self.exact(path)).min(of(self.wildcard(path))))
     }
 
-    /// Whether `named` has this caller among them.
-    pub(super) fn names(&self, named: &Named, caller: Peer<'_>) -> bool {
-        let by_name = self.number(caller).is_some_and(|number| named.numbers.binary_search(&number).is_ok());
-        by_name || (named.any && matches!(caller, Peer::Service(_)))
+    /// Whether this caller is among those that are named: looked up once, for any number of rules.
+    pub(super) fn is_among(&self, caller: Peer<'_>) -> impl Fn(&Named) -> bool + use<> {
+        let (number, is_service) = (self.number(caller), matches!(caller, Peer::Service(_)));
+        move |named| {
+            let by_name = number.is_some_and(|number| named.numbers.binary_search(&number).is_ok());
+            by_name || (named.any && is_service)
+        }
     }
 
     /// The names of `named`, `*` first.

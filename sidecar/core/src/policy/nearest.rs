@@ -69,8 +69,8 @@ impl Policy {
             return self.describe(Missed::Caller, index);
         }
         let beside = self.index.beside(path);
-        let of_caller =
-            |index: &&u32| self.rule(**index).is_some_and(|rule| self.index.names(&rule.pattern.callers, caller));
+        let is_among = self.index.is_among(caller);
+        let of_caller = |index: &&u32| self.rule(**index).is_some_and(|rule| is_among(&rule.pattern.callers));
         if let Some(index) = beside.iter().find(of_caller) {
             return self.describe(Missed::Method, *index);
         }
