@@ -43,7 +43,8 @@ pub struct SourceFile {
 /// Reads every `*.yaml` below the folder, in the byte order of their paths.
 ///
 /// Symbolic links are followed, as Kubernetes mounts every file by one. Files and folders whose name begins with `.` are
-/// passed over: among them are the generations of such a mount and the backups of editors. A link to nowhere may have
+/// passed over: among them are the generations of such a mount and the backups of editors. A `*.yml` is a problem: it was
+/// meant to be policy, and a quarantine in it would do nothing. A link to nowhere may have
 /// been a folder of policy files, so it is a problem whatever its name. Nothing in the folder makes this wait, or take
 /// more memory than the limits say: pipes and devices are not opened, and no more is read than is allowed.
 ///
@@ -173,7 +174,7 @@ impl Walk {
         let path = entry.path();
         let name = entry.file_name();
         let Some(name) = name.to_str() else {
-            if path.extension().is_some_and(|extension| extension == "yaml") {
+            if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
                 let below = join(below, &name.to_string_lossy());
                 self.problem(&below, "a file name that is not UTF-8, expected one that is".to_owned());
             }
@@ -191,6 +192,9 @@ impl Walk {
                 } else {
                     self.found.push((below, path));
                 }
+            }
+            Ok(_) if name.ends_with(".yml") => {
+                self.problem(&below, "policy files end in .yaml: rename it".to_owned());
             }
             Ok(_) => {}
             Err(error) if name.ends_with(".yaml") => {

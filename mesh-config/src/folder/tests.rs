@@ -21,10 +21,28 @@ fn every_yaml_file_below_is_read_in_the_byte_order_of_its_path() {
     let dir = folder();
     fs::create_dir_all(dir.path().join("a/b")).unwrap();
     fs::create_dir_all(dir.path().join("folder.yaml")).unwrap();
-    for name in ["z.yaml", "a.yaml", "a/b/c.yaml", "a-b.yaml", "notes.txt", "x.yml", "folder.yaml/in.yaml"] {
+    for name in ["z.yaml", "a.yaml", "a/b/c.yaml", "a-b.yaml", "notes.txt", ".x.yml", "folder.yaml/in.yaml"] {
         fs::write(dir.path().join(name), name).unwrap();
     }
     assert_eq!(paths(dir.path()), ["a-b.yaml", "a.yaml", "a/b/c.yaml", "folder.yaml/in.yaml", "z.yaml"]);
+}
+
+#[test]
+fn a_file_that_was_meant_to_be_policy_and_is_not_named_so_is_a_problem() {
+    let dir = folder();
+    fs::create_dir_all(dir.path().join("a/folder.yml")).unwrap();
+    for name in ["mesh.yaml", "quarantine.yml", "a/b.yml", "a/folder.yml/c.yaml"] {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    let rename = "policy files end in .yaml: rename it";
+    let expected = [format!("a/b.yml:1:1: {rename}"), format!("quarantine.yml:1:1: {rename}")];
+    assert_eq!(problems(dir.path()), expected);
+    // Somebody who watches the folder sees it come and go.
+    let with = fingerprint(dir.path());
+    fs::remove_file(dir.path().join("quarantine.yml")).unwrap();
+    fs::remove_file(dir.path().join("a/b.yml")).unwrap();
+    assert_ne!(fingerprint(dir.path()), with);
+    assert_eq!(paths(dir.path()), ["a/folder.yml/c.yaml", "mesh.yaml"]);
 }
 
 #[test]
