@@ -148,9 +148,9 @@ impl Mesh {
         };
         let enforced = |policy: Policy| inbound(&Arc::new(policy)).err();
         let ruled = peer.is_some_and(|peer| matches!(policy.authorize(peer, call.path), Match::Rule(..)));
-        let propose = |refusal: &Refusal| match refusal.reason {
-            Reason::Quarantined => self.release(call).filter(|_| ruled),
-            _ => refused.propose(refusal, enforced),
+        let propose = |refusal: &Refusal| {
+            let cut_off = refusal.reason == Reason::Quarantined;
+            if cut_off { self.release(call).filter(|_| ruled) } else { refused.propose(refusal, enforced) }
         };
         let mut explanation = match outcome {
             Ok((rule, audited)) => {
