@@ -192,7 +192,7 @@ mod tests {
     fn what_is_beside_the_record_is_not_signed() {
         let (private, public) = keys();
         let canary = tenon_proto::policy::v1::Canary::default();
-        let policy = ServicePolicy { canary: Some(canary), ..signed(&private) };
+        let policy = ServicePolicy { canary: Some(Box::new(canary)), ..signed(&private) };
         assert_eq!(verify_policy(&[public], &policy), Ok(()));
     }
 
