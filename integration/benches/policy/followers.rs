@@ -38,8 +38,8 @@ impl Of {
     /// In orders.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::OneService => "one",
-            Self::EachService => "each",
+            Self::OneService => "one_service",
+            Self::EachService => "every_service",
         }
     }
 }
@@ -71,9 +71,10 @@ pub fn run(policy: SocketAddr, ca: &Ca) -> anyhow::Result<()> {
         let done = match order["do"].as_str().context("an order")? {
             "connect" => {
                 let began = Instant::now();
+                let services = usize::try_from(order["services"].as_u64().unwrap_or(1))?;
                 let _inside = runtime.enter();
                 for number in 0..sidecars {
-                    let service = if order["of"] == Of::OneService.name() { 0 } else { number };
+                    let service = if order["of"] == Of::OneService.name() { 0 } else { number % services };
                     replicas.push(follow(policy, ca, &files::name(service), number, &shared));
                 }
                 while replicas.iter().any(|replica| replica.position().is_none()) {
