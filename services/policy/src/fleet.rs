@@ -124,6 +124,11 @@ impl Fleet {
         self.front.intake.reports()
     }
 
+    /// Whether what sidecars report is written, and with that told to readers of [`Fleet::reports`], as far as is known.
+    pub fn is_recording(&self) -> bool {
+        self.front.intake.is_recording()
+    }
+
     /// Whether the record has such a call that passed (allowed, or let pass by audit mode) before `moment`, in Unix
     /// seconds. Where paths were too many to be told apart, any of them may have been this one. Reads no store.
     ///

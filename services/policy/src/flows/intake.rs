@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tenon_proto::policy::v1::Flow;
@@ -26,6 +29,8 @@ pub(crate) struct Intake {
     waiting: Mutex<Waiting>,
     passed: Mutex<Passed>,
     reports: broadcast::Sender<Report>,
+    /// What comes cannot be written, so that not all of it is announced.
+    failing: AtomicBool,
 }
 
 /// Bytes of the batches that wait.
@@ -63,7 +68,13 @@ impl Intake {
     pub(super) fn new(passed: Passed) -> (Arc<Self>, mpsc::UnboundedReceiver<Batch>) {
         let (arriving, batches) = mpsc::unbounded_channel();
         let reports = broadcast::Sender::new(REPORTS);
-        let intake = Self { arriving, waiting: Mutex::default(), passed: Mutex::new(passed), reports };
+        let intake = Self {
+            arriving,
+            waiting: Mutex::default(),
+            passed: Mutex::new(passed),
+            reports,
+            failing: AtomicBool::default(),
+        };
         (Arc::new(intake), batches)
     }
 
@@ -89,6 +100,15 @@ impl Intake {
 
     pub fn reports(&self) -> broadcast::Receiver<Report> {
         self.reports.subscribe()
+    }
+
+    /// Whether what sidecars report is written, and with that announced, as far as is known.
+    pub fn is_recording(&self) -> bool {
+        !self.failing.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Ordering::Release);
     }
 
     pub fn passed_before(&self, caller: &str, service: &str, path: &str, moment: u64) -> bool {

@@ -158,12 +158,14 @@ impl Recorder {
                     group.into_iter().for_each(|batch| batch.end(Ok(())));
                     written += bytes;
                     if mem::take(&mut self.failing) {
+                        self.intake.set_failing(false);
                         tracing::info!("flows are written to the store again");
                     }
                 }
                 Err(error) => {
                     self.pending.splice(..0, group);
                     if !mem::replace(&mut self.failing, true) {
+                        self.intake.set_failing(true);
                         let error = chain(&error);
                         tracing::warn!(
                             error,

@@ -353,8 +353,10 @@ impl Rollouts {
             }
             entry.nack = nack.map(|at| (at, follower.nack)).or(entry.nack.take());
         }
+        // What cannot be recorded is not all told: then their silence says nothing.
+        let told = self.fleet.is_recording();
         for (instance, service) in self.fleet.connected() {
-            if is_canary(&instance, &service) {
+            if told && is_canary(&instance, &service) {
                 seen.entry(instance.to_string()).or_default().reports = true;
             }
         }

@@ -1,6 +1,6 @@
 //! What a sidecar that says it is many can make grow.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use journal::{Embedded, History, Position, Record, Snapshot, Tail};
 
@@ -13,15 +13,22 @@ const NOW: u64 = 1_800_000_000;
 struct Counting {
     inner: Arc<dyn Journal>,
     reads: AtomicUsize,
+    full: AtomicBool,
 }
 
 #[tonic::async_trait]
 impl Journal for Counting {
     async fn append(&self, writes: Vec<Write>) -> Result<Position, AppendError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(AppendError::Full("the test says so".into()));
+        }
         self.inner.append(writes).await
     }
 
     async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(AppendError::Full("the test says so".into()));
+        }
         self.inner.append_at(head, writes).await
     }
 
@@ -64,7 +71,7 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let inner = Embedded::open(&dir.path().join("store.redb")).unwrap().kind("flow").unwrap();
-        let journal = Arc::new(Counting { inner, reads: AtomicUsize::new(0) });
+        let journal = Arc::new(Counting { inner, reads: AtomicUsize::new(0), full: AtomicBool::new(false) });
         let (intake, arriving) = Intake::new(Passed::default());
         let recorder = Recorder::new(Arc::clone(&journal) as _, "a".into(), Arc::clone(&intake), arriving);
         Self { recorder, journal, intake, _dir: dir }
@@ -170,4 +177,23 @@ async fn a_batch_takes_room_also_where_it_says_nothing() {
     };
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
     assert!(waiting.len() > 5000, "a batch of each of many sidecars has room: {}", waiting.len());
+}
+
+/// Named after a rollout that was promoted while nothing that its canaries refused was heard of.
+#[tokio::test]
+async fn it_is_known_that_flows_are_not_recorded_from_the_first_that_was_not_until_all_are() {
+    let mut fixture = Fixture::new();
+    let _first = fixture.report("media", "a", 1);
+    fixture.round().await;
+    assert!(fixture.intake.is_recording());
+    fixture.journal.full.store(true, Ordering::Relaxed);
+    let mut second = [fixture.report("media", "a", 2)];
+    fixture.round().await;
+    assert!(!fixture.intake.is_recording());
+    fixture.round().await;
+    assert!(!fixture.intake.is_recording());
+    fixture.journal.full.store(false, Ordering::Relaxed);
+    fixture.round().await;
+    assert!(fixture.intake.is_recording());
+    assert_eq!(taken(&mut second), 1);
 }
