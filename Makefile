@@ -12,10 +12,10 @@ PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-long lint bench bench-tcs bench-policy doc ci deps nats openssl
+.PHONY: help demo up test test-release test-long lint bench bench-tcs bench-policy bench-mesh doc ci deps nats openssl
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: ## Build, run the sample mesh end to end, print what was allowed and refused, stop it
 	$(CARGO) build --release --workspace --bins
@@ -27,10 +27,16 @@ up: ## Build and leave the sample mesh running, with grpcurl lines to try
 
 test: deps ## Run all tests; installs what they need first
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace --no-fail-fast
+	.ci/told $(CARGO) test --workspace --no-fail-fast
 
-test-long: ## A million malformed tokens, minutes long
+test-release: ## Rolling restarts at 500 calls a second: more than binaries that are not optimized can do
+	$(CARGO) build --release --workspace --bins
+	TENON_TEST_BINARIES=$(CURDIR)/target/release .ci/told $(CARGO) test -p integration --test rolling
+
+test-long: ## A million malformed tokens, and half an hour of traffic in flat memory
 	TENON_MALFORMED_TOKENS=1000000 $(CARGO) test -p mesh-asap --test garbage
+	$(CARGO) build --workspace --bins
+	TENON_SOAK_SECONDS=1800 $(CARGO) test -p integration --test soak -- --nocapture
 
 lint: ## Formatting and lints; warnings are errors
 	$(CARGO) fmt --all --check
@@ -48,13 +54,18 @@ bench-policy: h2load $(ENVOY)/bin/envoy ## A decision at up to 10,000 rules, a c
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) bench -p integration --bench policy
 
+bench-mesh: h2load $(ENVOY)/bin/envoy ## A pair of sidecars beside a pair of Envoys, and without checks: CPU a call, times, memory; minutes
+	$(CARGO) build --profile bench -p tenon -p tenon-sidecar
+	$(CARGO) build --profile bench -p tenon-sidecar --features bench-no-checks --target-dir target/no-checks
+	$(CARGO) bench -p integration --bench mesh
+
 doc: ## Build the API documentation; warnings are errors
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps
 
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) nats openssl ## Install what the tests need: nats-server and openssl; Python and npm packages and a crate below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats openssl ruby-grpc h2load ## Install what the tests need: nats-server, openssl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
 
 # Debian puts it into a folder that is not on everybody's search path.
 nats:
@@ -72,6 +83,16 @@ openssl:
 	    apt-get update && apt-get install -y --no-install-recommends openssl; \
 	  else \
 	    echo "the tests need openssl: install the package openssl, then run make again" >&2; exit 1; \
+	  fi; }
+
+# gRPC's own interoperability client and server.
+.PHONY: ruby-grpc
+ruby-grpc:
+	@ruby -e 'require "grpc"; require "googleauth"' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends ruby ruby-grpc; \
+	  else \
+	    echo "the tests need Ruby with gRPC: install the package ruby-grpc, then run make again" >&2; exit 1; \
 	  fi; }
 
 # Debian's python3-venv brings venv and pip; other systems have them with Python itself.
@@ -108,14 +129,14 @@ redis:
 	    echo "the benchmark compares with Redis: install the package redis-server, then run make again" >&2; exit 1; \
 	  fi; }
 
-# What bench-policy makes calls with, and compares with.
+# What a test and the benchmarks make calls with.
 .PHONY: h2load
 h2load:
 	@command -v h2load >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update && apt-get install -y --no-install-recommends nghttp2-client; \
 	  else \
-	    echo "the benchmark calls with h2load: install the package nghttp2-client, then run make again" >&2; exit 1; \
+	    echo "the tests and benchmarks call with h2load: install the package nghttp2-client, then run make again" >&2; exit 1; \
 	  fi; }
 
 $(ENVOY)/bin/envoy:

@@ -4,11 +4,16 @@
 //! binaries are those that `cargo build --workspace --bins` put beside the test: `make test` does that first.
 
 pub mod asap;
+pub mod bench;
+pub mod by_hand;
 pub mod calls;
 pub mod changes;
 pub mod mesh;
 pub mod nats;
+pub mod open_loop;
 pub mod ports;
 pub mod python;
+pub mod shop;
 pub mod traffic;
+pub mod trouble;
 pub mod under_traffic;

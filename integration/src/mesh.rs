@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, mpsc},
@@ -34,12 +34,18 @@ pub fn target_profile_dir() -> anyhow::Result<PathBuf> {
     Ok(dir.to_owned())
 }
 
+/// Folder with the binaries to test instead of those beside this program: `make test-release` names one.
+#[must_use]
+pub fn binaries_elsewhere() -> Option<PathBuf> {
+    std::env::var_os("TENON_TEST_BINARIES").map(PathBuf::from)
+}
+
 /// A binary of the workspace.
 ///
 /// # Errors
 /// It was not built.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
-    let path = target_profile_dir()?.join(name);
+    let path = binaries_elsewhere().map_or_else(target_profile_dir, Ok)?.join(name);
     ensure!(path.exists(), "{} is missing: `make test` builds it, or `cargo build --workspace --bins`", path.display());
     Ok(path)
 }
@@ -74,6 +80,9 @@ pub struct Plan {
     tcs: usize,
     policies: usize,
     store: Option<String>,
+    binaries: Option<PathBuf>,
+    /// What all listens on.
+    host: IpAddr,
 }
 
 impl Plan {
@@ -94,6 +103,8 @@ impl Plan {
             tcs: 1,
             policies: 1,
             store: None,
+            binaries: None,
+            host: Ipv4Addr::LOCALHOST.into(),
         })
     }
 
@@ -112,6 +123,13 @@ impl Plan {
         let plan = plan.product("issues", "us-east", &["--outbound", &outbound_flag], Some(outbound))?;
         let plan = plan.product("media", "us-east", &[], None)?.product("media", "eu-west", &[], None)?;
         Ok(plan.caller("wiki", "us-east"))
+    }
+
+    /// All of it listens on `::1`, and on no IPv4 address.
+    #[must_use]
+    pub fn ipv6(mut self) -> Self {
+        self.host = Ipv6Addr::LOCALHOST.into();
+        self
     }
 
     /// A policy file.
@@ -140,6 +158,13 @@ impl Plan {
     #[must_use]
     pub fn policies(mut self, processes: usize) -> Self {
         self.policies = processes;
+        self
+    }
+
+    /// Binaries of this folder instead of those beside this program.
+    #[must_use]
+    pub fn binaries(mut self, folder: &Path) -> Self {
+        self.binaries = Some(folder.to_owned());
         self
     }
 
@@ -229,34 +254,38 @@ impl Plan {
     }
 
     fn local_mesh(&mut self) -> String {
+        let host = self.host;
+        let at = move |port| SocketAddr::new(host, port);
         let mut text = String::from(
             "apiVersion: tenon.dev/v1\nkind: LocalMesh\nmetadata: {name: local}\nspec:\n  controlPlane:\n",
         );
         for key in ["identity", "keyRepository", "dashboard"] {
-            text += &format!("    {key}: 127.0.0.1:{}\n", self.ports.give());
+            text += &format!("    {key}: \"{}\"\n", at(self.ports.give()));
         }
-        let policies: Vec<_> = (0..self.policies).map(|_| format!("127.0.0.1:{}", self.ports.give())).collect();
+        let policies: Vec<_> = (0..self.policies).map(|_| format!("\"{}\"", at(self.ports.give()))).collect();
         text += &format!("    policy: [{}]\n", policies.join(", "));
         if self.tcs == 1 {
-            text += &format!("    tcs: 127.0.0.1:{}\n", self.ports.give());
+            text += &format!("    tcs: \"{}\"\n", at(self.ports.give()));
         } else {
             text += "    tcs:\n";
             for number in 0..self.tcs {
-                text += &format!("      - {{address: 127.0.0.1:{}, zone: zone-{number}}}\n", self.ports.give());
+                text += &format!("      - {{address: \"{}\", zone: zone-{number}}}\n", at(self.ports.give()));
             }
         }
         text += "  instances:\n";
         for instance in &self.instances {
             text += &format!("    - service: {}\n      region: {}\n", instance.service, instance.region);
             if let Some(port) = instance.app {
-                text += &format!("      app: 127.0.0.1:{port}\n");
+                text += &format!("      app: \"{}\"\n", at(port));
             }
             if !instance.command.is_empty() {
                 text += &format!("      command: {}\n", serde_json::json!(instance.command));
             }
             text += &format!(
-                "      outbound: 127.0.0.1:{}\n      inbound: 127.0.0.1:{}\n      admin: 127.0.0.1:{}\n",
-                instance.outbound, instance.inbound, instance.admin
+                "      outbound: \"{}\"\n      inbound: \"{}\"\n      admin: \"{}\"\n",
+                at(instance.outbound),
+                at(instance.inbound),
+                at(instance.admin)
             );
             if instance.on_demand {
                 text += "      tenants: on-demand\n";
@@ -283,8 +312,10 @@ impl Plan {
             _ports: self.ports,
             environment: self.environment,
             store: self.store,
+            binaries: self.binaries,
             up: None,
             extra: Vec::new(),
+            host: self.host,
         })
     }
 
@@ -306,9 +337,12 @@ pub struct Mesh {
     _ports: Ports,
     environment: Vec<(String, String)>,
     store: Option<String>,
+    binaries: Option<PathBuf>,
     up: Option<Up>,
     /// Sidecars that a test started by hand.
     extra: Vec<Child>,
+    /// What all listens on.
+    host: IpAddr,
 }
 
 struct Up {
@@ -341,7 +375,7 @@ impl Mesh {
     /// # Errors
     /// It ends or takes too long; with what it printed.
     pub fn up(&mut self) -> anyhow::Result<()> {
-        let mut child = Command::new(binary("tenon")?)
+        let mut child = Command::new(self.tenon_binary()?)
             .args(["up", "-f"])
             .arg(self.policy_dir())
             .arg("--data")
@@ -365,6 +399,10 @@ impl Mesh {
         });
         self.up = Some(Up { child, printed, log: Vec::new() });
         self.wait_for_line("ready", READY)
+    }
+
+    fn tenon_binary(&self) -> anyhow::Result<PathBuf> {
+        self.binaries.as_ref().map_or_else(|| binary("tenon"), |folder| Ok(folder.join("tenon")))
     }
 
     fn wait_for_line(&mut self, wanted: &str, within: Duration) -> anyhow::Result<()> {
@@ -395,7 +433,7 @@ impl Mesh {
     /// # Errors
     /// It cannot be started.
     pub fn tenon(&self, args: &[&str]) -> anyhow::Result<Output> {
-        let mut command = Command::new(binary("tenon")?);
+        let mut command = Command::new(self.tenon_binary()?);
         command.args(args).arg("--data").arg(self.data_dir()).current_dir(self.dir.path()).stdin(Stdio::null());
         Ok(command.output()?)
     }
@@ -433,26 +471,26 @@ impl Mesh {
     /// Outbound listener of an instance's sidecar.
     #[must_use]
     pub fn outbound(&self, service: &str, region: &str) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).outbound))
+        SocketAddr::new(self.host, self.find(service, region).outbound)
     }
 
     /// Inbound listener of an instance's sidecar.
     #[must_use]
     pub fn inbound(&self, service: &str, region: &str) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).inbound))
+        SocketAddr::new(self.host, self.find(service, region).inbound)
     }
 
     /// Admin listener of an instance's sidecar.
     #[must_use]
     pub fn admin(&self, service: &str, region: &str) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).admin))
+        SocketAddr::new(self.host, self.find(service, region).admin)
     }
 
     /// Admin listeners of the sidecars of all instances of a service.
     #[must_use]
     pub fn admins(&self, service: &str) -> Vec<SocketAddr> {
         let instances = self.instances.iter().filter(|instance| instance.service == service);
-        instances.map(|instance| SocketAddr::from(([127, 0, 0, 1], instance.admin))).collect()
+        instances.map(|instance| SocketAddr::new(self.host, instance.admin)).collect()
     }
 
     /// Where an instance's app listens.
@@ -461,7 +499,14 @@ impl Mesh {
     /// When it has none.
     #[must_use]
     pub fn app(&self, service: &str, region: &str) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.find(service, region).app.expect("the plan gives it an app")))
+        SocketAddr::new(self.host, self.find(service, region).app.expect("the plan gives it an app"))
+    }
+
+    /// Where the apps of all instances of a service listen.
+    #[must_use]
+    pub fn apps(&self, service: &str) -> Vec<SocketAddr> {
+        let instances = self.instances.iter().filter(|instance| instance.service == service);
+        instances.filter_map(|instance| Some(SocketAddr::new(self.host, instance.app?))).collect()
     }
 
     /// Everything below `tenon up` whose command line says this: (pid, command line).

@@ -1,5 +1,7 @@
 //! From a checked mesh to the records that are replicated.
 
+mod route;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::bytes::Bytes;
@@ -30,7 +32,7 @@ pub fn compile(mesh: &Mesh) -> Records {
     let mut records = Records::default();
     for service in mesh.services.values() {
         records.allowlists.insert(service.name.to_string(), service_policy(mesh, service));
-        records.routes.insert(service.name.to_string(), route(service));
+        records.routes.insert(service.name.to_string(), route(mesh, service));
     }
     for instance in mesh.local.iter().flat_map(|local| &local.instances) {
         let endpoint = endpoint(instance);
@@ -142,13 +144,14 @@ fn conditions(tenants: &Tenants) -> proto::TenantConditions {
     }
 }
 
-fn route(service: &Service) -> proto::Route {
+fn route(mesh: &Mesh, service: &Service) -> proto::Route {
     proto::Route {
         service: service.name.to_string(),
         product: product(service),
         residency: residency(service).into(),
         requests_transaction_tokens: service.requests_transaction_tokens,
         manages_tenants: service.manages_tenants,
+        settings: mesh.routes.get(&service.name).map(route::settings),
     }
 }
 
@@ -166,6 +169,7 @@ fn endpoint(instance: &Instance) -> proto::Endpoint {
         region: instance.region.to_string(),
         zone: instance.zone.as_ref().map(ToString::to_string).unwrap_or_default(),
         address: address.to_string(),
+        lease: None,
     }
 }
 

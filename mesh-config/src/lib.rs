@@ -8,8 +8,11 @@ mod folder;
 mod mesh;
 pub mod names;
 mod parse;
+pub mod path;
 mod problem;
+mod route_changes;
 pub mod tenant;
+mod units;
 pub mod yaml;
 
 use std::path::Path;
@@ -18,12 +21,14 @@ pub use crate::{
     compile::{Records, compile},
     folder::{Fingerprint, MAX_FILE_BYTES, MAX_FOLDER_BYTES, SourceFile, fingerprint, read_folder},
     mesh::{
-        Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HeldTenants,
-        Instance, LocalMesh, Mesh, Mode, Outbound, PolicyTest, Proof, Quarantine, REASONS, Rate, ReplicaAddress,
-        Residency, Rule, Service, TenantCondition, Tenants, TestCall, TestTransaction,
+        Allowlist, Attestor, AttestorRule, Caller, ControlPlaneAddresses, Expect, ExternalClient, HealthCheck, Hedge,
+        HeldTenants, Instance, Limits, LocalMesh, Mesh, Mode, Outbound, Outliers, PolicyTest, Proof, Quarantine,
+        REASONS, Rate, ReplicaAddress, Residency, Retry, RetryBudget, Route, RouteMethod, Rule, Service, Setting,
+        StatusCode, TenantCondition, Tenants, TestCall, TestTransaction, Timeout,
     },
     parse::{parse, schema::schema},
     problem::{Problem, Problems},
+    route_changes::route_changes,
 };
 
 /// Reads and checks a folder of policy files.

@@ -1,6 +1,7 @@
 //! A mesh as its policy files describe it, checked: nothing here is malformed, dangling or there twice.
 
 mod outside;
+mod route;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -12,7 +13,12 @@ use crate::{
     yaml::At,
 };
 
-pub use self::outside::{Attestor, AttestorRule, ExternalClient};
+pub use self::{
+    outside::{Attestor, AttestorRule, ExternalClient},
+    route::{
+        HealthCheck, Hedge, Limits, Outliers, Retry, RetryBudget, Route, RouteMethod, Setting, StatusCode, Timeout,
+    },
+};
 
 /// A whole mesh. Made by [`parse`](crate::parse) alone.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +34,7 @@ pub struct Mesh {
     pub(crate) attestors: Vec<Attestor>,
     /// In deciding order: byte order of the files' paths, then position.
     pub(crate) allowlists: Vec<Allowlist>,
+    pub(crate) routes: BTreeMap<ServiceName, Route>,
     pub(crate) quarantines: Vec<Quarantine>,
     pub(crate) local: Option<LocalMesh>,
     pub(crate) tests: Vec<PolicyTest>,
@@ -73,6 +80,11 @@ impl Mesh {
     /// Every allowlist in deciding order: byte order of the files' paths, then position (DESIGN §6).
     pub fn allowlists(&self) -> &[Allowlist] {
         &self.allowlists
+    }
+
+    /// How destinations are called, of each that says.
+    pub fn routes(&self) -> &BTreeMap<ServiceName, Route> {
+        &self.routes
     }
 
     /// Every quarantine, in the order of the files.

@@ -11,6 +11,7 @@ mod external_client;
 mod forms;
 mod local;
 mod policy_test;
+mod route;
 pub(crate) mod schema;
 mod tenants;
 mod url;
@@ -23,7 +24,7 @@ use std::{
 
 use crate::{
     Mesh, Problem, Problems, SourceFile,
-    mesh::{Allowlist, Attestor, ExternalClient, LocalMesh, PolicyTest, Quarantine, Service},
+    mesh::{Allowlist, Attestor, ExternalClient, LocalMesh, PolicyTest, Quarantine, Route, Service},
     names::{DocumentName, NameError, RegionName, ServiceName, TrustDomain},
     problem::FIRST_AT,
     yaml::{self, At, Node, Reader, suggestion},
@@ -46,6 +47,7 @@ pub fn parse(files: &[SourceFile]) -> Result<Mesh, Problems> {
             external_clients: draft.external_clients,
             attestors: draft.attestors,
             allowlists: draft.allowlists,
+            routes: draft.routes,
             quarantines: draft.quarantines,
             local: draft.local,
             tests: draft.tests,
@@ -108,6 +110,7 @@ struct Draft {
     /// What no two outside clients may share.
     claimed: external_client::Claimed,
     allowlists: Vec<Allowlist>,
+    routes: BTreeMap<ServiceName, Route>,
     quarantines: Vec<Quarantine>,
     local: Option<LocalMesh>,
     tests: Vec<PolicyTest>,

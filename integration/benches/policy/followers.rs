@@ -121,7 +121,7 @@ fn follow(
     let shared = Arc::clone(shared);
     let changed = move |event: Event<'_, Decoded<Compiled>>| {
         let Event::Changed { new: Some(record), .. } = event else { return };
-        let at = record.0.rules().iter().find_map(|rule| rule.name.strip_prefix(WRITTEN)?.parse::<u64>().ok());
+        let at = record.0.rules().iter().find_map(|rule| rule.name().strip_prefix(WRITTEN)?.parse::<u64>().ok());
         let Some(at) = at else { return };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let took = now.saturating_sub(Duration::from_micros(at));

@@ -3,22 +3,19 @@
 //! Each part is a process of its own on the same machine. Prints a table and writes JSON; exits 1 when a bar is missed.
 //! What one decision costs is `sidecar-core`'s benchmark of the same name.
 
-#[path = "../tcs/child.rs"]
-mod child;
 mod distribution;
-mod envoy;
 mod files;
 mod followers;
-mod load;
 mod rbac;
-#[path = "../tcs/report.rs"]
-mod report;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use integration::bench::{
+    app, child, envoy, h2load,
+    report::{self, Report},
+};
 use mesh_identity::testing::Ca;
-use report::Report;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -32,7 +29,7 @@ fn main() -> anyhow::Result<()> {
         [] => {}
         ["serve", ca, listen, dir] => return distribution::serve(&read_ca(ca)?, listen.parse()?, Path::new(dir)),
         ["followers", ca, policy] => return followers::run(policy.parse()?, &read_ca(ca)?),
-        ["app", listen] => return load::app(listen.parse()?),
+        ["app", listen] => return app::run(listen.parse()?),
         _ => bail!("takes no arguments"),
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

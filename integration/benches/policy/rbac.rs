@@ -2,19 +2,16 @@
 //! app. Envoy knows the caller by a header here; the sidecar also does TLS, the token and the quarantine. So what is
 //! compared is what 10,000 rules add to 100.
 
-use std::{
-    fmt::Write as _,
-    net::TcpListener,
-    process::{Child, Command},
-};
+use std::fmt::Write as _;
 
 use anyhow::Context as _;
 use integration::mesh::Plan;
 use serde_json::json;
 
 use crate::{
-    envoy::{Envoy, Form},
-    load::{cpu_per_call, listening},
+    app::App,
+    envoy::{self, Caller, Envoy, Form, Proxy},
+    h2load::{Load, cpu},
     report::Report,
 };
 
@@ -66,25 +63,27 @@ fn through_tenon(rules: usize) -> anyhow::Result<f64> {
     let mesh =
         Plan::new()?.file("policy.yaml", &policy).app("media", "us-east", app).caller(CALLER, "us-east").start()?;
     let (sidecar, _) = mesh.processes("--service media").into_iter().next().context("the callee's sidecar runs")?;
-    cpu_per_call(sidecar, mesh.outbound(CALLER, "us-east"), "media", &path, &[], CALLS, mesh.scratch())
+    let load = Load { path, ..Load::new(mesh.outbound(CALLER, "us-east"), 16, 1, mesh.scratch())? };
+    cpu_per_call(sidecar, &load)
 }
 
 fn through_envoy(form: Form, rules: usize) -> anyhow::Result<f64> {
     let (paths, path) = paths(rules);
     let dir = tempfile::tempdir()?;
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let app = Command::new(std::env::current_exe()?).args(["app", &address.to_string()]).spawn()?;
-    let _app = App(app);
-    listening(address)?;
-    let envoy = Envoy::start(form, CALLER, &paths, address, dir.path())?;
-    cpu_per_call(envoy.pid(), envoy.address, "media", &path, &["x-caller: wiki"], CALLS, dir.path())
+    let app = App::start()?;
+    let envoy = Envoy::start("rbac", dir.path(), |listen| {
+        let filters = vec![envoy::rbac(form, Caller::Header(CALLER), &paths)];
+        let (tls, upstream_tls) = (None, None);
+        Proxy { listen, tls, filters, adds_header: None, upstream: app.address, upstream_tls }.configuration()
+    })?;
+    let headers = vec![format!("x-caller: {CALLER}")];
+    cpu_per_call(envoy.pid(), &Load { path, headers, ..Load::new(envoy.address, 16, 1, dir.path())? })
 }
 
-struct App(Child);
-
-impl Drop for App {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// CPU microseconds that `pid` spends on a call.
+fn cpu_per_call(pid: u32, load: &Load) -> anyhow::Result<f64> {
+    load.run(CALLS / 10)?;
+    let before = cpu(pid)?;
+    load.run(CALLS)?;
+    Ok((cpu(pid)? - before).as_secs_f64() * 1e6 / CALLS as f64)
 }

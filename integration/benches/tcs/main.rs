@@ -4,11 +4,9 @@
 //! of one sidecar, and a process with all other followers. Prints a table and writes JSON; exits 1 when a bar is missed.
 //! `TENON_BENCH_TENANTS` and `TENON_BENCH_FOLLOWERS` make it smaller for a try.
 
-mod child;
 mod dataset;
 mod followers;
 mod looker;
-mod report;
 mod server;
 mod sidecar;
 
@@ -20,9 +18,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use child::{Part, resident};
+use integration::bench::{
+    child::{self, Part, resident},
+    report::{self, Report},
+};
 use mesh_identity::{grpc, testing, testing::Ca};
-use report::Report;
 use serde_json::{Value, json};
 use tenon_proto::tcs::v1::{GetRequest, ImportRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::transport::Channel;

@@ -5,12 +5,13 @@ use std::collections::HashSet;
 use super::{
     Draft,
     document::{known_caller, or_default, service_name},
-    forms::{LABEL, NAME},
+    forms::{LABEL, NAME, PATH},
     tenants,
 };
 use crate::{
     mesh::{Allowlist, Caller, Mode, Proof, Rate, Rule, TenantCondition},
     names::{DocumentName, ServiceName, short},
+    path,
     yaml::{
         Form, Map, Node, Reader,
         shape::{optional, required, words},
@@ -41,7 +42,7 @@ static RULE: Map = Map {
         ),
         required(
             "paths",
-            Form::Set(&Form::Like(r"^/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*/([A-Za-z0-9_-]+|\*)$")),
+            Form::Set(&PATH),
             "An exact method, /package.Service/Method, or all methods of one gRPC service, /package.Service/*.",
         ),
         optional(
@@ -171,23 +172,15 @@ pub(super) fn each<T>(
     (items.len() == nodes.len()).then_some(items)
 }
 
-/// `/package.Service/Method` or `/package.Service/*`, the only patterns that there are (DESIGN §6).
-fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
+/// `/package.Service/Method` or `/package.Service/*`.
+pub(super) fn path(reader: &mut Reader<'_>, node: &Node) -> Option<String> {
     let expected = "/package.Service/Method or /package.Service/*";
     let text = reader.form(node, expected)?;
-    let parts = text.strip_prefix('/').and_then(|rest| rest.split_once('/'));
-    let good = parts.is_some_and(|(service, method)| {
-        service.split('.').all(is_identifier) && (method == "*" || is_identifier(method))
-    });
+    let good = path::is_pattern(text);
     if !good {
         reader.problem(node.at, format!("path {:?} is not well formed, expected {expected}", short(text)));
     }
     good.then(|| text.to_owned())
-}
-
-/// A protobuf identifier, or what other gRPC stacks put in its place.
-fn is_identifier(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
 }
 
 fn rate(reader: &mut Reader<'_>, node: &Node) -> Option<Rate> {

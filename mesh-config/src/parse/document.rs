@@ -3,14 +3,14 @@
 use super::{
     CALLER, Draft, EXTERNAL_CLIENT, Header, MESH, REGION, SERVICE, allowlist, attestor, external_client,
     forms::{LABEL, NAME},
-    local, policy_test,
+    local, policy_test, route,
 };
 use crate::{
     mesh::{Quarantine, Residency, Service},
     names::{DocumentName, RegionName, ServiceName, control_plane, short},
     problem::FIRST_AT,
     yaml::{
-        At, Fields, Form, Map, Node, Reader, Value,
+        At, Fields, Form, Map, Node, Reader,
         shape::{optional, required, words},
     },
 };
@@ -22,6 +22,7 @@ pub(super) enum Kind {
     Mesh,
     Service,
     Allowlist,
+    Route,
     ExternalClient,
     Attestor,
     LocalMesh,
@@ -33,15 +34,13 @@ pub(super) const KINDS: &[(&str, Kind)] = &[
     ("Mesh", Kind::Mesh),
     ("Service", Kind::Service),
     ("Allowlist", Kind::Allowlist),
+    ("Route", Kind::Route),
     ("ExternalClient", Kind::ExternalClient),
     ("Attestor", Kind::Attestor),
     ("LocalMesh", Kind::LocalMesh),
     ("Quarantine", Kind::Quarantine),
     ("PolicyTest", Kind::PolicyTest),
 ];
-
-/// Of the format, but nothing enforces them yet: to take them and do nothing would be worse than to refuse them.
-const LATER: &[&str] = &["Route"];
 
 /// The frame of every document.
 pub(super) static DOCUMENT: Map = Map {
@@ -115,6 +114,7 @@ impl Kind {
             Self::Mesh => (&MESH_SPEC, "The mesh as a whole: exactly one."),
             Self::Service => (&SERVICE_SPEC, "Something that has a sidecar."),
             Self::Allowlist => (&allowlist::ALLOWLIST, "Who may call one service. What no rule allows is refused."),
+            Self::Route => (&route::ROUTE, "How one service is called: timeouts, retries, which instances, limits."),
             Self::ExternalClient => (
                 &external_client::EXTERNAL_CLIENT_SPEC,
                 "A caller outside of the mesh, with a certificate and keys of its own.",
@@ -134,9 +134,13 @@ impl Kind {
     pub(super) fn name(self) -> Form {
         match self {
             Self::Service | Self::ExternalClient => LABEL,
-            Self::Mesh | Self::Allowlist | Self::Attestor | Self::LocalMesh | Self::Quarantine | Self::PolicyTest => {
-                NAME
-            }
+            Self::Mesh
+            | Self::Allowlist
+            | Self::Route
+            | Self::Attestor
+            | Self::LocalMesh
+            | Self::Quarantine
+            | Self::PolicyTest => NAME,
         }
     }
 }
@@ -150,13 +154,6 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
         reader.choice(version, API_VERSIONS);
     }
     let Some(kind_node) = fields.required(reader, "kind", "the kind of the document") else { return };
-    if let Value::Text(name) = &kind_node.value
-        && LATER.contains(&name.as_str())
-    {
-        draft.unseen = unseen;
-        let message = format!("kind {name} is not supported by this version, expected no such document");
-        return reader.problem(kind_node.at, message);
-    }
     let Some(kind) = reader.choice(kind_node, KINDS) else { return };
     let name = fields.required(reader, "metadata", "a map with name").and_then(|node| metadata(reader, node));
     let spec = fields.required(reader, "spec", "a map with what the document says");
@@ -169,6 +166,11 @@ pub(super) fn read(reader: &mut Reader<'_>, node: &Node, draft: &mut Draft) {
             draft.define(reader, "Allowlist", name.as_str(), name_node.at);
             let allowlist = spec.and_then(|spec| allowlist::read(reader, name, spec, draft));
             draft.allowlists.extend(allowlist);
+        }
+        Kind::Route => {
+            draft.define(reader, "Route", name.as_str(), name_node.at);
+            let route = spec.and_then(|spec| route::read(reader, name, spec, draft));
+            draft.routes.extend(route.map(|route| (route.service.clone(), route)));
         }
         Kind::ExternalClient => external_client::read(reader, name_node, spec, draft),
         Kind::Attestor => {

@@ -12,3 +12,11 @@ pub(super) const WORD: Form = Form::Like(r"^[^\x00-\x1F\x7F]+$");
 pub(super) const CERTIFICATES: Form = Form::Like("-----BEGIN CERTIFICATE-----");
 /// Of one document.
 pub(super) const URL: Form = Form::Like("^https://[^#]+$");
+/// A method, or all methods of a gRPC service.
+pub(super) const PATH: Form = Form::Like(r"^/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*/([A-Za-z0-9_-]+|\*)$");
+/// Switches a setting off.
+pub(super) const OFF: Form = Form::Choice(|| vec!["off"]);
+/// How long something takes.
+pub(super) const DURATION: Form = Form::Like("^[0-9]+(ms|s|m)$");
+/// How much there may be of something.
+pub(super) const SIZE: Form = Form::Like("^[0-9]+(B|KiB|MiB)$");

@@ -58,6 +58,8 @@ fn of_form(form: Form) -> Value {
         },
         Form::Boolean => json!({"type": "boolean"}),
         Form::Number(least) => json!({"type": "integer", "minimum": least}),
+        Form::Between(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
+        Form::Decimal(least, most) => json!({"type": "number", "minimum": least, "maximum": most}),
         Form::List(item) => json!({"type": "array", "items": of_form(*item)}),
         Form::Some(item) => json!({"type": "array", "items": of_form(*item), "minItems": 1}),
         Form::Set(item) => json!({"type": "array", "items": of_form(*item), "minItems": 1, "uniqueItems": true}),

@@ -8,6 +8,8 @@ use super::*;
 use crate::{Residency, TestTransaction, compile, load};
 
 mod hostile;
+mod route;
+mod route_any;
 
 /// A mesh that the documents below stand in.
 const BASE: &str = "\

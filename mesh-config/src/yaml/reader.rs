@@ -1,6 +1,6 @@
 //! Takes typed values out of nodes and notes each that is not what it should be.
 
-use std::{fmt::Display, str::FromStr};
+use std::{fmt::Display, ops::RangeInclusive, str::FromStr};
 
 use super::{At, Entry, Map, Node, Value, shape::words};
 use crate::{Problem, names::short};
@@ -131,6 +131,31 @@ impl<'f> Reader<'f> {
         value
     }
 
+    /// A whole number in bounds. `or` says what else may stand there, behind a comma; empty: nothing.
+    pub fn number_of(&mut self, node: &Node, bounds: RangeInclusive<u32>, or: &str) -> Option<u32> {
+        let value = if let Value::Integer(value) = &node.value { u32::try_from(*value).ok() } else { None };
+        let value = value.filter(|value| bounds.contains(value));
+        if value.is_none() {
+            self.expected(node, &format!("a whole number of {} to {}{or}", bounds.start(), bounds.end()));
+        }
+        value
+    }
+
+    /// Any number in bounds, as [`number_of`](Self::number_of).
+    pub fn decimal_of(&mut self, node: &Node, bounds: RangeInclusive<f64>, or: &str) -> Option<f64> {
+        let value = match &node.value {
+            // What is too large to be exact is out of any bounds.
+            Value::Integer(value) => i32::try_from(*value).ok().map(f64::from),
+            Value::Float(value) => Some(*value),
+            Value::Null | Value::Bool(_) | Value::Text(_) | Value::List(_) | Value::Map(_) => None,
+        };
+        let value = value.filter(|value| bounds.contains(value));
+        if value.is_none() {
+            self.expected(node, &format!("a number of {} to {}{or}", bounds.start(), bounds.end()));
+        }
+        value
+    }
+
     /// One of a few words.
     pub fn choice<T: Copy>(&mut self, node: &Node, choices: &[(&'static str, T)]) -> Option<T> {
         let words = words(choices);
@@ -165,7 +190,8 @@ impl<'f> Reader<'f> {
         }
     }
 
-    fn expected(&mut self, node: &Node, what: &str) {
+    /// Notes that something else was expected.
+    pub fn expected(&mut self, node: &Node, what: &str) {
         self.problem(node.at, format!("found {}, expected {what}", node.value.describe()));
     }
 }

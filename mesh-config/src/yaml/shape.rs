@@ -36,6 +36,10 @@ pub enum Form {
     Boolean,
     /// A whole number of at least this.
     Number(u64),
+    /// A whole number from the first to the second.
+    Between(u64, u64),
+    /// Any number from the first to the second.
+    Decimal(f64, f64),
     /// A list, maybe an empty one.
     List(&'static Form),
     /// A list with something in it.

@@ -51,6 +51,20 @@ fn every_document_of_the_demo_and_of_the_page_is_as_it_says() {
 }
 
 #[test]
+fn every_example_of_the_guide_to_routes_is_taken_and_as_it_says() {
+    let guide = fs::read_to_string(below("../docs/routes.md")).unwrap();
+    let examples: Vec<&str> = guide.split("```").filter_map(|part| part.strip_prefix("yaml\n")).collect();
+    assert!(examples.len() >= 6, "{}", examples.len());
+    let base = fs::read_to_string(below("tests/malformed/base.yaml")).unwrap();
+    for example in examples {
+        let file = |path: &str, text: &str| SourceFile { path: path.to_owned(), text: text.to_owned() };
+        let mesh = parse(&[file("base.yaml", &base), file("example.yaml", example)]);
+        assert_eq!(mesh.unwrap_or_else(|problems| panic!("{problems}")).routes().len(), 1, "{example}");
+        assert!(documents(example).unwrap().iter().all(|document| validator().is_valid(document)), "{example}");
+    }
+}
+
+#[test]
 fn what_it_knows_of_the_malformed_files_is_their_shape() {
     let schema = validator();
     for kind in ["shape", "meaning"] {

@@ -279,6 +279,13 @@ impl Publisher {
         self.inner.alarm.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Comes back when followers are about to be told of everything up to `position`.
+    pub async fn published(&self, position: Position) {
+        let mut head = self.inner.head.subscribe();
+        // The sender lives as long as this does.
+        let _always = head.wait_for(|head| head.is_some_and(|head| head >= position)).await;
+    }
+
     /// How far each connected instance has come: the position that it has acknowledged, by its SPIFFE ID and the name
     /// that it gave itself. Who is connected twice, as after a break that this side has not noticed, is as far as the
     /// better of the two. Who is not connected, or holds nothing yet, is not in it.

@@ -194,6 +194,12 @@ impl Engine {
         lock(&self.in_force).clone()
     }
 
+    /// The regions of the mesh in force; `None` where this version does not take the files.
+    pub async fn regions(&self) -> Result<Option<Vec<String>>, ReadError> {
+        let state = stored::load(&*self.journals.sources).await?.state;
+        Ok(self.compiled_from(&state.files).await?.map(|compiled| compiled.regions.clone()))
+    }
+
     /// Notes what is wrong with the watched folder, or that nothing is.
     pub fn set_folder_problems(&self, problems: Vec<Problem>) {
         lock(&self.in_force).problems = problems;
@@ -250,6 +256,15 @@ impl Engine {
     async fn to_settle(&self) -> Result<bool, ReadError> {
         self.refresh().await?;
         let heads = self.journals.heads().await?;
+        // Copied: nothing is locked while the journal is read.
+        let settled = lock(&self.looks).settled;
+        if let Some((positions, _)) = settled
+            && records::only_leases_since(&self.journals, &positions, &heads).await?
+        {
+            let mut looks = lock(&self.looks);
+            looks.settled =
+                looks.settled.filter(|now| Some(*now) == settled).map(|(_, state)| (heads, state)).or(looks.settled);
+        }
         let mut looks = lock(&self.looks);
         let now = (heads, looks.state.unwrap_or(Expected::Absent));
         let still = looks.seen.replace(now) == Some(now);
@@ -295,7 +310,8 @@ impl Engine {
                 Err(WriteError::Store(error)) => return Err(error),
             };
             changed |= held.position() != positions[0] || held.differences(&wanted) > 0;
-            let known = loaded.state.positions() == Some(positions) && loaded.state.mesh == mesh;
+            let known = loaded.state.mesh == mesh
+                && loaded.state.positions().is_some_and(|known| held.are_still_at(&known, &positions));
             // Who cannot read the files cannot say that there is not more to do.
             if known || !(readable || loaded.state.only_gave_up()) {
                 self.settled(&loaded, positions);

@@ -37,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::{
     engine::chain,
     flows::{self, Recording},
+    leases::Leases,
 };
 use session::Front;
 
@@ -90,6 +91,14 @@ pub enum FleetError {
 }
 
 impl Fleet {
+    /// The name under which this policy service writes, made once and kept in the state folder.
+    ///
+    /// # Errors
+    /// [`FleetError::Writer`]
+    pub fn name(state_dir: &Path) -> Result<Arc<str>, FleetError> {
+        flows::writer(state_dir).map_err(FleetError::Writer)
+    }
+
     /// Opens the flow record, beside an embedded store or in a NATS cluster, and begins to write it.
     ///
     /// # Errors
@@ -101,7 +110,7 @@ impl Fleet {
         shutdown: &CancellationToken,
     ) -> Result<(Arc<Self>, Recording), FleetError> {
         let journal = flows::open(store, trust_domain, state_dir).await?;
-        let writer = flows::writer(state_dir).map_err(FleetError::Writer)?;
+        let writer = Self::name(state_dir)?;
         let others = matches!(store, Store::Nats(_));
         Ok(Self::over(journal, writer, others, shutdown).await?)
     }
@@ -204,11 +213,15 @@ impl Often {
 type ReportStream = Pin<Box<dyn Stream<Item = Result<ReportResponse, Status>> + Send>>;
 
 /// Serves [`Fleet`] to sidecars. Expects the peer in the extensions of each request.
-pub(crate) struct FleetService(Arc<Front>);
+pub(crate) struct FleetService {
+    front: Arc<Front>,
+    leases: Option<Leases>,
+}
 
 impl FleetService {
-    pub fn new(fleet: &Fleet) -> Self {
-        Self(Arc::clone(&fleet.front))
+    /// Without `leases` it takes no registrations.
+    pub fn new(fleet: &Fleet, leases: Option<Leases>) -> Self {
+        Self { front: Arc::clone(&fleet.front), leases }
     }
 
     pub fn into_server(self) -> FleetServer<Self> {
@@ -223,7 +236,9 @@ impl FleetRpcs for FleetService {
     async fn report(&self, request: Request<Streaming<ReportRequest>>) -> Result<Response<Self::ReportStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::unauthenticated("who reports is not known: call over mTLS"))?;
-        session::begin(Arc::clone(&self.0), &peer, request.into_inner()).await.map(Response::new)
+        session::begin(Arc::clone(&self.front), self.leases.as_ref(), &peer, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 

@@ -6,6 +6,7 @@
 mod engine;
 mod fleet;
 mod flows;
+mod leases;
 mod rollout;
 mod serve;
 mod service;

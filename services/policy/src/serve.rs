@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store};
+use journal::{
+    Journal, OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store,
+};
 use mesh_config::names::{TrustDomain, control_plane};
 use mesh_identity::{
     Identity,
@@ -22,6 +24,7 @@ use tonic::service::Routes;
 use crate::{
     engine::{Engine, Journals},
     fleet::{FLEET_AUTHORIZATION, Fleet, FleetError, FleetService},
+    leases::{Keeping, Leases, Places},
     rollout::{self, Rollouts},
     service::{POLICY_AUTHORIZATION, PolicyService},
     views::{Allowlists, ForCallers, ForIdentity},
@@ -81,7 +84,7 @@ pub enum ServeError {
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
     let Config { listener, store, state_dir, folder, accept, identity } = config;
     let trust_domain = identity.id().trust_domain().clone();
-    let journals = open(&store, &trust_domain, &state_dir).await?;
+    let (journals, holders) = open(&store, &trust_domain, &state_dir).await?;
     let (fleet, recording) = Fleet::open(&store, &trust_domain, &state_dir, &shutdown).await?;
     let engine = Arc::new(Engine::open(trust_domain, accept, journals.clone()).await?);
     // Before anybody is served: who starts together with this service shall not meet an empty policy.
@@ -89,14 +92,19 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     watcher.first_look().await;
     let watching = tokio::spawn(watcher.run(shutdown.clone()));
 
+    let endpoints = Arc::clone(&journals.endpoints);
     let publishers = publishers(journals, &shutdown);
+    let publisher = publishers.iter().find(|publisher| publisher.kind() == kind::ENDPOINT).cloned();
+    let holder = Fleet::name(&state_dir)?;
+    let places = Arc::clone(&engine) as Arc<dyn Places>;
+    let (leases, keeping) = Leases::keep(Keeping { endpoints, holders, holder, places, publisher }, shutdown.clone());
     // What another process cannot have open, no other process can drive.
     let alone = matches!(store, Store::Embedded(_));
     let rollouts = Rollouts::new(Arc::clone(&engine), Arc::clone(&fleet), publishers[0].clone(), alone);
     let rollouts = Arc::new(rollouts);
     let driving = tokio::spawn(rollout::run(Arc::clone(&rollouts), shutdown.clone()));
     let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet), rollouts).into_server())
-        .add_service(FleetService::new(&fleet).into_server())
+        .add_service(FleetService::new(&fleet, Some(leases)).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
     let outcome = server.run(shutdown).await;
@@ -105,11 +113,19 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let _ = watching.await;
     driving.abort();
     let _ = driving.await;
+    keeping.abort();
+    let _ = keeping.await;
     recording.end().await;
     outcome.map_err(ServeError::Server)
 }
 
-async fn open(store: &Store, trust_domain: &TrustDomain, state_dir: &Path) -> Result<Journals, OpenError> {
+/// The journals, and the one in which policy services say that they live, where there can be others.
+async fn open(
+    store: &Store,
+    trust_domain: &TrustDomain,
+    state_dir: &Path,
+) -> Result<(Journals, Option<Arc<dyn Journal>>), OpenError> {
+    let alone = matches!(store, Store::Embedded(_));
     // What is rewritten whole each time would push the past of the records out.
     let beside = match store {
         Store::Embedded(file) => {
@@ -121,14 +137,16 @@ async fn open(store: &Store, trust_domain: &TrustDomain, state_dir: &Path) -> Re
     };
     let store = journal::open(store, trust_domain, &state_dir.join("journal"), RETAINED).await?;
     let sources = journal::open(&beside, trust_domain, &state_dir.join("journal-sources"), RETAINED_SOURCES).await?;
-    Ok(Journals {
+    let holders = if alone { None } else { Some(sources.kind("holder").await?) };
+    let journals = Journals {
         allowlists: store.kind(kind::ALLOWLIST).await?,
         routes: store.kind(kind::ROUTE).await?,
         endpoints: store.kind(kind::ENDPOINT).await?,
         quarantines: store.kind(kind::QUARANTINE).await?,
         attestors: store.kind(kind::ATTESTATION).await?,
         sources: sources.kind("source").await?,
-    })
+    };
+    Ok((journals, holders))
 }
 
 /// Each kind with its views.

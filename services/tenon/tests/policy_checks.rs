@@ -6,6 +6,8 @@
 mod page;
 #[path = "policy_checks/reflection.rs"]
 mod reflection;
+#[path = "policy_checks/routes.rs"]
+mod routes;
 
 use std::{
     collections::BTreeSet,

@@ -1170,6 +1170,8 @@ fn garbage_costs_no_look_up_whichever_step_it_fails() {
     // One step further it is one look-up, and a second time as well.
     assert!(verify(&good, &EXPECT, &store, NOW).is_ok());
     assert_eq!(store.asked.get(), 1);
-    assert!(verify(&format!("{}AA", &good[..good.len() - 2]), &EXPECT, &store, NOW).is_err());
+    // One signature of 256 ends like this by itself.
+    let end = if good.ends_with("AA") { "EA" } else { "AA" };
+    assert!(verify(&format!("{}{end}", &good[..good.len() - 2]), &EXPECT, &store, NOW).is_err());
     assert_eq!(store.asked.get(), 2);
 }

@@ -14,7 +14,7 @@ use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
 use crate::{
     Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, Transaction, inbound,
     outbound::{self, Destinations},
-    policy::{Condition, Match, Nearest, Policy, Residency, Rule},
+    policy::{Condition, Match, Nearest, Policy, Rate, Residency, Rule, TenantRequirement},
     tenancy::{Held, Tenant},
 };
 
@@ -80,8 +80,21 @@ pub struct Explanation {
     pub audited: Option<Reason>,
     /// What would allow the call; in audit mode also if it was enforced. `None` where nothing small would.
     pub proposal: Option<Proposal>,
+    /// How often the call may be made, when the rule that decided says so. No call was made: it is no reason.
+    pub limited: Option<Limited>,
     /// What was taken for granted for lack of knowledge, in words.
     pub assumed: Vec<String>,
+}
+
+/// What a rule's rate means for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limited {
+    /// At each instance.
+    pub rate: Rate,
+    /// The tenant has it, whoever calls; otherwise the calling service.
+    pub of_the_tenant: bool,
+    /// It is logged, and not enforced.
+    pub audit: bool,
 }
 
 impl Mesh {
@@ -162,10 +175,11 @@ impl Mesh {
                 Explanation { proposal, ..self::refused(&policy, refusal, assumed) }
             }
         };
+        let rule = policy.rules().iter().find(|rule| explanation.rule.as_deref() == Some(rule.name()));
         if [explanation.reason, explanation.audited].contains(&Some(Reason::TenantNotAllowed)) {
-            let rule = policy.rules().iter().find(|rule| explanation.rule.as_deref() == Some(&rule.name));
             explanation.condition = missed(&policy, rule, tenant.as_deref());
         }
+        explanation.limited = rule.and_then(|rule| limited(rule, call));
         Ok(explanation)
     }
 
@@ -240,7 +254,7 @@ impl Mesh {
         if let Some(rule) = rule.filter(|rule| rule.conditions.is_some())
             && missed(policy, Some(rule), made_up.as_deref()).is_none()
         {
-            assumed.push(format!("tenant {id} is one that rule {} is for", rule.name));
+            assumed.push(format!("tenant {id} is one that rule {} is for", rule.name()));
         }
         Ok(Cow::Owned(tenants))
     }
@@ -260,6 +274,7 @@ impl Mesh {
             region: here.clone(),
             zone: String::new(),
             address: "127.0.0.1:15006".to_owned(),
+            lease: None,
         };
         let (destinations, _unusable) = Destinations::build(&self.routes, [&endpoint], (None, None), None);
         let originates = self.policies.get(call.caller).is_none_or(|policy| policy.originates());
@@ -328,6 +343,11 @@ fn missed(policy: &Policy, rule: Option<&Rule>, tenant: Option<&Tenant>) -> Opti
     rule?.conditions.as_ref()?.missed(tenant?, policy.product())
 }
 
+fn limited(rule: &Rule, call: &Call<'_>) -> Option<Limited> {
+    let of_the_tenant = call.tenant.is_some() && rule.tenant != TenantRequirement::None;
+    Some(Limited { rate: rule.rate()?, of_the_tenant, audit: rule.audit })
+}
+
 /// Stands for the region of an instance when nothing in the call says which.
 const ANYWHERE: &str = "anywhere";
 
@@ -352,18 +372,19 @@ fn instance_region(call: &Call<'_>, tenants: &Held) -> Result<Option<RegionName>
 
 fn passed(policy: &Policy, rule: Option<u32>, audited: Option<Refusal>, assumed: Vec<String>) -> Explanation {
     let decided = rule.and_then(|index| policy.rule(index));
-    let allowlist = decided.map(|rule| &*rule.allowlist).or(policy.audit_allowlist());
+    let allowlist = decided.map(|rule| rule.allowlist()).or(policy.audit_allowlist());
     Explanation {
         allowed: true,
         reason: None,
         message: None,
         allowlist: allowlist.map(str::to_owned),
-        rule: decided.map(|rule| rule.name.to_string()),
-        source: decided.map(|rule| rule.source.to_string()),
+        rule: decided.map(|rule| rule.name().to_owned()),
+        source: decided.map(|rule| rule.source().to_owned()),
         condition: None,
         audited: audited.as_ref().map(|refusal| refusal.reason),
         proposal: None,
         nearest: audited.and_then(|refusal| refusal.nearest).map(|nearest| *nearest),
+        limited: None,
         assumed,
     }
 }
@@ -374,13 +395,14 @@ fn refused(policy: &Policy, refusal: Refusal, assumed: Vec<String>) -> Explanati
         allowed: false,
         reason: Some(refusal.reason),
         message: Some(refusal.message),
-        allowlist: decided.map(|rule| rule.allowlist.to_string()),
-        rule: decided.map(|rule| rule.name.to_string()),
-        source: decided.map(|rule| rule.source.to_string()),
+        allowlist: decided.map(|rule| rule.allowlist().to_owned()),
+        rule: decided.map(|rule| rule.name().to_owned()),
+        source: decided.map(|rule| rule.source().to_owned()),
         nearest: refusal.nearest.map(|nearest| *nearest),
         condition: None,
         audited: None,
         proposal: None,
+        limited: None,
         assumed,
     }
 }

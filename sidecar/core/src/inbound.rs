@@ -312,7 +312,7 @@ fn intended(granted: &Granted<'_>, state: &State, tenant: Option<&Tenant>) -> Re
     match conditions.missed(tenant, state.policy.as_deref().and_then(Policy::product)) {
         None => Ok(()),
         Some(missed) => {
-            let (rule, id) = (&rule.name, tenant.id());
+            let (rule, id) = (rule.name(), tenant.id());
             let message = format!("rule {rule} of service {} is not for tenant {id}, by its {missed}", state.me);
             Err(Refusal::new(Reason::TenantNotAllowed, message).into())
         }

@@ -8,12 +8,15 @@ pub mod balance;
 pub mod deadline;
 pub mod explain;
 pub mod inbound;
+pub mod limits;
 pub mod outbound;
 pub mod policy;
 mod position;
 mod quarantine;
 mod reason;
 mod refusal;
+pub mod retry;
+pub mod route;
 pub mod tenancy;
 mod wire;
 

@@ -20,7 +20,7 @@ use crate::Peer;
 pub use self::{
     conditions::{Condition, Conditions},
     nearest::{Missed, Nearest},
-    rule::{About, Proof, Rate, Residency, Rule, TenantRequirement},
+    rule::{Proof, Rate, Residency, Rule, TenantRequirement},
 };
 
 /// Everything that decides who may call one service. Made from its `allowlist` record.
@@ -127,9 +127,9 @@ impl TryFrom<&proto::ServicePolicy> for Policy {
                 return Err(fail("editions and features of a service without product".to_owned()));
             }
             let (callers, paths) = (rule.callers.iter().map(String::as_str), rule.paths.iter().map(String::as_str));
-            let pattern = index.push(callers, paths).map_err(fail)?;
+            index.push(callers, paths).map_err(fail)?;
             let allowlist = shared(&mut allowlists, &rule.allowlist);
-            rules.push(Rule::compile(rule, allowlist, pattern).map_err(fail)?);
+            rules.push(Rule::compile(rule, allowlist).map_err(fail)?);
         }
         Ok(Policy {
             service: record.service.as_str().into(),

@@ -1,6 +1,6 @@
 //! What a refused call is answered with.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{Reason, policy::Nearest};
 
@@ -13,6 +13,8 @@ pub struct Refusal {
     pub message: String,
     /// The rule that matched before its conditions refused: an index into [`crate::policy::Policy::rules`].
     pub rule: Option<u32>,
+    /// When another attempt may succeed, where that is known better than [`Reason::retry_after`] does.
+    pub delay: Option<Duration>,
     /// The rule that came closest, for the callee's log and `tenon explain`; never for the caller.
     pub nearest: Option<Box<Nearest>>,
 }
@@ -20,7 +22,18 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal that no rule was involved in.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), rule: None, nearest: None }
+        Self { reason, message: message.into(), rule: None, delay: None, nearest: None }
+    }
+
+    /// One that another attempt does not meet after `delay`.
+    #[must_use]
+    pub fn until(self, delay: Duration) -> Self {
+        Self { delay: Some(delay), ..self }
+    }
+
+    /// When another attempt may succeed, for `google.rpc.RetryInfo`; `None` where repeating the call changes nothing.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.delay.or(self.reason.retry_after())
     }
 
     /// Names the rule whose conditions refused.

@@ -210,6 +210,11 @@ impl Tenant {
         &self.0.slice
     }
 
+    /// Where this record lies: no two have the same address while both are held.
+    pub fn address(&self) -> usize {
+        self.0.as_ptr().addr()
+    }
+
     /// Whether it may use `product` at `now` (Unix seconds). A licence that ran out is `Inactive`, and so is a product
     /// that the tenant does not have. The second of `license_expires_at` is still licensed.
     pub fn product(&self, product: &str, now: u64) -> ProductState {

@@ -129,7 +129,7 @@ fn inbound(section: &Section, records: &Records, tenants: &Held, row: &Row) -> S
         Err(inbound::Stop::Refused(refusal)) => (refusal.reason.to_string(), refusal.rule, None),
         Err(stop) => panic!("line {}: {stop:?}", row.line),
     };
-    let rule = rule.map(|index| policy.rule(index).expect("a rule of the policy").name.to_string());
+    let rule = rule.map(|index| policy.rule(index).expect("a rule of the policy").name().to_owned());
     page::shown(&outcome, &rule.unwrap_or_default(), &tenant.unwrap_or_default())
 }
 

@@ -16,7 +16,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::clock::Steady;
@@ -151,10 +151,13 @@ pub fn peer(connection: &CommonState) -> Option<Peer> {
 ///
 /// # Errors
 /// The other side was refused, refused us, was too slow, or did not agree to `h2`. The connection is closed then.
-pub async fn accept(
+pub async fn accept<T>(
     config: &Arc<ServerConfig>,
-    stream: TcpStream,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Option<Peer>), TlsError> {
+    stream: T,
+) -> Result<(tokio_rustls::server::TlsStream<T>, Option<Peer>), TlsError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, handshake)
         .await
@@ -172,12 +175,15 @@ pub async fn accept(
 ///
 /// # Errors
 /// As [`accept`]; also when the client was taken back while it shook hands.
-pub async fn accept_client(
+pub async fn accept_client<T>(
     config: &Arc<ServerConfig>,
     identity: &Identity,
     outsiders: &Outsiders,
-    stream: TcpStream,
-) -> Result<(tokio_rustls::server::TlsStream<TcpStream>, Client), TlsError> {
+    stream: T,
+) -> Result<(tokio_rustls::server::TlsStream<T>, Client), TlsError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let (stream, peer) = accept(config, stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let client = match peer {
@@ -195,10 +201,10 @@ pub async fn accept_client(
 ///
 /// # Errors
 /// As [`accept`].
-pub async fn connect(
-    config: &Arc<ClientConfig>,
-    stream: TcpStream,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, TlsError> {
+pub async fn connect<T>(config: &Arc<ClientConfig>, stream: T) -> Result<tokio_rustls::client::TlsStream<T>, TlsError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let handshake = TlsConnector::from(Arc::clone(config)).connect(server_name(), stream);
     let stream = tokio::time::timeout(CONNECT_DEADLINE, handshake)
         .await

@@ -1,12 +1,14 @@
 //! The admin listener: `/metrics`, `/live`, `/ready`, `/config` over HTTP, health and reflection over gRPC.
 
+mod connections;
+
 use std::{borrow::Cow, io, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use axum::{
     Json, Router,
     body::Body,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -15,11 +17,13 @@ use mesh_identity::join::Membership;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::codegen::Service as _;
 
 use crate::{
     config::{Config, SvidFrom},
     live::Live,
     metrics::{Metrics, Snapshot},
+    reflection::Reflection,
 };
 
 /// What the admin listener shows. It answers from the first moment on, before the sidecar has joined the mesh.
@@ -57,16 +61,7 @@ impl Admin {
     /// When the listener fails.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> io::Result<()> {
         let (health_reporter, health) = tonic_health::server::health_reporter();
-        let mut grpc = tonic::service::Routes::new(health);
-        let descriptors = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET)
-                .with_service_name("grpc.health.v1.Health")
-        };
-        if let (Ok(v1), Ok(v1alpha)) = (descriptors().build_v1(), descriptors().build_v1alpha()) {
-            grpc = grpc.add_service(v1).add_service(v1alpha);
-        }
+        let grpc = tonic::service::Routes::new(health);
         let watch = tokio::spawn(self.clone().report_health(health_reporter, shutdown.clone()));
         let router = Router::new()
             .route("/metrics", get(metrics))
@@ -75,8 +70,8 @@ impl Admin {
             .route("/config", get(config))
             .with_state(self)
             .merge(grpc.into_axum_router())
-            .fallback(nothing_here);
-        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+            .fallback(reflection);
+        let served = connections::serve(listener, router, shutdown).await;
         watch.abort();
         served
     }
@@ -90,7 +85,7 @@ impl Admin {
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let ready = self.missing().is_empty();
+            let ready = self.is_ready();
             if last.replace(ready) != Some(ready) {
                 let status =
                     if ready { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
@@ -99,9 +94,14 @@ impl Admin {
         }
     }
 
+    /// What `/ready` says.
+    pub fn is_ready(&self) -> bool {
+        self.missing().is_empty()
+    }
+
     fn missing(&self) -> Vec<Cow<'static, str>> {
         if self.stopping.is_cancelled() {
-            return vec!["the sidecar is stopping".into()];
+            return vec!["the sidecar is draining: open calls may end, new ones go elsewhere".into()];
         }
         let (live, membership) = (self.live.load(), self.membership.load());
         let (Some(live), Some(membership)) = (live.as_ref(), membership.as_ref()) else {
@@ -117,14 +117,24 @@ impl Admin {
 
     fn snapshot(&self) -> Snapshot {
         let mut snapshot = self.live.load().as_ref().map(|live| live.snapshot()).unwrap_or_default();
-        snapshot.ready = self.missing().is_empty();
+        snapshot.ready = self.is_ready();
         snapshot.standing = self.membership.load().as_ref().map(|membership| membership.standing());
         snapshot
     }
 }
 
+/// Reflection, and nothing else.
+async fn reflection(request: Request) -> Response {
+    static REFLECTION: Reflection = Reflection::of("grpc.health.v1.Health");
+    if !Reflection::is_asked(&request) {
+        return nothing_here(request.headers());
+    }
+    let Ok(response) = REFLECTION.routes().call(request).await;
+    response.map(Body::new)
+}
+
 /// gRPC callers are told UNIMPLEMENTED in their own way, others 404.
-async fn nothing_here(headers: HeaderMap) -> Response {
+fn nothing_here(headers: &HeaderMap) -> Response {
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     if grpc {
         return tonic::Status::unimplemented("this listener serves health and reflection").into_http::<Body>();
@@ -181,7 +191,8 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "trustDomain": config.trust_domain.as_str(),
         "region": config.region.as_ref().map(|region| region.as_str()),
         "zone": config.zone.as_ref().map(|zone| zone.as_str()),
-        "app": config.app.map(|app| app.to_string()),
+        "app": config.app.as_ref().map(ToString::to_string),
+        "appUids": config.app_uids,
         "outbound": config.outbound.to_string(),
         "inbound": config.inbound.to_string(),
         "admin": config.admin.to_string(),
@@ -195,11 +206,13 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "workloadApi": workload_api,
         "stateDir": config.state_dir.display().to_string(),
         "workers": config.workers,
+        "settleMs": u64::try_from(config.settle.as_millis()).unwrap_or(u64::MAX),
         "drainSeconds": config.drain.as_secs(),
         "accessLog": config.access_log,
         "svid": svid,
         "membership": membership,
         "missing": admin.missing(),
+        "destinations": admin.snapshot().destinations,
         "replicas": admin.snapshot().replicas,
     }))
 }

@@ -1,30 +1,37 @@
 //! One sidecar from its listeners to its end.
 
-use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use mesh_identity::workload;
-use tokio::{net::TcpListener, task::JoinHandle};
+use mesh_identity::{join::Joined, workload};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     admin::Admin,
-    config::{Config, OutboundAddress},
+    config::{Config, LocalAddress},
     credentials::{self, Minting},
-    joining,
-    listen::{self, Outbound},
+    handover::{self, Heritage, Offered, Predecessor},
+    health, joining,
+    listen::{self, Accepting, Outbound},
     live::Live,
     metrics::{Direction, Metrics},
     worker::{self, Shutdown},
 };
 
-/// How often it is looked whether the last inbound call has ended.
-const QUIET_LOOK: Duration = Duration::from_millis(10);
+/// How often it is looked whether something has come to its end, or its beginning.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long the policy service may take to confirm that this instance is off the list.
+const LEAVE: Duration = Duration::from_secs(1);
+/// How long a peer without an open call may take to go away.
+const SILENT: Duration = Duration::from_secs(1);
+/// What outbound calls have at least when inbound ones took all of the drain time.
+const LAST_OUTBOUND: Duration = Duration::from_secs(1);
 
 /// A sidecar whose listeners are bound. It serves once it has joined the mesh.
 pub struct Sidecar {
-    outbound: OutboundAddress,
+    outbound: LocalAddress,
     inbound: SocketAddr,
     admin: SocketAddr,
     metrics: Arc<Metrics>,
@@ -33,17 +40,23 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Binds all listeners, then joins and serves in the background, on threads of its own for the data path.
+    /// Binds all listeners, or takes them over, then joins and serves in the background, on threads of its own for the data
+    /// path.
     ///
     /// # Errors
     /// A listener cannot be bound: the message names it and the option.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
-        let outbound = Outbound::bind(&config.outbound).await.with_context(|| taken("--outbound", &config.outbound))?;
-        let inbound = listen::tcp(config.inbound).await.with_context(|| taken("--inbound", config.inbound))?;
-        let admin_listener = listen::tcp(config.admin).await.with_context(|| taken("--admin", config.admin))?;
-        let workload_api = match &config.serve_workload_api {
-            Some(path) => Some(workload::bind(path).await.context("--serve-workload-api")?),
-            None => None,
+        let offered = if config.take_over { handover::take_over(&config).await? } else { Offered::default() };
+        let outbound = match offered.outbound {
+            Some(outbound) => outbound,
+            None => Outbound::bind(&config.outbound).await.with_context(|| taken("--outbound", &config.outbound))?,
+        };
+        let inbound = bound("--inbound", config.inbound, offered.inbound).await?;
+        let admin_listener = bound("--admin", config.admin, offered.admin).await?;
+        let workload_api = match (&config.serve_workload_api, &offered.by) {
+            // Bound in the place of the other process's once this one serves.
+            (None, _) | (Some(_), Some(_)) => None,
+            (Some(path), None) => Some(workload::bind(path).await.context("--serve-workload-api")?),
         };
         config.outbound = outbound.address()?;
         config.inbound = inbound.local_addr()?;
@@ -57,19 +70,20 @@ impl Sidecar {
             "listening"
         );
         let run = Run { config: Arc::clone(&config), metrics: Arc::clone(&metrics), admin, shutdown: shutdown.clone() };
+        let listeners = Listeners { outbound, inbound, workload_api, former: offered.by };
         Ok(Self {
             outbound: config.outbound.clone(),
             inbound: config.inbound,
             admin: config.admin,
             metrics,
             shutdown,
-            task: tokio::spawn(run.run(Listeners { outbound, inbound, workload_api }, admin_listener)),
+            task: tokio::spawn(run.run(listeners, admin_listener)),
         })
     }
 
     /// Where the app's calls go.
     #[must_use]
-    pub fn outbound(&self) -> &OutboundAddress {
+    pub fn outbound(&self) -> &LocalAddress {
         &self.outbound
     }
 
@@ -107,14 +121,49 @@ impl Sidecar {
 }
 
 fn taken(option: &str, address: impl std::fmt::Display) -> String {
-    format!("cannot listen on {address}: choose another address with {option}, or stop the process that has it")
+    format!(
+        "cannot listen on {address}: choose another address with {option}, stop the process that has it, or take over from \
+         it with --take-over"
+    )
 }
 
-/// What is bound before the sidecar joins, but admin, which is served at once.
+async fn bound(option: &str, address: SocketAddr, offered: Option<TcpListener>) -> anyhow::Result<TcpListener> {
+    match offered {
+        Some(listener) => Ok(listener),
+        None => listen::tcp(address).await.with_context(|| taken(option, address)),
+    }
+}
+
+/// What is bound before the sidecar joins.
 struct Listeners {
     outbound: Outbound,
     inbound: TcpListener,
     workload_api: Option<workload::Bound>,
+    /// Who has the same listeners, and accepts until this process serves.
+    former: Option<Predecessor>,
+}
+
+/// The admin listener, served or not yet.
+struct AdminServer {
+    admin: Admin,
+    listener: Option<TcpListener>,
+    task: Option<JoinHandle<io::Result<()>>>,
+    end: CancellationToken,
+}
+
+impl AdminServer {
+    fn start(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            self.task = Some(tokio::spawn(self.admin.clone().serve(listener, self.end.clone())));
+        }
+    }
+
+    async fn stop(self) {
+        self.end.cancel();
+        if let Some(task) = self.task {
+            let _stopped = task.await;
+        }
+    }
 }
 
 struct Run {
@@ -124,61 +173,166 @@ struct Run {
     shutdown: CancellationToken,
 }
 
+/// What runs once the sidecar has joined.
+struct Serving {
+    live: Arc<Live>,
+    tasks: Vec<JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
+    handles: Vec<worker::Handle>,
+    stopping: Shutdown,
+    /// Those who accept inbound and outbound connections.
+    accepting: Option<[JoinHandle<()>; 2]>,
+    /// Another process has the listeners.
+    handed_over: CancellationToken,
+    /// Everything but calls.
+    end: CancellationToken,
+}
+
 impl Run {
     async fn run(self, listeners: Listeners, admin: TcpListener) -> anyhow::Result<()> {
-        // Admin outlives the calls, so that the drain can be watched.
+        let heritage = Heritage::new(&self.config, &listeners.outbound, &listeners.inbound, &admin)?;
+        // Admin outlives the calls, so that the drain can be watched, unless another process answers there by then.
         let end = CancellationToken::new();
-        let admin_server = tokio::spawn(self.admin.clone().serve(admin, end.clone()));
-        let served = self.serve(listeners, &end).await;
-        end.cancel();
-        let _stopped = admin_server.await;
+        let mut admin = AdminServer { admin: self.admin.clone(), listener: Some(admin), task: None, end };
+        // A process that runs answers until this one takes its place.
+        if listeners.former.is_none() {
+            admin.start();
+        }
+        let served = self.serve(listeners, heritage, &mut admin).await;
+        admin.stop().await;
         served
     }
 
-    async fn serve(&self, listeners: Listeners, end: &CancellationToken) -> anyhow::Result<()> {
-        let Listeners { outbound, inbound, workload_api } = listeners;
+    async fn serve(&self, listeners: Listeners, heritage: Heritage, admin: &mut AdminServer) -> anyhow::Result<()> {
         let Some(joined) = joining::join(&self.config, &self.admin, &self.shutdown).await? else { return Ok(()) };
+        let mut serving = self.begin(&joined)?;
+        let mut successor = None;
+        if self.may_accept(listeners.former.as_ref()).await {
+            admin.start();
+            self.accept(listeners, &joined, &mut serving).await;
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                taken = heritage.pass_on(&self.config.state_dir) => successor = Some(taken),
+            }
+        }
+        if successor.is_some() {
+            info!("handed over: open calls may end here");
+            admin.end.cancel();
+            serving.handed_over.cancel();
+        } else {
+            info!("stopping: no new calls, open ones may end");
+            self.leave(&serving.live).await;
+        }
+        self.finish(serving).await
+    }
+
+    /// All that needs no listener.
+    fn begin(&self, joined: &Joined) -> anyhow::Result<Serving> {
+        let (end, handed_over) = (CancellationToken::new(), CancellationToken::new());
         let minting = Minting::new(Arc::clone(&joined.asap_key));
         let (live, mut tasks) =
-            Live::start(&self.config, &joined.identity, &joined.instance, &self.metrics, minting, end);
-        let (membership, staying) = joining::stay(&self.config, &joined, end);
+            Live::start(&self.config, &joined.identity, &joined.instance, &self.metrics, minting, &end);
+        // Who takes over renews the identity, and it alone.
+        let keeping = end.child_token();
+        let (membership, staying) = joining::stay(&self.config, joined, &keeping);
         tasks.extend(staying);
+        let over = handed_over.clone();
+        tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                () = over.cancelled() => keeping.cancel(),
+                () = keeping.cancelled() => {}
+            }
+        }));
         self.admin.joined(&live, &membership);
         tasks.push(tokio::spawn(credentials::keep_minting(Arc::clone(&live), membership, end.clone())));
-        if let Some(bound) = workload_api {
-            let served = workload::serve(bound, Arc::clone(&joined.identity), end.clone());
-            tasks.push(tokio::spawn(async move {
-                if let Err(error) = served.await {
-                    warn!(%error, "the Workload API of the app has ended");
-                }
-            }));
-        }
+        tasks.push(tokio::spawn(health::look_after(Arc::clone(&live), end.clone())));
         let stopping = Shutdown::default();
-        let mut handles = Vec::new();
-        let mut threads = Vec::new();
+        let (mut handles, mut threads) = (Vec::new(), Vec::new());
         for number in 0..self.config.workers {
             let (handle, thread) = worker::start(&live, number, stopping.clone(), self.config.drain)
                 .context("cannot start a forwarding thread")?;
             handles.push(handle);
             threads.push(thread);
         }
-        let accepting = [
-            tokio::spawn(listen::accept_outbound(outbound, handles.clone(), stopping.outbound.clone())),
-            tokio::spawn(listen::accept_inbound(inbound, handles, stopping.inbound.clone())),
-        ];
-        self.shutdown.cancelled().await;
-        info!("stopping: no new calls, open ones may end");
+        Ok(Serving { live, tasks, threads, handles, stopping, accepting: None, handed_over, end })
+    }
+
+    /// Whoever has the listeners serves until this process can. `false`: this one is asked to end before.
+    async fn may_accept(&self, former: Option<&Predecessor>) -> bool {
+        let Some(former) = former else { return true };
+        while !self.admin.is_ready() {
+            tokio::select! {
+                () = self.shutdown.cancelled() => return false,
+                () = former.gone() => {
+                    warn!("the process that was to be taken over from has ended before this one was ready");
+                    return true;
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        true
+    }
+
+    async fn accept(&self, listeners: Listeners, joined: &Joined, serving: &mut Serving) {
+        let Listeners { outbound, inbound, workload_api, former } = listeners;
+        let (handles, stopping) = (std::mem::take(&mut serving.handles), &serving.stopping);
+        let how = Accepting {
+            users: self.config.app_uids.clone(),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: stopping.outbound.clone(),
+            handed_over: serving.handed_over.clone(),
+        };
+        serving.accepting = Some([
+            tokio::spawn(listen::accept_inbound(inbound, handles.clone(), stopping.inbound.clone())),
+            tokio::spawn(listen::accept_outbound(outbound, handles, how)),
+        ]);
+        let mut workload_api = workload_api;
+        if let Some(former) = former {
+            former.let_go().await;
+            workload_api = self.config.serve_workload_api.as_ref().and_then(|path| {
+                let bound = workload::bind_over(path);
+                bound.inspect_err(|error| warn!(%error, "the app gets no Workload API")).ok()
+            });
+        }
+        if let Some(bound) = workload_api {
+            let served = workload::serve(bound, Arc::clone(&joined.identity), serving.end.clone());
+            serving.tasks.push(tokio::spawn(async move {
+                if let Err(error) = served.await {
+                    warn!(%error, "the Workload API of the app has ended");
+                }
+            }));
+        }
+    }
+
+    /// Off the list of those that take calls; until callers have heard of it, calls are taken as before.
+    async fn leave(&self, live: &Live) {
+        if live.registration.leave(LEAVE).await {
+            tokio::time::sleep(self.config.settle).await;
+        }
+    }
+
+    /// No new calls on any connection, each told so in its own protocol; then what is open ends, or its time is over.
+    async fn finish(&self, serving: Serving) -> anyhow::Result<()> {
+        let Serving { live, tasks, threads, handles, stopping, accepting, handed_over, end } = serving;
+        let _once = stopping.deadline.set(Instant::now() + self.config.drain + LAST_OUTBOUND);
         stopping.inbound.cancel();
-        self.inbound_calls_ended().await;
-        stopping.outbound.cancel();
-        for task in accepting {
+        if handed_over.is_cancelled() {
+            // The app's next calls go through the process that serves them.
+            stopping.outbound.cancel();
+        } else {
+            self.inbound_ended().await;
+            stopping.outbound.cancel();
+        }
+        for task in accepting.into_iter().flatten() {
             let _stopped = task.await;
         }
+        drop(handles);
         tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread::JoinHandle::join(thread)))
         })
         .await
         .context("waiting for the forwarding threads")?;
+        drop(live);
         end.cancel();
         for task in tasks {
             let _stopped = task.await;
@@ -186,12 +340,17 @@ impl Run {
         Ok(())
     }
 
-    /// Until the app serves nobody any more, or the drain time is over: what it serves may need outbound calls.
-    async fn inbound_calls_ended(&self) {
+    /// Until nobody is connected for whom the app might still do something, or the drain time is over: what it serves may
+    /// need outbound calls. Who has no open call and does not go away is not waited for.
+    async fn inbound_ended(&self) {
         let calls = self.metrics.calls(Direction::Inbound);
         let quiet = async {
-            while calls.in_flight() > 0 {
-                tokio::time::sleep(QUIET_LOOK).await;
+            let mut last_call = Instant::now();
+            while calls.connections() > 0 && last_call.elapsed() < SILENT {
+                if calls.in_flight() > 0 {
+                    last_call = Instant::now();
+                }
+                tokio::time::sleep(LOOK).await;
             }
         };
         if tokio::time::timeout(self.config.drain, quiet).await.is_err() {

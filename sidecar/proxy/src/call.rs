@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::Instant,
@@ -12,19 +12,26 @@ use std::{
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::{RecvStream, SendStream};
-use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
-use sidecar_core::{Position, Reason, Refusal, balance::Slot, inbound};
+use http::{HeaderValue, Method, Request, Response, Uri};
+use sidecar_core::{
+    Position, Reason, Refusal,
+    balance::{Ended, Slot, is_own_fault},
+    inbound,
+};
 use tracing::info;
 
 use crate::{
     body::CallBody,
     decisions::{Decision, Flow, Grounds, Ledger, Remembered},
+    headers, health,
     in_flight::Serving,
+    limits::Admission,
     live::Live,
     metrics::{Calls, Direction, Outcome},
     open::Place,
     pool::Lease,
     refuse::{self, Revisions},
+    said::Said,
     worker::Worker,
 };
 
@@ -41,6 +48,10 @@ pub struct Line {
     /// The sending half to the other side once the request is sent: with it the stream can be reset although nobody
     /// polls the answer, as when its reader has stopped reading.
     upstream: Mutex<Option<SendStream<Bytes>>>,
+    /// The answer, once it has begun: what waits in it can be let go although nobody reads it.
+    answer: Mutex<Option<RecvStream>>,
+    /// Since which tick of [`crate::limits::Memory`] the reader has not asked for more than it was given; 0: it waits for more.
+    unread: AtomicU32,
 }
 
 impl Line {
@@ -55,6 +66,33 @@ impl Line {
             self.end(true);
             self.response.wake();
         }
+    }
+
+    /// Ends the call, and lets go at once of what waits for its reader.
+    pub fn drop_answer(&self, refusal: Refusal) {
+        self.hang_up(refusal);
+        let unread = self.answer().take();
+        drop(unread);
+    }
+
+    /// The answer has begun.
+    pub fn follow(&self, answer: RecvStream) {
+        *self.answer() = Some(answer);
+    }
+
+    /// The answer has come to its end, and there is nothing more to be read.
+    pub fn is_at_its_end(&self) -> bool {
+        self.answer().as_ref().is_some_and(RecvStream::is_end_stream)
+    }
+
+    /// What is left of the answer.
+    pub fn answer(&self) -> MutexGuard<'_, Option<RecvStream>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when nobody has asked for more.
+    pub fn unread_since(&self) -> Option<u32> {
+        Some(self.unread.load(Ordering::Relaxed)).filter(|tick| *tick > 0)
     }
 
     /// The call is over; unless the other side has answered to its end, it is told to stop.
@@ -122,18 +160,19 @@ pub struct Facts {
 
 impl Facts {
     /// Reads what can be read without deciding anything.
-    pub fn of<B>(request: &Request<B>, service: Arc<str>, caller: Arc<str>, request_id: HeaderValue) -> Self {
-        let grpc = request
-            .headers()
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    pub fn of<B>(
+        request: &Request<B>,
+        said: &Said<'_>,
+        (service, caller): (Arc<str>, Arc<str>),
+        request_id: HeaderValue,
+    ) -> Self {
         Self {
             service,
             caller,
             uri: request.uri().clone(),
-            tenant: None,
+            tenant: said.tenant_id.first().cloned(),
             request_id,
-            grpc,
+            grpc: said.is_grpc(),
             method: request.method().clone(),
         }
     }
@@ -165,18 +204,20 @@ pub struct Call {
     pub facts: Facts,
     /// Shared with the bodies of the call.
     pub line: Arc<Line>,
+    /// It was not sent to the app: the caller's sidecar may be told so.
+    pub unsent: bool,
     /// When the whole call must be over.
     pub deadline: Option<tokio::time::Instant>,
     /// Held until the call ends: its place among the open calls.
     pub place: Option<Place>,
     /// Held until the call ends: its tenant is in flight.
     pub serving: Option<Serving>,
+    /// Held until the call ends: its seat at the app.
+    pub admission: Option<Admission>,
     /// Held until the call ends: its place at the instance it went to.
     pub slot: Option<Slot>,
     /// Held until the call ends: its place on the connection it went over.
     pub lease: Option<Lease>,
-    /// Which header held the ASAP token, from the decision to the rewriting of the head.
-    pub token_header: Option<HeaderName>,
     /// What it was refused on, or let pass on in audit mode.
     grounds: Option<Box<Grounds>>,
     /// It was decided that it may be made.
@@ -200,17 +241,24 @@ impl Call {
             started: Instant::now(),
             facts,
             line: Arc::new(Line::default()),
+            unsent: direction == Direction::Inbound,
             deadline: None,
             place: None,
             serving: None,
+            admission: None,
             slot: None,
             lease: None,
-            token_header: None,
             grounds: None,
             passed: false,
             noted: false,
             ended: false,
         }
+    }
+
+    /// When it came in.
+    #[must_use]
+    pub fn started(&self) -> tokio::time::Instant {
+        tokio::time::Instant::from_std(self.started)
     }
 
     /// Hands the account over to the answer's body.
@@ -221,7 +269,13 @@ impl Call {
     /// Makes the refusal the answer: the only place a status is made before an answer has begun.
     pub fn refuse(mut self, refusal: &Refusal) -> Response<CallBody> {
         let revisions = self.note(refusal);
-        let response = refuse::response(refusal, &self.facts, &revisions);
+        let mut response = refuse::response(refusal, &self.facts, &revisions);
+        if self.unsent && matches!(refusal.reason, Reason::UpstreamConnect | Reason::Overloaded) {
+            response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
+        }
+        if self.direction == Direction::Inbound {
+            response.headers_mut().insert(headers::REFUSED, HeaderValue::from_static(refusal.reason.as_str()));
+        }
         self.end(Outcome::Refused, Some(refusal.reason.as_str()));
         response
     }
@@ -269,6 +323,12 @@ impl Call {
             unlogged,
             "passed in audit mode"
         );
+    }
+
+    /// The reader of the answer was given more of it, or waits for more.
+    pub fn handed_on(&self, more: bool) {
+        let tick = if more { self.live.limits.memory.tick() } else { 0 };
+        self.line.unread.store(tick, Ordering::Relaxed);
     }
 
     /// The answer came to its end.
@@ -367,6 +427,9 @@ impl Call {
         }
         let took = self.started.elapsed();
         self.counters.ended(outcome, took);
+        if let Some(slot) = &self.slot {
+            slot.ended(shown_at_the_end(outcome, status), health::now());
+        }
         if self.live.config.access_log {
             info!(
                 target: "tenon::access",
@@ -382,7 +445,25 @@ impl Call {
             );
         }
         self.line.end(outcome != Outcome::Finished);
+        if let (Some(admission), Outcome::Refused) = (&mut self.admission, outcome)
+            && status == Some(Reason::Deadline.as_str())
+        {
+            admission.overdue();
+        }
+        self.admission = None;
         (self.place, self.serving, self.slot, self.lease) = (None, None, None, None);
+    }
+}
+
+/// What the end of a call says of the instance that answered it.
+fn shown_at_the_end(outcome: Outcome, status: Option<&str>) -> Ended {
+    match outcome {
+        Outcome::Finished => match status.and_then(|code| code.parse().ok()) {
+            Some(code) if is_own_fault(code) => Ended::Failed,
+            Some(_) | None => Ended::Well,
+        },
+        Outcome::Broken => Ended::Failed,
+        Outcome::Refused | Outcome::Cancelled => Ended::Unknown,
     }
 }
 

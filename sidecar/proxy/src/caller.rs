@@ -54,6 +54,11 @@ impl Caller {
         matches!(self.client, Client::Outside(_))
     }
 
+    /// Whether this is another sidecar, and no operator.
+    pub fn is_sidecar(&self) -> bool {
+        matches!(&self.client, Client::Mesh(peer) if peer.id.service_name().is_some())
+    }
+
     /// Looks whether it may still be here; if not, its calls are refused from now on and its connection closes.
     pub fn look_again(&self, identity: &Identity, outsiders: &Outsiders) {
         let removed = matches!(&self.client, Client::Outside(peer) if !outsiders.still_knows(peer));

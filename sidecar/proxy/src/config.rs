@@ -1,39 +1,29 @@
 //! Configuration of one sidecar: a YAML file, `TENON_*` variables over it, flags over both.
 
+mod address;
+mod problems;
 mod tcs;
 
 use std::{
-    fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use clap::Parser;
+use clap::Args;
 use mesh_config::names::{RegionName, ServiceName, TrustDomain, ZoneName};
 use mesh_identity::{join::Attestation, policy_signature::PublicKey, workload::Socket};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-pub use self::tcs::{HeldTenants, ReplicaAddress};
+use self::problems::Problems;
+pub(crate) use self::problems::duration;
+pub use self::{
+    address::LocalAddress,
+    tcs::{HeldTenants, ReplicaAddress},
+};
 
 /// The command line of `tenon-sidecar`. Every flag is also a key of `--config FILE` and a `TENON_*` variable.
-#[derive(Debug, Default, Parser, Deserialize)]
-#[command(
-    name = "tenon-sidecar",
-    version,
-    about = "The data plane of Tenon: one process beside each instance of a service",
-    after_help = "Example:\n  tenon-sidecar --service media --trust-domain demo.example --region us-east --app 127.0.0.1:9002 \\\n    \
-                  --identity 127.0.0.1:15010 --tcs 127.0.0.1:15020 --policy 127.0.0.1:15030 \\\n    \
-                  --trust-bundle-sha256 \"$PIN\" --join-token-file join-token --state-dir state\n\n\
-                  `tenon identity join-token --service media` prints a join token; the pin is\n\
-                  trustBundleSha256 in mesh.json in the data folder of the mesh. Where the platform attests its\n\
-                  processes, its token does instead, once an Attestor document accepts it:\n  \
-                  --oidc-token-file /var/run/secrets/tokens/tenon\n\n\
-                  Two replicas of the TCS in two zones, and only those tenants in memory that are asked for:\n  \
-                  --tcs a=10.0.0.1:15020 --tcs b=10.0.1.1:15020 --tenants on-demand --tenant-cache-bytes 64MiB\n\n\
-                  A flag wins over its TENON_* variable, and a variable over the file."
-)]
+#[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Flags {
     /// YAML file with any of the options below, in camelCase (trustDomain: demo.example)
@@ -52,20 +42,31 @@ pub struct Flags {
     /// Zone of this instance, within its region
     #[arg(long, env = "TENON_ZONE", value_name = "ZONE")]
     pub zone: Option<String>,
-    /// Where the app listens, plaintext HTTP/2; absent for a service that only calls
-    #[arg(long, env = "TENON_APP", value_name = "HOST:PORT")]
+    /// Where the app listens, plaintext HTTP/2: IP:PORT or unix:PATH; absent for a service that only calls
+    #[arg(long, env = "TENON_APP", value_name = "ADDRESS")]
     pub app: Option<String>,
+    /// User ids that may connect to an outbound listener on a Unix socket [default: whoever may open its file]
+    #[arg(long, env = "TENON_APP_UID", value_name = "UID", value_delimiter = ',')]
+    #[serde(deserialize_with = "addresses")]
+    pub app_uid: Vec<String>,
     /// Listener for the app's own calls: a loopback address or unix:PATH [default: 127.0.0.1:15001]
     #[arg(long, env = "TENON_OUTBOUND", value_name = "ADDRESS")]
     pub outbound: Option<String>,
     /// Listener for other sidecars, TLS 1.3 with client certificates [default: 0.0.0.0:15006]
     #[arg(long, env = "TENON_INBOUND", value_name = "ADDRESS")]
     pub inbound: Option<String>,
+    /// Address at which other sidecars reach the inbound listener [default: where it listens; on all addresses: that from
+    /// which the policy service is reached]
+    #[arg(long, env = "TENON_ADVERTISE", value_name = "IP:PORT")]
+    pub advertise: Option<String>,
+    /// Register this instance for callers while its app accepts connections [default: true]
+    #[arg(long, env = "TENON_REGISTER", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub register: Option<bool>,
     /// Listener for /metrics, /live, /ready, /config and gRPC health and reflection [default: 127.0.0.1:15000]
     #[arg(long, env = "TENON_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// Address of the identity service [default: 127.0.0.1:15010]
-    #[arg(long, env = "TENON_IDENTITY", value_name = "HOST:PORT")]
+    #[arg(long, env = "TENON_IDENTITY", value_name = "IP:PORT")]
     pub identity: Option<String>,
     /// Address of a replica of the Tenant Context Service, with its zone if it has one; given several times, two of
     /// different zones are followed at once [default: 127.0.0.1:15020]
@@ -106,37 +107,29 @@ pub struct Flags {
     /// Threads that forward calls [default: the number of processors, at most 4]
     #[arg(long, env = "TENON_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
+    /// How long calls are still taken after SIGTERM, once this instance is off the list of those that take calls, so that
+    /// callers hear of it [default: 500ms]
+    #[arg(long, env = "TENON_SETTLE", value_name = "DURATION")]
+    pub settle: Option<String>,
+    /// Take the listeners over from the sidecar that runs with this state folder, if there is one: no connection is
+    /// refused, and that one ends when its calls have ended
+    #[arg(long, env = "TENON_TAKE_OVER", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub take_over: Option<bool>,
     /// How long open calls may go on after SIGTERM, in seconds [default: 10]
     #[arg(long, env = "TENON_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
+    /// Memory above which new calls are refused, and streams that nobody reads are ended: 512MiB [default: four fifths of
+    /// what the control group may use, else 1GiB]
+    #[arg(long, env = "TENON_MEMORY_LIMIT", value_name = "SIZE")]
+    pub memory_limit: Option<String>,
     /// Write one log line for every call, not only for refused ones
     #[arg(long, env = "TENON_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub access_log: Option<bool>,
-}
-
-/// Where the outbound listener is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(into = "String")]
-pub enum OutboundAddress {
-    /// A loopback address.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for OutboundAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl From<OutboundAddress> for String {
-    fn from(address: OutboundAddress) -> Self {
-        address.to_string()
-    }
+    /// Forward every call without looking at who makes it and for which tenant: what the checks cost is measured by this
+    #[cfg(feature = "bench-no-checks")]
+    // Not TENON_..: `tenon up` keeps variables of that name from its sidecars.
+    #[arg(long, env = "BENCH_NO_CHECKS", hide = true)]
+    pub no_checks: bool,
 }
 
 /// Where SVID and trust bundle come from.
@@ -165,11 +158,17 @@ pub struct Config {
     /// Refines the nearness of endpoints.
     pub zone: Option<ZoneName>,
     /// Absent for a service that only calls.
-    pub app: Option<SocketAddr>,
+    pub app: Option<LocalAddress>,
+    /// Who may connect to an outbound listener on a Unix socket; empty: whoever may open its file.
+    pub app_uids: Vec<u32>,
     /// The app's own calls.
-    pub outbound: OutboundAddress,
+    pub outbound: LocalAddress,
     /// Other sidecars' calls.
     pub inbound: SocketAddr,
+    /// Where other sidecars are told that the inbound listener is.
+    pub advertise: Option<SocketAddr>,
+    /// Whether an instance with an app is registered for callers.
+    pub register: bool,
     /// Operators and scrapers.
     pub admin: SocketAddr,
     /// Identity service.
@@ -190,10 +189,35 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Forwarding threads.
     pub workers: usize,
+    /// How long calls are taken on after the instance has left the list of those that take them.
+    pub settle: Duration,
+    /// Whether the listeners of a sidecar with the same state folder are taken over.
+    pub take_over: bool,
     /// Bound on the end of open calls after a signal.
     pub drain: Duration,
+    /// Bytes of memory above which nothing new is taken.
+    pub memory_limit: u64,
     /// One line a call.
     pub access_log: bool,
+    /// Only the benchmark's own build has it.
+    #[cfg(feature = "bench-no-checks")]
+    pub no_checks: bool,
+}
+
+impl Config {
+    /// Whether calls are checked. Always, but in the build that the benchmark compares with.
+    #[cfg(not(feature = "bench-no-checks"))]
+    #[must_use]
+    pub const fn checks(&self) -> bool {
+        true
+    }
+
+    /// Whether calls are checked: `--no-checks` of the benchmark's own build.
+    #[cfg(feature = "bench-no-checks")]
+    #[must_use]
+    pub const fn checks(&self) -> bool {
+        !self.no_checks
+    }
 }
 
 /// Everything that is wrong with a configuration, one problem a line.
@@ -222,8 +246,11 @@ impl Flags {
             region: self.region.or(file.region),
             zone: self.zone.or(file.zone),
             app: self.app.or(file.app),
+            app_uid: if self.app_uid.is_empty() { file.app_uid } else { self.app_uid },
             outbound: self.outbound.or(file.outbound),
             inbound: self.inbound.or(file.inbound),
+            advertise: self.advertise.or(file.advertise),
+            register: self.register.or(file.register),
             admin: self.admin.or(file.admin),
             identity: self.identity.or(file.identity),
             tcs: if self.tcs.is_empty() { file.tcs } else { self.tcs },
@@ -238,8 +265,13 @@ impl Flags {
             serve_workload_api: self.serve_workload_api.or(file.serve_workload_api),
             state_dir: self.state_dir.or(file.state_dir),
             workers: self.workers.or(file.workers),
+            settle: self.settle.or(file.settle),
+            take_over: self.take_over.or(file.take_over),
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
+            memory_limit: self.memory_limit.or(file.memory_limit),
             access_log: self.access_log.or(file.access_log),
+            #[cfg(feature = "bench-no-checks")]
+            no_checks: self.no_checks || file.no_checks,
         }
     }
 
@@ -251,58 +283,59 @@ impl Flags {
         let zone = problems.optional("zone", self.zone.as_deref());
         let app = problems.optional("app", self.app.as_deref());
         let outbound = problems.outbound(self.outbound.as_deref().unwrap_or("127.0.0.1:15001"));
-        let inbound = problems.optional("inbound", Some(self.inbound.as_deref().unwrap_or("0.0.0.0:15006")));
-        let admin = problems.optional("admin", Some(self.admin.as_deref().unwrap_or("127.0.0.1:15000")));
-        let identity = problems.optional("identity", Some(self.identity.as_deref().unwrap_or("127.0.0.1:15010")));
+        let app_uids = problems.app_uids(&self.app_uid, outbound.as_ref());
+        let settle = problems.settle(self.settle.as_deref().unwrap_or("500ms"));
+        let inbound = problems.address("inbound", self.inbound.as_deref().unwrap_or("0.0.0.0:15006"));
+        let advertise = problems.advertise(self.advertise.as_deref());
+        let admin = problems.address("admin", self.admin.as_deref().unwrap_or("127.0.0.1:15000"));
+        let identity = problems.address("identity", self.identity.as_deref().unwrap_or("127.0.0.1:15010"));
         let tcs = problems.replicas("tcs", &self.tcs, "127.0.0.1:15020");
         let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
         let require_signed = self.require_signed.map(|path| problems.public_keys(&path)).unwrap_or_default();
         let policy = problems.replicas("policy", &self.policy, "127.0.0.1:15030");
-        let attestation = Attestation {
-            join_token: None,
-            join_token_file: self.join_token_file,
-            oidc_token_file: self.oidc_token_file,
-        };
-        let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, attestation);
-        if self.state_dir.is_none() {
-            problems.0.push("--state-dir is missing: name a folder that outlives restarts".into());
-        }
+        let proofs = (self.join_token_file, self.oidc_token_file);
+        let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
+        let state_dir = problems.state_dir(self.state_dir);
+        let memory_limit = problems.memory_limit(self.memory_limit.as_deref());
         let workers = problems.workers(self.workers);
-        match (service, trust_domain, outbound, inbound, admin, identity, tcs, policy, svid_from, self.state_dir) {
-            (
-                Some(service),
-                Some(trust_domain),
-                Some(outbound),
-                Some(inbound),
-                Some(admin),
-                Some(identity),
-                Some(tcs),
-                Some(policy),
-                Some(svid_from),
-                Some(state_dir),
-            ) if problems.0.is_empty() => Ok(Config {
-                tcs: tcs::parents(&tcs, zone.as_ref()),
-                policy: tcs::parents(&policy, zone.as_ref()),
-                require_signed,
-                tenants: tenants.unwrap_or_default(),
-                service,
-                trust_domain,
-                region,
-                zone,
-                app,
-                outbound,
-                inbound,
-                admin,
-                identity,
-                svid_from,
-                serve_workload_api: self.serve_workload_api,
-                state_dir,
-                workers,
-                drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),
-                access_log: self.access_log.unwrap_or(false),
-            }),
-            _ => Err(ConfigError(problems.0)),
-        }
+        let listeners = (service, trust_domain, outbound, inbound, admin);
+        let others = (identity, tcs, policy, svid_from, state_dir);
+        let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {
+            return Err(ConfigError(problems.0));
+        };
+        let (Some(identity), Some(tcs), Some(policy), Some(svid_from), Some(state_dir)) = others else {
+            return Err(ConfigError(problems.0));
+        };
+        problems.none()?;
+        Ok(Config {
+            tcs: tcs::parents(&tcs, zone.as_ref()),
+            policy: tcs::parents(&policy, zone.as_ref()),
+            require_signed,
+            tenants: tenants.unwrap_or_default(),
+            service,
+            trust_domain,
+            region,
+            zone,
+            app,
+            app_uids,
+            outbound,
+            inbound,
+            advertise,
+            register: self.register.unwrap_or(true),
+            admin,
+            identity,
+            svid_from,
+            serve_workload_api: self.serve_workload_api,
+            state_dir,
+            workers,
+            settle: settle.unwrap_or_default(),
+            take_over: self.take_over.unwrap_or(false),
+            drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),
+            memory_limit,
+            access_log: self.access_log.unwrap_or(false),
+            #[cfg(feature = "bench-no-checks")]
+            no_checks: self.no_checks,
+        })
     }
 }
 
@@ -356,114 +389,6 @@ fn addresses<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<St
         Addresses::Text(text) => text.split(',').map(str::to_owned).collect(),
         Addresses::List(list) => list,
     })
-}
-
-struct Problems(Vec<String>);
-
-impl Problems {
-    fn workers(&mut self, workers: Option<usize>) -> usize {
-        let workers = workers.unwrap_or_else(default_workers);
-        if workers == 0 || workers > 256 {
-            self.0.push(format!("--workers {workers}: expected 1 to 256"));
-        }
-        workers
-    }
-
-    fn required<T: FromStr<Err: fmt::Display>>(&mut self, option: &str, value: Option<&str>) -> Option<T> {
-        if value.is_none() {
-            self.0.push(format!("--{option} is missing"));
-        }
-        self.optional(option, value)
-    }
-
-    fn optional<T: FromStr<Err: fmt::Display>>(&mut self, option: &str, value: Option<&str>) -> Option<T> {
-        match value?.parse() {
-            Ok(parsed) => Some(parsed),
-            Err(error) => {
-                self.0.push(format!("--{option} {}: {error}", value.unwrap_or_default()));
-                None
-            }
-        }
-    }
-
-    fn replicas(&mut self, name: &str, given: &[String], default: &str) -> Option<Vec<ReplicaAddress>> {
-        let default = [default.to_owned()];
-        let given = if given.is_empty() { &default[..] } else { given };
-        // All of them, so that all problems are told.
-        let parsed: Vec<_> = given.iter().map(|address| self.optional(name, Some(address))).collect();
-        parsed.into_iter().collect()
-    }
-
-    fn public_keys(&mut self, path: &Path) -> Vec<PublicKey> {
-        let read = std::fs::read(path).map_err(|error| error.to_string());
-        let keys = read.and_then(|pem| PublicKey::all_from_pem(&pem).map_err(|error| error.to_string()));
-        keys.unwrap_or_else(|why| {
-            self.0.push(format!("--require-signed {}: {why}", path.display()));
-            Vec::new()
-        })
-    }
-
-    fn tenants(&mut self, tenants: Option<&str>, cache_bytes: Option<&str>) -> Option<HeldTenants> {
-        HeldTenants::read(tenants, cache_bytes).map_err(|problem| self.0.push(problem)).ok()
-    }
-
-    /// Calls of the app carry no credential of their own, so nobody else may reach this listener.
-    fn outbound(&mut self, value: &str) -> Option<OutboundAddress> {
-        if let Some(path) = value.strip_prefix("unix:") {
-            if path.is_empty() {
-                self.0.push("--outbound unix: needs a path".into());
-                return None;
-            }
-            return Some(OutboundAddress::Unix(PathBuf::from(path)));
-        }
-        let address: SocketAddr = self.optional("outbound", Some(value))?;
-        if !address.ip().is_loopback() {
-            self.0.push(format!(
-                "--outbound {value}: expected a loopback address or unix:PATH, since calls here carry no credential"
-            ));
-            return None;
-        }
-        Some(OutboundAddress::Tcp(address))
-    }
-
-    /// One of the two, and nothing that only the other would look at.
-    fn svid_from(
-        &mut self,
-        workload_api: Option<String>,
-        pin: Option<String>,
-        attestation: Attestation,
-    ) -> Option<SvidFrom> {
-        let Some(socket) = workload_api else {
-            return self.pin(pin).map(|pin| SvidFrom::IdentityService { pin, attestation });
-        };
-        let beside = [
-            ("--trust-bundle-sha256", pin.is_some()),
-            ("--join-token-file", attestation.join_token_file.is_some()),
-            ("--oidc-token-file", attestation.oidc_token_file.is_some()),
-        ];
-        for (option, given) in beside {
-            if given {
-                self.0.push(format!("{option} has no use beside --workload-api, which gives SVID and trust bundle"));
-            }
-        }
-        self.optional("workload-api", Some(&socket)).map(SvidFrom::WorkloadApi)
-    }
-
-    fn pin(&mut self, value: Option<String>) -> Option<String> {
-        let Some(value) = value else {
-            self.0.push(
-                "--trust-bundle-sha256 is missing: it stands in the data folder of the mesh, as trustBundleSha256 in mesh.json"
-                    .into(),
-            );
-            return None;
-        };
-        let pin = value.to_ascii_lowercase();
-        if pin.len() != 64 || !pin.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            self.0.push(format!("--trust-bundle-sha256 {value}: expected 64 hexadecimal digits"));
-            return None;
-        }
-        Some(pin)
-    }
 }
 
 #[cfg(test)]

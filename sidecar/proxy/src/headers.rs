@@ -1,32 +1,44 @@
 //! Header hygiene: what a request may carry across each border of the mesh (DESIGN §3).
 
+use std::cell::RefCell;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
-use http::{HeaderMap, HeaderName, HeaderValue, header, uri};
-use mesh_asap::{BearerError, bearer};
-use sidecar_core::{Named, Token};
+use http::{HeaderMap, HeaderName, HeaderValue, uri};
+use mesh_identity::clock;
+use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use sidecar_core::Named;
 
 pub const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
-pub const TENANT_HOST: HeaderName = HeaderName::from_static("x-tenant-host");
 pub const TENANT_REVISION: HeaderName = HeaderName::from_static("x-tenant-revision");
 pub const TENANT_CONTEXT: HeaderName = HeaderName::from_static("x-tenant-context-bin");
 pub const ASAP_TOKEN: HeaderName = HeaderName::from_static("x-asap-token");
 pub const CALLER: HeaderName = HeaderName::from_static("x-mesh-caller");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-mesh-request-id");
-pub const TXN_TOKEN: HeaderName = HeaderName::from_static("txn-token");
+/// `1`: whoever answers so is sure that nothing of the call reached the app. Between sidecars only.
+pub const UNSENT: HeaderName = HeaderName::from_static("x-mesh-unsent");
+/// The reason of a refusal by the callee's own sidecar. Between sidecars only.
+pub const REFUSED: HeaderName = HeaderName::from_static("x-mesh-refused");
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// Everything with these prefixes belongs to the mesh.
 const RESERVED: [&str; 3] = ["x-tenant-", "x-mesh-", "x-asap-"];
 
 /// Removes every header that belongs to the mesh.
 pub fn strip_reserved(headers: &mut HeaderMap) {
-    // Taken out one at a time: a name is a reference count, and there are three of them on an ordinary call.
-    while let Some(name) = headers.keys().find(|name| is_reserved(name)).cloned() {
+    strip(headers, |_| true);
+}
+
+/// Removes those that belong to the mesh and go.
+pub fn strip(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    // Taken out one at a time: a name is a reference count, and there are few of them on an ordinary call.
+    while let Some(name) = headers.keys().find(|name| is_reserved(name.as_str()) && goes(name)).cloned() {
         headers.remove(name);
     }
 }
 
-fn is_reserved(name: &HeaderName) -> bool {
-    let name = name.as_str();
+/// Whether a header of this name belongs to the mesh.
+pub fn is_reserved(name: &str) -> bool {
     name.starts_with("x-") && RESERVED.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -35,35 +47,28 @@ pub fn named<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Named<'a> {
     Named::from_values(headers.get_all(name).iter().map(|value| value.to_str().ok()))
 }
 
-/// The ASAP token: `x-asap-token` between sidecars; where that is absent, `authorization: Bearer` (ASAP A13). Says also
-/// which header held it.
-pub fn token(headers: &HeaderMap) -> (Token<'_>, HeaderName) {
-    match named(headers, &ASAP_TOKEN) {
-        Named::One(token) => return (Token::One(token), ASAP_TOKEN),
-        Named::Many => return (Token::Ambiguous, ASAP_TOKEN),
-        Named::None => {}
-    }
-    // Some other scheme is the app's own affair: it is no token, and says nothing about one.
-    let token = match bearer(headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes)) {
-        Ok(token) => Token::One(token),
-        Err(BearerError::Missing) => Token::Missing,
-        Err(BearerError::Malformed) => Token::Ambiguous,
-    };
-    (token, header::AUTHORIZATION)
-}
-
-/// The request id of another sidecar, when it has the form of one.
-pub fn foreign_request_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let Named::One(id) = named(headers, &REQUEST_ID) else { return None };
-    let fits = (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    fits.then(|| headers.get(&REQUEST_ID).cloned()).flatten()
+thread_local! {
+    /// Ids must differ, and need not be hard to guess: no call pays for cryptography here.
+    static RANDOM: RefCell<SmallRng> = RefCell::new(SmallRng::from_os_rng());
 }
 
 /// A new request id: UUID v7, so that ids sort by time.
 pub fn new_request_id() -> HeaderValue {
+    let milliseconds = u64::try_from(clock::since_epoch().as_millis()).unwrap_or_default();
+    let random: [u8; 10] = RANDOM.with_borrow_mut(SmallRng::random);
     let mut buffer = uuid::Uuid::encode_buffer();
-    let text = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("00000000-0000-7000-8000-000000000000"))
+    let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid();
+    let text = id.hyphenated().encode_lower(&mut buffer);
+    let none = || HeaderValue::from_static("00000000-0000-7000-8000-000000000000");
+    never_indexed(HeaderValue::from_str(text).unwrap_or_else(|_| none()))
+}
+
+/// For values between sidecars that differ from call to call, or from tenant to tenant. In HPACK's dynamic table, which
+/// forgets its oldest entries first, they would push out the token, and h2 compares a value with all others of its name.
+/// Towards the app there is no token, and a table is worth having for tenants that come often (docs/performance.md).
+pub fn never_indexed(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// `x-tenant-context-bin` of an encoded context.
@@ -112,33 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_x_asap_token_and_else_a_bearer() {
-        let (token_, held_by) = token_of(&[("x-asap-token", "mesh"), ("authorization", "Bearer user")]);
-        assert_eq!((token_.as_str(), held_by), ("mesh", ASAP_TOKEN));
-        let (token_, held_by) = token_of(&[("authorization", "bEaReR outside")]);
-        assert_eq!((token_.as_str(), held_by), ("outside", header::AUTHORIZATION));
-        assert_eq!(token_of(&[("authorization", "Basic dXNlcg")]).0, "missing");
-        assert_eq!(token_of(&[("x-asap-token", "a"), ("x-asap-token", "b")]).0, "many");
-        assert_eq!(token_of(&[]).0, "missing");
-    }
-
-    fn token_of(pairs: &[(&'static str, &'static str)]) -> (String, HeaderName) {
-        let headers = map(pairs);
-        let (token, held_by) = token(&headers);
-        let text = match token {
-            Token::Missing => "missing".to_owned(),
-            Token::Ambiguous => "many".to_owned(),
-            Token::One(token) => token.to_owned(),
-        };
-        (text, held_by)
-    }
-
-    #[test]
-    fn a_request_id_is_taken_over_only_when_it_has_the_form_of_one() {
-        assert!(foreign_request_id(&map(&[("x-mesh-request-id", "0198-abc")])).is_some());
-        assert!(foreign_request_id(&map(&[("x-mesh-request-id", "a b")])).is_none());
-        assert!(foreign_request_id(&map(&[("x-mesh-request-id", "a"), ("x-mesh-request-id", "b")])).is_none());
-        assert!(foreign_request_id(&HeaderMap::new()).is_none());
+    fn no_two_request_ids_are_the_same() {
         assert_ne!(new_request_id(), new_request_id());
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use h2::RecvStream;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::clock;
 use sidecar_core::{
@@ -16,79 +16,119 @@ use crate::{
     body::CallBody,
     call::{Call, Facts},
     caller::Caller,
-    forward::{self, Failed},
-    headers::{self, named},
+    forward, headers,
     in_flight::Serving,
     live::FRESHNESS_WAIT,
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
+    said::{Said, Stale},
     tenants::{Answered, TenantRef},
     worker::Worker,
 };
 
 /// Accounts for the call; cannot fail.
 pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<Incoming>) -> Response<CallBody> {
+    let said = Said::of(request.headers());
     // Ids of the mesh's own calls go on; nobody outside chooses what its operators look for.
-    let id = if caller.is_outside() { None } else { headers::foreign_request_id(request.headers()) };
+    let id = if caller.is_outside() { None } else { said.foreign_request_id() };
     let id = id.unwrap_or_else(headers::new_request_id);
-    let mut facts = Facts::of(&request, Arc::clone(&worker.service), Arc::clone(&caller.name), id);
-    facts.tenant = request.headers().get(&headers::TENANT_ID).cloned();
+    let facts = Facts::of(&request, &said, (Arc::clone(&worker.service), Arc::clone(&caller.name)), id);
     let mut call = Call::start(Direction::Inbound, &worker, facts);
-    match handle(&worker, &caller, request, &mut call).await {
+    let answer = match admit(&worker, &caller, &request, &said, &mut call).await {
+        Ok(admitted) => send(&worker, &caller, request, admitted, &mut call).await,
+        Err(refusal) => Err(refusal),
+    };
+    match answer {
         Ok(response) => call.follow(response),
         Err(refusal) => call.refuse(&refusal),
     }
 }
 
-async fn handle(
+/// A call that may be made.
+struct Admitted {
+    /// Whose context the app is handed.
+    tenant: Option<TenantRef>,
+    /// What of the head is not for the app.
+    stale: Stale,
+    /// What held the token is not for it either.
+    token: HeaderName,
+}
+
+/// `None`: nothing was looked at, and nothing is changed.
+async fn admit(
     worker: &Arc<Worker>,
     caller: &Arc<Caller>,
-    mut request: Request<Incoming>,
+    request: &Request<Incoming>,
+    said: &Said<'_>,
     call: &mut Call,
-) -> Result<Response<RecvStream>, Refusal> {
-    forward::refuse_tunnels(&request)?;
+) -> Result<Option<Admitted>, Refusal> {
+    forward::refuse_tunnels(request)?;
+    if !worker.live.config.checks() {
+        return Ok(None);
+    }
     caller.check()?;
-    let verdict = decide(worker, caller, &request, call).await?;
+    let (token, held_by) = said.token(request.headers());
+    let verdict = decide(worker, caller, request.uri().path(), said, token, call).await?;
+    let tenant = verdict.tenant.as_ref().map(|tenant| tenant.id());
+    let limits = &worker.live.limits;
+    call.admission = Some(limits.admit(&worker.seats, tenant, &caller.name, request.uri().path())?);
     call.passes(verdict.audited.as_ref());
-    call.deadline = forward::deadline(request.headers());
-    let token = call.token_header.take().and_then(|held_the_token| request.headers_mut().remove(held_the_token));
+    call.deadline = forward::deadline(said);
     call.place = Some(worker.open.enter(OpenCall {
         line: Arc::clone(&call.line),
         deadline: call.deadline,
-        question: question(caller, call, &verdict, token),
+        question: question(caller, call, &verdict, request.headers().get(&held_by).cloned()),
     }));
     call.serving = serving(worker, &verdict);
-    rewrite(request.headers_mut(), caller, &verdict, call);
-    let Some(app) = worker.live.config.app else {
+    let stale = said.stale(tenant);
+    Ok(Some(Admitted { tenant: verdict.tenant, stale, token: held_by }))
+}
+
+/// To the app.
+async fn send(
+    worker: &Arc<Worker>,
+    caller: &Caller,
+    mut request: Request<Incoming>,
+    admitted: Option<Admitted>,
+    call: &mut Call,
+) -> Result<Response<RecvStream>, Refusal> {
+    if let Some(admitted) = admitted {
+        rewrite(worker, request.headers_mut(), caller, &admitted, call);
+    }
+    let Some(app) = worker.live.config.app.clone() else {
         return Err(Refusal::new(Reason::UpstreamConnect, format!("service {} has no app to call", worker.service)));
     };
     *request.uri_mut() = headers::redirect(request.uri(), http::uri::Scheme::HTTP, worker.authority.clone());
-    match forward::attempt(worker, &Target::App(app), request, call).await {
-        Ok(response) => Ok(response),
-        Err(Failed::Final(refusal) | Failed::Unreachable(_, refusal)) => Err(refusal),
+    let answered = forward::to_app(worker, &Target::App(app), request, call).await;
+    if let (Some(admission), Ok(response)) = (&mut call.admission, &answered) {
+        admission.answered(response.headers());
     }
+    if matches!(&answered, Err(refusal) if refusal.reason == Reason::UpstreamConnect) {
+        worker.live.registration.app_was_unreachable();
+    }
+    answered
 }
 
 /// Decides, and where the replica is behind what the caller has seen, waits for it once.
 async fn decide(
     worker: &Worker,
     caller: &Caller,
-    request: &Request<Incoming>,
+    path: &str,
+    said: &Said<'_>,
+    token: Token<'_>,
     call: &mut Call,
 ) -> Result<Verdict<TenantRef>, Refusal> {
-    let (token, held_by) = headers::token(request.headers());
-    call.token_header = Some(held_by);
     if caller.is_outside() {
-        have_key(worker, caller, request.headers(), token).await?;
+        have_key(worker, caller, said, token).await?;
     }
     let head = Head {
-        path: request.uri().path(),
+        path,
         token,
-        tenant: named(request.headers(), &headers::TENANT_ID),
+        tenant: said.tenant_id.named(),
         // Of what another sidecar saw; whoever is outside has no replica, and waits for none.
-        tenant_revision: if caller.is_outside() { None } else { revision(request.headers()) },
-        txn_token: named(request.headers(), &headers::TXN_TOKEN),
+        tenant_revision: if caller.is_outside() { None } else { said.revision() },
+        txn_token: said.txn_token.named(),
     };
     let (mut waited, mut answer) = (Waited::default(), None);
     // Each thing is waited for once. Boxed: it is rare, and every call's future would otherwise have room for it.
@@ -103,7 +143,7 @@ async fn decide(
             Err(Stop::Resolve(wanted)) => {
                 waited.for_tenant = true;
                 let resolved = Box::pin(worker.live.tenants.resolve(&wanted));
-                answer = Some(forward::before(forward::deadline(request.headers()), resolved).await?);
+                answer = Some(forward::before(forward::deadline(said), resolved).await?);
             }
         }
     }
@@ -111,7 +151,7 @@ async fn decide(
 
 /// A caller from outside whose key is not known waits for its key repository, no longer than its deadline. Whatever comes
 /// of it, the decision follows.
-async fn have_key(worker: &Worker, caller: &Caller, headers: &HeaderMap, token: Token<'_>) -> Result<(), Refusal> {
+async fn have_key(worker: &Worker, caller: &Caller, said: &Said<'_>, token: Token<'_>) -> Result<(), Refusal> {
     let (Token::One(token), Some(client), now) = (token, worker.live.outside.get(&caller.name), clock::unix_seconds())
     else {
         return Ok(());
@@ -121,7 +161,7 @@ async fn have_key(worker: &Worker, caller: &Caller, headers: &HeaderMap, token: 
     }
     // Boxed: it is rare, and every call's future would otherwise have room for it.
     let known = Box::pin(client.wait_for_key(&worker.live.identity, token, now));
-    forward::before(forward::deadline(headers), known).await
+    forward::before(forward::deadline(said), known).await
 }
 
 fn ask(
@@ -135,20 +175,20 @@ fn ask(
     let (state, now) = (worker.live.inbound(), clock::unix_seconds());
     let tenants = Answered { tenants: &worker.live.tenants, answer };
     let decision = inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited);
+    let decision = decision.and_then(|verdict| worker.live.limits.rate(&state, &caller.name, verdict));
     call.decided_on(&state, &decision);
     decision
 }
 
 /// What the app is handed instead of what came over the wire (DESIGN §3).
-fn rewrite(headers: &mut HeaderMap, caller: &Caller, verdict: &Verdict<TenantRef>, call: &Call) {
-    headers::strip_reserved(headers);
-    // `:authority` is the callee's name; another one in `host` is nobody's.
-    headers.remove(http::header::HOST);
-    if let Some(tenant) = &verdict.tenant {
-        if let Ok(id) = HeaderValue::from_str(tenant.id()) {
+fn rewrite(worker: &Worker, headers: &mut HeaderMap, caller: &Caller, admitted: &Admitted, call: &Call) {
+    headers.remove(&admitted.token);
+    admitted.stale.strip_with_host(headers);
+    if let Some(tenant) = &admitted.tenant {
+        if let (false, Ok(id)) = (admitted.stale.keeps_tenant(), HeaderValue::from_str(tenant.id())) {
             headers.insert(headers::TENANT_ID, id);
         }
-        if let Some(context) = headers::binary(tenant.context()) {
+        if let Some(context) = worker.ready.context(tenant) {
             headers.insert(headers::TENANT_CONTEXT, context);
         }
     }
@@ -170,14 +210,5 @@ fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<TenantRef>, tok
         tenant: call.facts.tenant.clone(),
         transaction: verdict.transaction,
         token,
-    }
-}
-
-/// `Some("")` where it stands several times or is not text: that is no revision, and refused as such.
-fn revision(headers: &HeaderMap) -> Option<&str> {
-    match named(headers, &headers::TENANT_REVISION) {
-        sidecar_core::Named::None => None,
-        sidecar_core::Named::One(revision) => Some(revision),
-        sidecar_core::Named::Many => Some(""),
     }
 }

@@ -8,6 +8,7 @@
 //! of a call.
 
 mod admin;
+mod ahead;
 pub mod app;
 mod body;
 mod call;
@@ -17,10 +18,14 @@ mod cork;
 mod credentials;
 mod decisions;
 mod forward;
+mod guard;
+mod handover;
 mod headers;
+mod health;
 mod in_flight;
 mod inbound;
 mod joining;
+mod limits;
 mod line_budget;
 mod listen;
 mod live;
@@ -32,7 +37,13 @@ mod outside;
 mod policy_record;
 mod pool;
 mod pump;
+mod ready;
+mod reflection;
 mod refuse;
+mod register;
+mod replay;
 mod report;
+mod said;
 pub mod tenants;
+pub mod wait;
 mod worker;

@@ -1,13 +1,24 @@
-//! Binding the data-path listeners, and handing what they accept to the workers in turn.
+//! Binding the listeners, and handing what they accept to the workers in turn.
 
-use std::{io, net::SocketAddr, os::unix::fs::FileTypeExt as _, path::Path, time::Duration};
+mod unix;
 
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::unix::Users;
+pub use self::unix::{OWNER, SocketFile, bind_over};
 use crate::{
-    config::OutboundAddress,
+    config::LocalAddress,
+    metrics::Metrics,
     worker::{Accepted, Handle},
 };
 
@@ -15,6 +26,7 @@ use crate::{
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The outbound listener.
+#[derive(Debug)]
 pub enum Outbound {
     /// On loopback.
     Tcp(TcpListener),
@@ -22,36 +34,52 @@ pub enum Outbound {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removes the socket's file when dropped.
-#[derive(Debug)]
-pub struct SocketFile(std::path::PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _gone = std::fs::remove_file(&self.0);
-    }
-}
-
 impl Outbound {
     /// Binds what the configuration says.
     ///
     /// # Errors
     /// The address is taken, or the path cannot be used.
-    pub async fn bind(address: &OutboundAddress) -> io::Result<Self> {
+    pub async fn bind(address: &LocalAddress) -> io::Result<Self> {
         match address {
-            OutboundAddress::Tcp(address) => Ok(Self::Tcp(tcp(*address).await?)),
-            OutboundAddress::Unix(path) => {
-                remove_stale(path).await?;
-                Ok(Self::Unix(UnixListener::bind(path)?, SocketFile(path.clone())))
+            LocalAddress::Tcp(address) => Ok(Self::Tcp(tcp(*address).await?)),
+            LocalAddress::Unix(path) => {
+                let (listener, file) = unix::bind(path, unix::OWNER_AND_GROUP).await?;
+                Ok(Self::Unix(listener, file))
+            }
+        }
+    }
+
+    /// What another process has bound, at the address where it did.
+    ///
+    /// # Errors
+    /// It is no listener of this kind.
+    pub fn adopt(address: &LocalAddress, socket: OwnedFd) -> io::Result<Self> {
+        match address {
+            LocalAddress::Tcp(_) => adopt_tcp(socket).map(Self::Tcp),
+            LocalAddress::Unix(path) => {
+                let listener = std::os::unix::net::UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                Ok(Self::Unix(UnixListener::from_std(listener)?, SocketFile::of_another(path)))
             }
         }
     }
 
     /// Where it listens: the port that was given for port 0.
-    pub fn address(&self) -> io::Result<OutboundAddress> {
+    pub fn address(&self) -> io::Result<LocalAddress> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().map(OutboundAddress::Tcp),
-            Self::Unix(_, SocketFile(path)) => Ok(OutboundAddress::Unix(path.clone())),
+            Self::Tcp(listener) => listener.local_addr().map(LocalAddress::Tcp),
+            Self::Unix(_, file) => Ok(LocalAddress::Unix(file.path().into())),
+        }
+    }
+
+    /// The same socket once more, for another process.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Self::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
         }
     }
 }
@@ -61,34 +89,63 @@ pub async fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// A socket file that nobody answers at was left by a process that is gone; anything else is not ours to remove.
-async fn remove_stale(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !metadata.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket stands there"));
+/// A TCP listener that another process has bound.
+///
+/// # Errors
+/// It is none.
+pub fn adopt_tcp(socket: OwnedFd) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::from(socket);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// How the app's connections are accepted.
+pub struct Accepting {
+    /// Who may connect to a Unix socket; empty: whoever may open its file.
+    pub users: Vec<u32>,
+    /// Where those are counted who may not.
+    pub metrics: Arc<Metrics>,
+    /// Ends it.
+    pub shutdown: CancellationToken,
+    /// Another process has the listener by then: its file stays.
+    pub handed_over: CancellationToken,
+}
+
+/// Accepts the app's connections until it is told to end.
+pub async fn accept_outbound(mut listener: Outbound, workers: Vec<Handle>, how: Accepting) {
+    let mut turn = workers.iter().cycle();
+    let mut users = Users::new(how.users, how.metrics);
+    if let Outbound::Unix(_, file) = &mut listener {
+        file.own();
     }
-    match UnixStream::connect(path).await {
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
-        Err(_) => std::fs::remove_file(path),
+    loop {
+        let accepted = tokio::select! {
+            () = how.shutdown.cancelled() => break,
+            accepted = accept(&listener) => accepted,
+        };
+        match accepted {
+            Ok(App::Unix(stream)) if !users.may_connect(&stream) => {}
+            Ok(App::Unix(stream)) => hand_over(stream.into_std().map(Accepted::OutboundUnix), turn.next()).await,
+            Ok(App::Tcp(stream)) => hand_over(stream.into_std().map(Accepted::Outbound), turn.next()).await,
+            Err(error) => hand_over(Err(error), None).await,
+        }
+    }
+    if let Outbound::Unix(_, file) = listener
+        && how.handed_over.is_cancelled()
+    {
+        file.keep();
     }
 }
 
-/// Accepts the app's connections until `shutdown`.
-pub async fn accept_outbound(listener: Outbound, workers: Vec<Handle>, shutdown: CancellationToken) {
-    let mut turn = workers.iter().cycle();
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = async {
-                match &listener {
-                    Outbound::Tcp(listener) => listener.accept().await.and_then(|(stream, _)| stream.into_std()).map(Accepted::Outbound),
-                    Outbound::Unix(listener, _) => {
-                        listener.accept().await.and_then(|(stream, _)| stream.into_std()).map(Accepted::OutboundUnix)
-                    }
-                }
-            } => accepted,
-        };
-        hand_over(accepted, turn.next()).await;
+enum App {
+    Tcp(tokio::net::TcpStream),
+    Unix(tokio::net::UnixStream),
+}
+
+async fn accept(listener: &Outbound) -> io::Result<App> {
+    match listener {
+        Outbound::Tcp(listener) => listener.accept().await.map(|(stream, _)| App::Tcp(stream)),
+        Outbound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| App::Unix(stream)),
     }
 }
 

@@ -11,6 +11,7 @@ use sidecar_core::{
     Position, Quarantined, Tenants as _, inbound,
     outbound::{self, Destinations},
     policy::Policy,
+    route::Route,
 };
 use tenon_proto::{kind, policy::v1 as policy_proto};
 use tokio::{sync::watch, task::JoinHandle};
@@ -22,13 +23,16 @@ use crate::{
     config::{Config, HeldTenants, SvidFrom},
     credentials::{KeyRecord, Minting},
     decisions::Ledgers,
+    health,
     in_flight::InFlight,
+    limits::{self, Limits},
     line_budget::LineBudget,
-    metrics::ReplicaGauges,
+    metrics::{DestinationGauges, ReplicaGauges},
     metrics::{Metrics, Snapshot},
     outside::Clients,
     policy_record::{self, PolicyRecord},
-    report::Reporter,
+    register::{self, Registration},
+    report::{Reporter, Told},
     tenants::{TenantMap, position},
 };
 
@@ -74,10 +78,14 @@ pub struct Live {
     pub refusal_lines: LineBudget,
     /// Tenants that the app is serving now.
     pub in_flight: Arc<InFlight>,
+    /// What this sidecar takes on.
+    pub limits: Arc<Limits>,
     /// What the workers decided.
     pub decisions: Arc<Ledgers>,
     /// Callers outside of the mesh.
     pub outside: Arc<Clients>,
+    /// Where this instance takes calls, as others are to know it.
+    pub registration: Arc<Registration>,
     inbound: ArcSwap<inbound::State>,
     outbound: ArcSwap<outbound::State>,
     replicas: Replicas,
@@ -115,8 +123,10 @@ impl Live {
             tenants,
             refusal_lines: LineBudget::default(),
             in_flight: Arc::default(),
+            limits: Arc::new(Limits::new(config.memory_limit)),
             decisions: Arc::new(Ledgers::new(config.workers)),
             outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
+            registration: Registration::new(),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
             replicas,
@@ -124,9 +134,17 @@ impl Live {
         });
         live.assemble();
         tasks.push(tokio::spawn(Arc::clone(&live).keep_current(shutdown.clone())));
-        let (ledgers, counters) = (Arc::clone(&live.decisions), Arc::clone(metrics.reports()));
-        let reporter = Reporter::new(sources.policy.clone(), instance, ledgers, counters);
+        tasks.push(tokio::spawn(limits::keep(Arc::clone(&live), shutdown.clone())));
+        let told = Told {
+            ledgers: Arc::clone(&live.decisions),
+            counters: Arc::clone(metrics.reports()),
+            registration: Arc::clone(&live.registration),
+            region: config.region.as_ref().map(ToString::to_string).unwrap_or_default(),
+            zone: config.zone.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        let reporter = Reporter::new(sources.policy.clone(), instance, told);
         tasks.push(tokio::spawn(reporter.run(shutdown.clone(), config.drain)));
+        tasks.push(tokio::spawn(register::keep(Arc::clone(&live), shutdown.clone())));
         (live, tasks)
     }
 
@@ -207,6 +225,8 @@ impl Live {
                 gauges(kind::TRUST_BUNDLE, replicas.trust.bundle.status()),
                 gauges(kind::REVOCATION, replicas.trust.revocation.status()),
             ],
+            destinations: DestinationGauges::of(&self.outbound.load(), health::now()),
+            limits: self.limits.gauges(),
             remembered: self.decisions.remembered(),
             // What the replicas do not know is for the admin listener to add.
             ..Snapshot::default()
@@ -273,6 +293,9 @@ impl Live {
             destinations,
             ..empty_outbound(&self.config)
         }));
+        let route = replicas.route.get(me.as_str());
+        let settings = route.as_ref().and_then(|route| route.message.settings.clone()).unwrap_or_default();
+        self.limits.set_bounds(Route::decode(&settings).limits);
         self.outside.set(own.map_or(&[], |own| &own.external_clients));
         self.generation.send_modify(|generation| *generation += 1);
     }

@@ -24,6 +24,7 @@ use crate::{
     body::CallBody,
     live::{FRESHNESS_WAIT, Live},
     metrics::Lookups,
+    reflection::Reflection,
     tenants::{TenantMap, TenantRef},
 };
 
@@ -47,24 +48,17 @@ pub fn are_meant(authority: &str) -> bool {
     name.eq_ignore_ascii_case(AUTHORITY)
 }
 
-/// The services of `tcs.mesh`, ready to be cloned for each call.
+/// The service of `tcs.mesh`, ready to be cloned for each call.
 pub fn routes(live: &Arc<Live>) -> Routes {
     let counters = Arc::clone(live.metrics.lookups());
     let server = TenantContextsServer::new(Server { tenants: live.tenants.clone(), counters });
-    let mut routes = Routes::new(server.max_decoding_message_size(LARGEST_REQUEST_BYTES));
-    let descriptors = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET)
-            .with_service_name("tenon.tcs.v1.TenantContexts")
-    };
-    if let (Ok(v1), Ok(v1alpha)) = (descriptors().build_v1(), descriptors().build_v1alpha()) {
-        routes = routes.add_service(v1).add_service(v1alpha);
-    }
-    routes.prepare()
+    Routes::new(server.max_decoding_message_size(LARGEST_REQUEST_BYTES)).prepare()
 }
 
 /// Answers one call.
-pub async fn serve(mut routes: Routes, request: Request<Incoming>) -> Response<CallBody> {
+pub async fn serve(routes: &Routes, request: Request<Incoming>) -> Response<CallBody> {
+    static REFLECTION: Reflection = Reflection::of("tenon.tcs.v1.TenantContexts");
+    let mut routes = if Reflection::is_asked(&request) { REFLECTION.routes() } else { routes.clone() };
     let Ok(response) = routes.call(request).await;
     response.map(CallBody::own)
 }

@@ -1,9 +1,9 @@
 //! `tenon-sidecar`: the data plane beside one instance of a service.
 
-use std::process::ExitCode;
+use std::{future::pending, process::ExitCode};
 
-use clap::Parser as _;
-use tenon_sidecar::{app::Sidecar, config::Flags};
+use clap::{Parser, Subcommand};
+use tenon_sidecar::{app::Sidecar, config::Config, config::Flags, wait::Wait};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::EnvFilter;
@@ -13,23 +13,74 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Log lines that may wait to be written.
-const LOG_LINES: usize = 8_192;
+const LOG_LINES: usize = 2_048;
+
+/// Without a command it is the sidecar.
+#[derive(Parser)]
+#[command(
+    name = "tenon-sidecar",
+    version,
+    about = "The data plane of Tenon: one process beside each instance of a service",
+    args_conflicts_with_subcommands = true,
+    after_help = "Example:\n  tenon-sidecar --service media --trust-domain demo.example --region us-east --app 127.0.0.1:9002 \\\n    \
+                  --identity 127.0.0.1:15010 --tcs 127.0.0.1:15020 --policy 127.0.0.1:15030 \\\n    \
+                  --trust-bundle-sha256 \"$PIN\" --join-token-file join-token --state-dir state\n\n\
+                  `tenon identity join-token --service media` prints a join token; the pin is\n\
+                  trustBundleSha256 in mesh.json in the data folder of the mesh. Where the platform attests its\n\
+                  processes, its token does instead, once an Attestor document accepts it:\n  \
+                  --oidc-token-file /var/run/secrets/tokens/tenon\n\n\
+                  Two replicas of the TCS in two zones, and only those tenants in memory that are asked for:\n  \
+                  --tcs a=10.0.0.1:15020 --tcs b=10.0.1.1:15020 --tenants on-demand --tenant-cache-bytes 64MiB\n\n\
+                  A new binary in the place of one that runs, without a refused connection: the same command line with --take-over\n\n\
+                  A flag wins over its TENON_* variable, and a variable over the file."
+)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    sidecar: Flags,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Wait until the sidecar beside is ready, to start the app after it; exits 1 when it is not in time
+    #[command(
+        after_help = "Example:\n  tenon-sidecar wait --timeout 60s && exec /usr/bin/media --listen 127.0.0.1:9002"
+    )]
+    Wait(Wait),
+}
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let CommandLine { command, sidecar } = CommandLine::parse();
+    // Gives back what the start took: without it a thread gives back only when it allocates, and idle ones do not.
+    let _goes_without = tikv_jemalloc_ctl::background_thread::write(true);
+    // Replication and admin have this runtime to themselves; each worker brings its own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed("cannot start", &error),
+    };
+    if let Some(Command::Wait(wait)) = command {
+        return match runtime.block_on(wait.run()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => failed("wait", &why),
+        };
+    }
     let filter = EnvFilter::try_from_env("TENON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // Whoever reads standard error may stop reading: lines are then dropped, and calls go on.
     let (writer, _flushed_at_the_end) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
-    let config = match flags.into_config() {
+    let config = match sidecar.into_config() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("tenon-sidecar: the configuration cannot be used:\n{error}\nsee `tenon-sidecar --help`");
             return ExitCode::from(2);
         }
     };
-    match run(config) {
+    let ended = runtime.block_on(run(config));
+    // Nothing is left to wait for: either all of it has ended, or nobody wants to wait for it.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tenon-sidecar: {error:#}");
@@ -38,19 +89,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// Replication and admin have this runtime to themselves; each worker brings its own.
-#[tokio::main(flavor = "current_thread")]
-async fn run(config: tenon_sidecar::config::Config) -> anyhow::Result<()> {
-    let sidecar = Sidecar::start(config).await?;
-    let shutdown = sidecar.shutdown_token();
+fn failed(what: &str, why: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("tenon-sidecar {what}: {why}");
+    ExitCode::FAILURE
+}
+
+/// The first signal asks it to end well, the second ends it.
+async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    let sidecar = Sidecar::start(config).await?;
+    let shutdown = sidecar.shutdown_token();
+    let signalled_twice = async {
+        for again in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if again {
+                return;
+            }
+            shutdown.cancel();
         }
-        shutdown.cancel();
-    });
-    sidecar.ended().await
+        pending().await
+    };
+    tokio::select! {
+        ended = sidecar.ended() => ended,
+        () = signalled_twice => anyhow::bail!("ended at once by a second signal: calls that were open are cut"),
+    }
 }

@@ -18,14 +18,23 @@ use prometheus_client::{
 };
 use sidecar_core::Reason;
 
+use crate::limits::LimitGauges;
+
+mod closed;
+mod endpoints;
+mod limits;
 mod lookups;
 mod membership;
 mod replication;
 mod reports;
+mod retries;
 
+pub use self::closed::Closed;
+pub use self::endpoints::DestinationGauges;
 pub use self::lookups::Lookups;
 pub use self::replication::{ParentGauges, ReplicaGauges};
 pub use self::reports::Reports;
+pub use self::retries::{Hedge, Retries};
 
 /// Which listener a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +147,12 @@ impl Calls {
         Connected(Arc::clone(self))
     }
 
+    /// Accepted connections that are open.
+    #[must_use]
+    pub fn connections(&self) -> i64 {
+        self.connections.load(Relaxed)
+    }
+
     /// Calls that have started and not ended. Zero once all is quiet: tests hold on to that.
     #[must_use]
     pub fn in_flight(&self) -> i64 {
@@ -163,12 +178,18 @@ impl Drop for Connected {
 pub struct Snapshot {
     /// One entry a kind.
     pub replicas: Vec<ReplicaGauges>,
+    /// One entry a destination that was called.
+    #[serde(skip)]
+    pub destinations: Vec<DestinationGauges>,
     /// Of the cache of tenants, where there is one instead of the whole map.
     #[serde(skip)]
     pub cache: Option<replica::CacheStatus>,
     /// How the sidecar stands with the identity service; absent before it has joined.
     #[serde(skip)]
     pub standing: Option<Standing>,
+    /// What is taken on.
+    #[serde(skip)]
+    pub limits: LimitGauges,
     /// Refused and audited calls that are remembered.
     #[serde(skip)]
     pub remembered: usize,
@@ -183,6 +204,8 @@ pub struct Metrics {
     inbound: Arc<Calls>,
     lookups: Arc<Lookups>,
     reports: Arc<Reports>,
+    retries: Retries,
+    closed: Arc<Closed>,
 }
 
 impl Metrics {
@@ -205,6 +228,18 @@ impl Metrics {
     #[must_use]
     pub fn reports(&self) -> &Arc<Reports> {
         &self.reports
+    }
+
+    /// The counters of connections that this side closed.
+    #[must_use]
+    pub fn closed(&self) -> &Arc<Closed> {
+        &self.closed
+    }
+
+    /// The counters of attempts beyond the first.
+    #[must_use]
+    pub fn retries(&self) -> &Retries {
+        &self.retries
     }
 
     /// The OpenMetrics text of all metrics.
@@ -257,6 +292,10 @@ impl Collector for Scrape {
         self.counts(&mut encoder)?;
         self.refusals(&mut encoder)?;
         self.durations(&mut encoder)?;
+        self.metrics.closed.encode(&mut encoder)?;
+        self.metrics.retries.encode(&mut encoder)?;
+        endpoints::encode(&mut encoder, &self.gauges.destinations)?;
+        limits::encode(&mut encoder, &self.gauges.limits)?;
         self.metrics.lookups.encode(&mut encoder)?;
         self.metrics.reports.encode(&mut encoder, self.gauges.remembered)?;
         replication::encode(&mut encoder, &self.gauges.replicas)?;
@@ -366,6 +405,8 @@ mod tests {
             replicas: vec![ReplicaGauges { kind: "tenant", parents: vec![parent], ..ReplicaGauges::default() }],
             cache: Some(replica::CacheStatus::default()),
             standing: Some(membership::everything()),
+            destinations: vec![DestinationGauges::default()],
+            limits: LimitGauges::default(),
             remembered: 1,
             ready: true,
         };

@@ -88,6 +88,13 @@ impl OpenCalls {
         self.lock().entries.iter().flatten().filter(overdue).map(|call| Arc::clone(&call.line)).collect()
     }
 
+    /// The calls whose answer was handed on before the tick `before` and has not been asked for since, or is not read.
+    #[must_use]
+    pub fn unread(&self, before: u32) -> Vec<Arc<Line>> {
+        let unread = |call: &&OpenCall| call.line.unread_since().is_some_and(|since| since < before);
+        self.lock().entries.iter().flatten().filter(unread).map(|call| Arc::clone(&call.line)).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Slots> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

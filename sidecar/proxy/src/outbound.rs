@@ -1,4 +1,8 @@
-//! A call of the app to another service: one page, the decisions in the order of `docs/life-of-a-call.md`.
+//! A call of the app to another service: one page, the decisions in the order of `docs/life-of-a-call.md`; and one for the
+//! attempts.
+
+mod hedge;
+mod tried;
 
 use std::sync::Arc;
 
@@ -7,19 +11,24 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::clock;
 use sidecar_core::{
-    Reason, Refusal,
+    Named, Reason, Refusal,
+    balance::Endpoint,
     outbound::{self, CallFor, Head, Stop, Verdict},
+    retry::{Ended, Next, Retries, Why},
 };
 
+use self::tried::Tried;
 use crate::{
     body::CallBody,
     call::{Call, Facts},
-    forward::{self, Failed},
-    headers::{self, named},
+    forward::{self, Outgoing},
+    headers,
+    health::now,
     lookups,
     metrics::Direction,
     open::{OpenCall, Question},
     pool::Target,
+    said::{Said, Stale},
     tenants::{Answered, TenantRef},
     worker::Worker,
 };
@@ -27,52 +36,124 @@ use crate::{
 /// Accounts for the call; cannot fail. What is for this sidecar itself is no call of the mesh.
 pub async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<CallBody> {
     if lookups::are_meant(authority(&request)) {
-        return lookups::serve(worker.lookups.clone(), request).await;
+        return lookups::serve(&worker.lookups, request).await;
     }
-    let named = service_named(&request);
-    let mut facts = Facts::of(&request, named, Arc::clone(&worker.service), headers::new_request_id());
-    let tenant = request.headers().get(&headers::TENANT_ID).or_else(|| request.headers().get(&headers::TENANT_HOST));
-    facts.tenant = tenant.cloned();
+    let (said, parties) = (Said::of(request.headers()), (service_named(&request), Arc::clone(&worker.service)));
+    let mut facts = Facts::of(&request, &said, parties, headers::new_request_id());
+    facts.tenant = facts.tenant.or_else(|| said.tenant_host.first().cloned());
     let mut call = Call::start(Direction::Outbound, &worker, facts);
-    match handle(&worker, request, &mut call).await {
+    let state = worker.live.outbound();
+    let answer = match admit(&worker, &state, &request, &said, &mut call).await {
+        Ok(admitted) => handle(&worker, request, admitted, &mut call).await,
+        Err(refusal) => Err(refusal),
+    };
+    match answer {
         Ok(response) => call.follow(response),
         Err(refusal) => call.refuse(&refusal),
     }
 }
 
+/// A call that may be made.
+struct Admitted<'s> {
+    verdict: Verdict<'s, TenantRef>,
+    retries: Retries<'s>,
+    /// What of the head is the app's and not to be believed.
+    stale: Stale,
+}
+
+async fn admit<'s>(
+    worker: &Arc<Worker>,
+    state: &'s outbound::State,
+    request: &Request<Incoming>,
+    said: &Said<'_>,
+    call: &mut Call,
+) -> Result<Admitted<'s>, Refusal> {
+    forward::refuse_tunnels(request)?;
+    let verdict = decide(worker, state, authority(request), said).await?;
+    worker.live.limits.spare_memory()?;
+    call.passes(None);
+    let (route, memory) = (verdict.destination.route(), verdict.destination.memory());
+    let retries = Retries::new(route, memory, request.uri().path(), now());
+    call.deadline = forward::deadline_within(said, retries.method().timeout, call);
+    let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
+    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));
+    let stale = said.stale(verdict.tenant.id());
+    Ok(Admitted { verdict, retries, stale })
+}
+
 async fn handle(
     worker: &Arc<Worker>,
     request: Request<Incoming>,
+    admitted: Admitted<'_>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
-    forward::refuse_tunnels(&request)?;
-    let state = worker.live.outbound();
-    let mut verdict = decide(worker, &state, &request).await?;
-    call.passes(None);
-    call.deadline = forward::deadline(request.headers());
-    let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
-    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));
-    let mut request = prepare(worker, &verdict, request, call)?;
-    let mut unreachable = Refusal::new(Reason::NoEndpoint, "no instance is left to try");
-    // Nothing was sent whenever this goes round: another instance may still answer.
-    while let Some(endpoint) = verdict.candidates.next(now()) {
-        let target = Target::Sidecar(endpoint.address, verdict.destination.service().clone());
-        let (slot, began) = (endpoint.load.start(), now());
-        match forward::attempt(worker, &target, request, call).await {
-            Ok(response) => {
-                endpoint.load.connected();
-                endpoint.load.observe(now().saturating_sub(began), now());
-                call.slot = Some(slot);
-                return Ok(response);
-            }
-            Err(Failed::Final(refusal)) => return Err(own_fault(worker, refusal)),
-            Err(Failed::Unreachable(unsent, refusal)) => {
-                endpoint.load.connect_failed(now());
-                (request, unreachable) = (*unsent, refusal);
-            }
+    let Admitted { verdict, retries, stale } = admitted;
+    let outgoing =
+        Outgoing::new(prepare(worker, &verdict, request, stale, call)?, verdict.destination.route().replay_bytes);
+    send(worker, verdict, retries, outgoing, call).await.map_err(|refusal| own_fault(worker, refusal))
+}
+
+/// To one instance after the other, until there is an answer to hand on, or nothing more may be tried.
+async fn send(
+    worker: &Worker,
+    mut verdict: Verdict<'_, TenantRef>,
+    mut retries: Retries<'_>,
+    mut outgoing: Outgoing,
+    call: &mut Call,
+) -> Result<Response<RecvStream>, Refusal> {
+    let nobody = || Refusal::new(Reason::NoEndpoint, "no instance is left to try");
+    let mut endpoint = verdict.candidates.next(now()).ok_or_else(nobody)?;
+    loop {
+        let tried = attempt(worker, &mut verdict, endpoint, &mut outgoing, &mut retries, call).await;
+        let next = next(worker, &tried, &outgoing, &mut retries, call);
+        let another = match next {
+            Next::Stop(_) => None,
+            Next::Elsewhere => verdict.candidates.next(now()),
+            Next::After(_) => verdict.candidates.next(now()).or(Some(endpoint)),
+        };
+        endpoint = match another {
+            Some(another) => another,
+            None => return tried.hand_on(outgoing, call),
+        };
+        worker.live.metrics.retries().sent_again(tried.ended);
+        // What has failed is reset before it is waited.
+        drop(tried);
+        if let Next::After(pause) = next {
+            forward::until_over(call, tokio::time::sleep(pause)).await?;
         }
     }
-    Err(own_fault(worker, unreachable))
+}
+
+/// At one instance, and where the `Route` says so at others beside it.
+async fn attempt(
+    worker: &Worker,
+    verdict: &mut Verdict<'_, TenantRef>,
+    endpoint: &Endpoint,
+    outgoing: &mut Outgoing,
+    retries: &mut Retries<'_>,
+    call: &Call,
+) -> Tried {
+    let service = verdict.destination.service();
+    if let Some(after) = retries.hedge_after(call.facts.uri.path()) {
+        // Boxed: it is rare, and every call's future would otherwise have room for it.
+        let to = (worker, service);
+        return Box::pin(hedge::race(to, endpoint, &mut verdict.candidates, outgoing, retries, after, call)).await;
+    }
+    let target = Target::Sidecar(endpoint.address, service.clone());
+    tried::attempt(worker, endpoint, &target, outgoing, retries, call).await
+}
+
+/// What the core says of another attempt. Nothing is asked where there is an answer.
+fn next(worker: &Worker, tried: &Tried, outgoing: &Outgoing, retries: &mut Retries<'_>, call: &Call) -> Next {
+    if tried.ended == Ended::ForGood {
+        return Next::Stop(Why::NotRetryable);
+    }
+    let left = call.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+    let next = retries.next(tried.ended, outgoing.upload.is_kept(), left, now(), rand::random());
+    if let Next::Stop(why) = next {
+        worker.live.metrics.retries().withheld(why);
+    }
+    next
 }
 
 /// Nobody takes calls of a service that is revoked: then that is what its app has to know, and not who refused.
@@ -90,13 +171,12 @@ fn own_fault(worker: &Worker, refusal: Refusal) -> Refusal {
 async fn decide<'s>(
     worker: &Worker,
     state: &'s outbound::State,
-    request: &Request<Incoming>,
+    authority: &str,
+    said: &Said<'_>,
 ) -> Result<Verdict<'s, TenantRef>, Refusal> {
-    let head = Head {
-        authority: authority(request),
-        tenant_ids: named(request.headers(), &headers::TENANT_ID),
-        tenant_hosts: named(request.headers(), &headers::TENANT_HOST),
-    };
+    let unchecked = !worker.live.config.checks();
+    let ids = if unchecked { Named::None } else { said.tenant_id.named() };
+    let head = Head { authority, tenant_ids: ids, tenant_hosts: said.tenant_host.named() };
     let (tenants, serving) = (&worker.live.tenants, |tenant: &str| worker.live.in_flight.contains(tenant));
     match outbound::decide(state, tenants, &head, serving, false) {
         Ok(verdict) => Ok(verdict),
@@ -104,7 +184,7 @@ async fn decide<'s>(
         Err(Stop::Resolve(wanted)) => {
             // Boxed: it is rare, and every call's future would otherwise have room for it.
             let resolved = Box::pin(tenants.resolve(&wanted));
-            let answer = forward::before(forward::deadline(request.headers()), resolved).await?;
+            let answer = forward::before(forward::deadline(said), resolved).await?;
             Ok(outbound::decide(state, &Answered { tenants, answer: Some(&answer) }, &head, serving, true)?)
         }
     }
@@ -115,27 +195,39 @@ fn prepare(
     worker: &Worker,
     verdict: &Verdict<'_, TenantRef>,
     mut request: Request<Incoming>,
+    stale: Stale,
     call: &Call,
 ) -> Result<Request<Incoming>, Refusal> {
     let service = verdict.destination.service();
-    let token = worker.live.minting.header(service.as_str(), clock::unix_seconds());
-    let headers = request.headers_mut();
-    headers::strip_reserved(headers);
-    headers.insert(headers::ASAP_TOKEN, token);
-    name_tenant(headers, &verdict.tenant);
-    headers.insert(headers::REQUEST_ID, call.facts.request_id.clone());
-    let authority = http::uri::Authority::from_maybe_shared(service.to_string())
-        .map_err(|_| Refusal::new(Reason::ServiceUnknown, "the destination's name is no authority"))?;
+    if worker.live.config.checks() {
+        let token = worker.live.minting.header(service.as_str(), clock::unix_seconds());
+        let headers = request.headers_mut();
+        stale.strip(headers);
+        name_tenant(worker, headers, stale, &verdict.tenant);
+        headers.insert(headers::ASAP_TOKEN, token);
+        headers.insert(headers::REQUEST_ID, call.facts.request_id.clone());
+    }
+    // What the app wrote, mostly: then nothing is made anew.
+    let authority = match request.uri().authority().filter(|authority| *authority == service.as_str()) {
+        Some(authority) => authority.clone(),
+        None => http::uri::Authority::from_maybe_shared(service.to_string())
+            .map_err(|_| Refusal::new(Reason::ServiceUnknown, "the destination's name is no authority"))?,
+    };
     *request.uri_mut() = headers::redirect(request.uri(), http::uri::Scheme::HTTPS, authority);
     Ok(request)
 }
 
-fn name_tenant(headers: &mut HeaderMap, tenant: &CallFor<TenantRef>) {
-    if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
-        headers.insert(headers::TENANT_ID, id);
+/// Whose call it is; where the app named the tenant by its id, that is there already.
+fn name_tenant(worker: &Worker, headers: &mut HeaderMap, stale: Stale, tenant: &CallFor<TenantRef>) {
+    if stale.keeps_tenant() {
+        if let Some(id) = headers.get_mut(&headers::TENANT_ID) {
+            id.set_sensitive(true);
+        }
+    } else if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
+        headers.insert(headers::TENANT_ID, headers::never_indexed(id));
     }
-    if let Some(position) = tenant.position()
-        && let Ok(revision) = HeaderValue::try_from(position.to_string())
+    if let CallFor::Tenant(tenant, position) = tenant
+        && let Some(revision) = worker.ready.revision(tenant, *position)
     {
         headers.insert(headers::TENANT_REVISION, revision);
     }
@@ -151,8 +243,4 @@ fn authority(request: &Request<Incoming>) -> &str {
 fn service_named(request: &Request<Incoming>) -> Arc<str> {
     let authority = authority(request);
     authority.split(['.', ':']).next().unwrap_or_default().into()
-}
-
-fn now() -> u64 {
-    u64::try_from(clock::since_epoch().as_nanos()).unwrap_or(u64::MAX)
 }

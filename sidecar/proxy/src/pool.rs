@@ -1,31 +1,38 @@
 //! Connections of one worker to apps and other sidecars, opened by the first call that needs them: one a target, more only
-//! when the other side takes no more streams on those there are.
+//! when the other side soon takes no more streams on those there are, and closed again when they are not needed. Two cost 15 %
+//! more than one, and no window or buffer fills before the streams are used up.
 //!
 //! On the `h2` crate itself and not on hyper's client: a stream must be resettable while its request waits for the other
 //! side to read (`docs/adr/0002-hyper-for-the-data-path.md`).
+
+mod silence;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
+use ahash::RandomState;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use h2::{Ping, PingPong, client::SendRequest};
+use h2::client::SendRequest;
 use mesh_identity::{Identity, Peer, tls};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     task::AbortHandle,
     time::timeout,
 };
 
+use self::silence::{Heard, Signs, silence};
 use crate::{
+    ahead::Ahead,
+    config::LocalAddress,
     cork::Cork,
     worker::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
@@ -36,21 +43,19 @@ const CONNECT: Duration = Duration::from_secs(2);
 const FAILURE_SHARED: Duration = Duration::from_millis(50);
 /// Connections without a call for this long are closed.
 const IDLE: Duration = Duration::from_secs(300);
+/// Between two requests all of whose headers are put into the table: a token lives for about as long.
+const INDEX_ALL: Duration = Duration::from_secs(300);
 /// Connections to one target at most; beyond them calls wait for a stream.
 const CONNECTIONS: usize = 8;
 /// Small frames that may wait on a connection before h2 takes the other side for an attacker: far above what the windows
 /// of the streams let through.
 const FRAME_BUDGET: usize = 1 << 30;
-/// A connection with open calls is asked for a sign of life this often,
-const PING: Duration = Duration::from_secs(10);
-/// and is given this long for it.
-const PONG: Duration = Duration::from_secs(5);
 
 /// What a connection leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
     /// The app of this sidecar, plaintext.
-    App(SocketAddr),
+    App(LocalAddress),
     /// The inbound listener of another sidecar, which must prove to be this service.
     Sidecar(SocketAddr, mesh_config::names::ServiceName),
 }
@@ -60,19 +65,19 @@ pub enum Target {
 pub enum ConnectError {
     /// Nobody answers there.
     #[error("cannot connect to {0}: {1}")]
-    Tcp(SocketAddr, Arc<str>),
+    Tcp(Arc<str>, Arc<str>),
     /// Somebody answers who is not who it should be, or who does not accept us.
     #[error("the TLS handshake with {0} failed: {1}")]
-    Tls(SocketAddr, Arc<str>),
+    Tls(Arc<str>, Arc<str>),
     /// Took longer than two seconds.
     #[error("connecting to {0} took longer than {sec} s", sec = CONNECT.as_secs())]
-    TimedOut(SocketAddr),
+    TimedOut(Arc<str>),
 }
 
 /// All connections of one worker. The locks are the worker's own: nobody else takes them.
 pub struct Pool {
     identity: Arc<Identity>,
-    upstreams: Mutex<HashMap<Target, Arc<Upstream>>>,
+    upstreams: Mutex<HashMap<Target, Arc<Upstream>, RandomState>>,
     /// Every connection to another sidecar, also those that take no new calls.
     alive: Arc<Alive>,
 }
@@ -84,23 +89,29 @@ struct Alive(Mutex<Vec<(Weak<State>, AbortHandle)>>);
 /// What a connection and the calls on it share.
 #[derive(Debug, Default)]
 struct State {
-    /// Calls that have a lease.
-    calls: AtomicUsize,
+    /// Calls that have a lease, and what was heard.
+    signs: Arc<Signs>,
+    /// It had no call when it was looked at last.
+    idle: AtomicBool,
     /// The connection has ended.
     ended: AtomicBool,
     /// Whom it leads to; none for an app.
     peer: Option<Peer>,
     /// It was closed because its peer is revoked.
     revoked: AtomicBool,
+    /// When all headers of a request were put into HPACK's table last.
+    indexed: Mutex<Option<Instant>>,
 }
 
 struct Upstream {
     target: Target,
     connections: Mutex<Vec<Connection>>,
     /// Held while connecting, so that a crowd opens one connection.
-    connecting: tokio::sync::Mutex<()>,
+    connecting: Arc<tokio::sync::Mutex<()>>,
     failed: Mutex<Option<(Instant, ConnectError)>>,
     used: Mutex<Instant>,
+    /// A further connection is on its way.
+    growing: AtomicBool,
 }
 
 struct Connection {
@@ -117,11 +128,23 @@ pub type Leased = (SendRequest<Bytes>, Lease);
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Relaxed);
+        self.0.signs.calls.fetch_sub(1, Relaxed);
     }
 }
 
 impl Lease {
+    /// Whether all headers of this request should be put into HPACK's table, also those whose values are for no other. What
+    /// is put there is their names: of a header that is never indexed h2 writes the name out whenever no value of that name
+    /// is in the table. Once, and again before new tokens push them out.
+    pub fn indexes_all(&self, now: Instant) -> bool {
+        let mut indexed = lock(&self.0.indexed);
+        let due = indexed.is_none_or(|at| now.duration_since(at) >= INDEX_ALL);
+        if due {
+            *indexed = Some(now);
+        }
+        due
+    }
+
     /// The connection broke because its peer was revoked.
     pub fn is_revoked(&self) -> bool {
         self.0.revoked.load(Relaxed)
@@ -130,12 +153,28 @@ impl Lease {
 
 impl Connection {
     fn lease(&self) -> Leased {
-        self.state.calls.fetch_add(1, Relaxed);
+        self.state.signs.calls.fetch_add(1, Relaxed);
+        self.state.signs.begun.fetch_add(1, Relaxed);
         (self.sender.clone(), Lease(Arc::clone(&self.state)))
     }
 
+    fn calls(&self) -> usize {
+        self.state.signs.calls.load(Relaxed)
+    }
+
     fn has_room(&self) -> bool {
-        self.state.calls.load(Relaxed) < self.sender.current_max_send_streams()
+        self.calls() < self.sender.current_max_send_streams()
+    }
+
+    /// Three quarters of the streams that the other side takes are in use.
+    fn is_nearly_full(&self) -> bool {
+        self.calls().saturating_mul(4) >= self.sender.current_max_send_streams().saturating_mul(3)
+    }
+
+    /// It had no call the last time either.
+    fn is_idle_again(&self) -> bool {
+        let idle = self.calls() == 0;
+        self.state.idle.swap(idle, Relaxed) && idle
     }
 }
 
@@ -147,7 +186,13 @@ impl Pool {
 
     /// A connection that is open at this moment and takes one more stream, if there is one.
     pub fn open(&self, target: &Target) -> Option<Leased> {
-        self.upstream(target).open()
+        let upstream = self.upstream(target);
+        let leased = upstream.open();
+        if leased.is_some() && upstream.needs_more() {
+            let (identity, alive) = (Arc::clone(&self.identity), Arc::clone(&self.alive));
+            tokio::spawn(async move { upstream.grow(&identity, &alive).await });
+        }
+        leased
     }
 
     /// Opens a connection, unless another call has done so meanwhile.
@@ -158,7 +203,7 @@ impl Pool {
     /// When none can be opened within two seconds.
     pub fn connect(&self, target: &Target) -> BoxFuture<'static, Result<Leased, ConnectError>> {
         let (upstream, identity, alive) = (self.upstream(target), Arc::clone(&self.identity), Arc::clone(&self.alive));
-        Box::pin(async move { upstream.connect(&identity, &alive).await })
+        Box::pin(upstream.connect(identity, alive))
     }
 
     /// Takes a connection out that has turned out to be of no use: the other side takes no new streams on it.
@@ -167,9 +212,16 @@ impl Pool {
         lock(&upstream.connections).retain(|connection| !Arc::ptr_eq(&connection.state, &lease.0));
     }
 
-    /// Drops connections that no call has used for five minutes; calls on them are not cut.
+    /// Drops connections that no call has used for five minutes, and further ones to a target that had no call the last
+    /// time either; calls on them are not cut.
     pub fn prune(&self) {
-        lock(&self.upstreams).retain(|_, upstream| lock(&upstream.used).elapsed() < IDLE);
+        lock(&self.upstreams).retain(|_, upstream| {
+            let mut further = false;
+            // The first one is used first: those behind it empty by themselves.
+            lock(&upstream.connections)
+                .retain(|connection| !(std::mem::replace(&mut further, true) && connection.is_idle_again()));
+            lock(&upstream.used).elapsed() < IDLE
+        });
     }
 
     /// Closes every connection whose peer is revoked; the calls on it break, and their leases say why.
@@ -194,9 +246,10 @@ impl Pool {
         let upstream = Arc::new(Upstream {
             target: target.clone(),
             connections: Mutex::default(),
-            connecting: tokio::sync::Mutex::default(),
+            connecting: Arc::default(),
             failed: Mutex::default(),
             used: Mutex::new(Instant::now()),
+            growing: AtomicBool::default(),
         });
         upstreams.insert(target.clone(), Arc::clone(&upstream));
         upstream
@@ -209,17 +262,32 @@ impl Upstream {
         connections.retain(|connection| !connection.state.ended.load(Relaxed));
         let found = connections.iter().find(|connection| connection.has_room());
         // Beyond the limit calls wait for a stream, on the connection with the fewest.
-        let full = || {
-            (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.state.calls.load(Relaxed)))
-        };
+        let full = || (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.calls()));
         let leased = found.or_else(|| full().flatten())?.lease();
         drop(connections);
         *lock(&self.used) = Instant::now();
         Some(leased)
     }
 
-    async fn connect(&self, identity: &Arc<Identity>, alive: &Alive) -> Result<Leased, ConnectError> {
+    /// Whether a further connection should be there before the streams of those there are run out. Says so once until it
+    /// is there, or cannot be had.
+    fn needs_more(&self) -> bool {
+        let connections = lock(&self.connections);
+        let full = connections.len() < CONNECTIONS && connections.iter().all(Connection::is_nearly_full);
+        full && !self.growing.swap(true, Relaxed)
+    }
+
+    async fn grow(&self, identity: &Arc<Identity>, alive: &Alive) {
         let _alone = self.connecting.lock().await;
+        if let Ok(Ok(connection)) = timeout(CONNECT, self.handshake(identity, alive)).await {
+            lock(&self.connections).push(connection);
+        }
+        self.growing.store(false, Relaxed);
+    }
+
+    /// The handshake belongs to no call: one whose time is over leaves it to those that wait.
+    async fn connect(self: Arc<Self>, identity: Arc<Identity>, alive: Arc<Alive>) -> Result<Leased, ConnectError> {
+        let alone = Arc::clone(&self.connecting).lock_owned().await;
         if let Some(leased) = self.open() {
             return Ok(leased);
         }
@@ -229,8 +297,16 @@ impl Upstream {
             return Err(error.clone());
         }
         let address = self.target.address();
+        let connecting = tokio::spawn(async move {
+            let _alone = alone;
+            self.connect_now(&identity, &alive).await
+        });
+        connecting.await.unwrap_or_else(|error| Err(ConnectError::Tcp(address, error.to_string().into())))
+    }
+
+    async fn connect_now(&self, identity: &Arc<Identity>, alive: &Alive) -> Result<Leased, ConnectError> {
         let attempt = timeout(CONNECT, self.handshake(identity, alive)).await;
-        match attempt.unwrap_or(Err(ConnectError::TimedOut(address))) {
+        match attempt.unwrap_or_else(|_late| Err(ConnectError::TimedOut(self.target.address()))) {
             Ok(connection) => {
                 let leased = connection.lease();
                 *lock(&self.failed) = None;
@@ -246,23 +322,26 @@ impl Upstream {
     }
 
     async fn handshake(&self, identity: &Arc<Identity>, alive: &Alive) -> Result<Connection, ConnectError> {
-        let address = self.target.address();
-        let unreachable = |error: std::io::Error| ConnectError::Tcp(address, error.to_string().into());
-        let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
-        tcp.set_nodelay(true).map_err(unreachable)?;
+        let unreachable = |error: std::io::Error| ConnectError::Tcp(self.target.address(), error.to_string().into());
+        let refused = |error| ConnectError::Tcp(self.target.address(), error);
         match &self.target {
-            Target::App(_) => {
-                let (connection, _) =
-                    http2_client(tcp, None).await.map_err(|error| ConnectError::Tcp(address, error))?;
-                Ok(connection)
+            Target::App(LocalAddress::Tcp(address)) => {
+                let app = tcp(*address).await.map_err(unreachable)?;
+                Ok(http2_client(Ahead::new(app), None).await.map_err(refused)?.0)
             }
-            Target::Sidecar(_, service) => {
-                let tls = tls::connect(&tls::client_config(identity, service), tcp)
+            Target::App(LocalAddress::Unix(path)) => {
+                let app = UnixStream::connect(path).await.map_err(unreachable)?;
+                Ok(http2_client(Ahead::new(app), None).await.map_err(refused)?.0)
+            }
+            Target::Sidecar(address, service) => {
+                let tcp = tcp(*address).await.map_err(unreachable)?;
+                let address: Arc<str> = self.target.address();
+                let tls = tls::connect(&tls::client_config(identity, service), Ahead::new(tcp))
                     .await
-                    .map_err(|error| ConnectError::Tls(address, error.to_string().into()))?;
+                    .map_err(|error| ConnectError::Tls(Arc::clone(&address), error.to_string().into()))?;
                 let peer = tls::peer(tls.get_ref().1);
                 let (connection, driver) =
-                    http2_client(tls, peer).await.map_err(|error| ConnectError::Tls(address, error))?;
+                    http2_client(tls, peer).await.map_err(|error| ConnectError::Tls(Arc::clone(&address), error))?;
                 alive.enter(&connection, driver);
                 // Revoked after the handshake had looked, and before this connection stood among the others.
                 if connection.state.peer.as_ref().is_some_and(|peer| identity.is_revoked(peer)) {
@@ -285,11 +364,18 @@ impl Alive {
 }
 
 impl Target {
-    fn address(&self) -> SocketAddr {
+    fn address(&self) -> Arc<str> {
         match self {
-            Self::App(address) | Self::Sidecar(address, _) => *address,
+            Self::App(address) => address.to_string().into(),
+            Self::Sidecar(address, _) => address.to_string().into(),
         }
     }
+}
+
+async fn tcp(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let tcp = TcpStream::connect(address).await?;
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
 }
 
 /// Figures: `docs/adr/0002-hyper-for-the-data-path.md`.
@@ -300,6 +386,7 @@ async fn http2_client<T>(io: T, peer: Option<Peer>) -> Result<(Connection, Abort
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let signs = Arc::new(Signs::default());
     let (sender, mut connection) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
@@ -309,16 +396,16 @@ where
         .max_concurrent_reset_streams(4_096)
         .max_pending_accept_reset_streams(4_096)
         .max_header_list_size(1 << 20)
-        .handshake::<_, Bytes>(Cork::new(io))
+        .handshake::<_, Bytes>(Cork::new(Heard::new(io, &signs)))
         .await
         .map_err(|error| Arc::from(error.to_string()))?;
     let pings = connection.ping_pong().filter(|_| peer.is_some());
-    let state = Arc::new(State { peer, ..State::default() });
+    let state = Arc::new(State { peer, signs, ..State::default() });
     let driven = Arc::clone(&state);
     let driver = tokio::spawn(async move {
         let why = tokio::select! {
             ended = connection => ended.err().map_or_else(|| "closed".to_owned(), |error| error.to_string()),
-            () = silence(pings, &driven.calls) => "no sign of life".to_owned(),
+            () = silence(pings, &driven.signs) => "no sign of life".to_owned(),
         };
         driven.ended.store(true, Relaxed);
         tracing::debug!(why, "a connection to an app or sidecar ended");
@@ -326,23 +413,9 @@ where
     Ok((Connection { sender, state }, driver.abort_handle()))
 }
 
-/// Ends when a connection with open calls has not answered a ping in time.
-async fn silence(pings: Option<PingPong>, calls: &AtomicUsize) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(PING).await;
-        if calls.load(Relaxed) == 0 {
-            continue;
-        }
-        match timeout(PONG, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection has ended, and says so itself.
-            Ok(Err(_)) => std::future::pending().await,
-            Err(_) => return,
-        }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,102 +1,111 @@
 //! The request's body on its way to the other side: every byte with backpressure, every end as it came.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
-use http::HeaderMap;
-use http_body::Body as _;
 use hyper::body::Incoming;
 
-use crate::{call::Line, headers};
+use crate::{
+    call::Line,
+    replay::{Cursor, Piece, Upload},
+};
 
-/// Pumps `body` into `stream` until its end, until the other side wants no more, or until the call is over.
+/// Sends a request on one stream, until its end, until the other side wants no more, or until the call is over.
 ///
 /// The last holds at every moment, also while the other side does not read: then the stream is reset, so that an app
-/// that never looks at a request does not keep it for ever.
-pub async fn pump(mut body: Incoming, mut stream: SendStream<Bytes>, line: Arc<Line>) {
-    loop {
-        match next(&mut body, &mut stream, &line).await {
-            Next::Data(data) => {
-                if let Err(reason) = send(data, &mut stream, &line).await {
-                    return stream.send_reset(reason);
-                }
-            }
-            Next::Trailers(mut trailers) => {
-                headers::strip_reserved(&mut trailers);
-                let _the_stream_has_ended = stream.send_trailers(trailers);
-                return line.sent(stream);
-            }
-            Next::End => {
-                let _the_stream_has_ended = stream.send_data(Bytes::new(), true);
-                return line.sent(stream);
-            }
-            // The other side wants no more of it; its answer says the rest.
-            Next::Unwanted => return line.sent(stream),
-            Next::Broken(reason) => return stream.send_reset(reason),
-        }
+/// that never looks at a request does not keep it for ever. Dropped before its end, it leaves the stream to be reset by
+/// whoever drops the answer.
+pub struct Pump {
+    stream: SendStream<Bytes>,
+    cursor: Cursor,
+    /// What was taken of the request, and does not fit into the stream yet.
+    rest: Bytes,
+    done: bool,
+}
+
+impl Pump {
+    /// For a stream whose head was sent; `done` where that was all.
+    pub fn new(stream: SendStream<Bytes>, done: bool) -> Self {
+        Self { stream, cursor: Cursor::default(), rest: Bytes::new(), done }
     }
-}
 
-enum Next {
-    Data(Bytes),
-    Trailers(HeaderMap),
-    End,
-    Unwanted,
-    Broken(Reason),
-}
+    /// The request was sent to its end, or as far as anybody wants it.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
 
-async fn next(body: &mut Incoming, stream: &mut SendStream<Bytes>, line: &Line) -> Next {
-    poll_fn(|cx| {
+    /// The stream, to be reset should the call end early.
+    pub fn into_stream(self) -> SendStream<Bytes> {
+        self.stream
+    }
+
+    /// Sends what there is and what there is room for; ready at the end.
+    pub fn poll(&mut self, cx: &mut Context<'_>, upload: &mut Upload<Incoming>, line: &Line) -> Poll<()> {
+        while !self.done {
+            if let Err(reason) = ready!(self.poll_step(cx, upload, line)) {
+                self.stream.send_reset(reason);
+                self.done = true;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        upload: &mut Upload<Incoming>,
+        line: &Line,
+    ) -> Poll<Result<(), Reason>> {
         if line.poll_request(cx).is_ready() {
-            return Poll::Ready(Next::Broken(Reason::CANCEL));
+            return Poll::Ready(Err(Reason::CANCEL));
         }
-        if stream.poll_reset(cx).is_ready() {
-            return Poll::Ready(Next::Unwanted);
+        if !self.rest.is_empty() {
+            return self.poll_send(cx, upload);
         }
-        Pin::new(&mut *body).poll_frame(cx).map(|frame| match frame {
-            None if body.is_end_stream() => Next::End,
-            // Without an end, and without an error that says why: not the end of the request.
-            None => Next::Broken(Reason::CANCEL),
-            Some(Err(error)) => Next::Broken(reason(&error)),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => Next::Data(data),
-                Err(frame) => frame.into_trailers().map_or(Next::End, Next::Trailers),
-            },
-        })
-    })
-    .await
-}
-
-/// Sends one chunk, as the other side makes room for it.
-async fn send(mut data: Bytes, stream: &mut SendStream<Bytes>, line: &Line) -> Result<(), Reason> {
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        let room = poll_fn(|cx| {
-            if line.poll_request(cx).is_ready() {
-                return Poll::Ready(Err(Reason::CANCEL));
+        if self.stream.poll_reset(cx).is_ready() {
+            // The other side wants no more of it; its answer says the rest.
+            self.done = true;
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(upload.poll_next(cx, &mut self.cursor)) {
+            Piece::Data(data) => self.rest = data,
+            Piece::Trailers(trailers) => {
+                let _the_stream_has_ended = self.stream.send_trailers(trailers);
+                self.done = true;
             }
-            stream.poll_capacity(cx).map(|room| match room {
-                Some(Ok(room)) => Ok(room),
-                // Reset by the other side: sending on tells nobody anything.
-                Some(Err(_)) | None => Err(Reason::CANCEL),
-            })
-        })
-        .await?;
-        let chunk = data.split_to(room.min(data.len()));
-        stream.send_data(chunk, false).map_err(|_| Reason::CANCEL)?;
+            Piece::End => {
+                let _the_stream_has_ended = self.stream.send_data(Bytes::new(), true);
+                self.done = true;
+            }
+            Piece::Broken(reason) => return Poll::Ready(Err(reason)),
+        }
+        Poll::Ready(Ok(()))
     }
-    Ok(())
+
+    /// Sends of one chunk what the other side has made room for.
+    fn poll_send(&mut self, cx: &mut Context<'_>, upload: &Upload<Incoming>) -> Poll<Result<(), Reason>> {
+        self.stream.reserve_capacity(self.rest.len());
+        let room = match ready!(self.stream.poll_capacity(cx)) {
+            Some(Ok(room)) => room,
+            // Reset by the other side: sending on tells nobody anything.
+            Some(Err(_)) | None => return Poll::Ready(Err(Reason::CANCEL)),
+        };
+        let chunk = self.rest.split_to(room.min(self.rest.len()));
+        // The last chunk says so itself: one frame less.
+        self.done = self.rest.is_empty() && upload.ends_at(&self.cursor);
+        Poll::Ready(self.stream.send_data(chunk, self.done).map_err(|_| Reason::CANCEL))
+    }
 }
 
-/// The code with which the caller reset its request; CANCEL when it went away.
-fn reason(error: &hyper::Error) -> Reason {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
-        }
-        source = error.source();
-    }
-    Reason::CANCEL
+/// Sends the rest of a request beside its answer.
+pub fn spawn(mut pump: Pump, mut upload: Upload<Incoming>, line: Arc<Line>) {
+    tokio::spawn(async move {
+        poll_fn(|cx| pump.poll(cx, &mut upload, &line)).await;
+        line.sent(pump.into_stream());
+    });
 }

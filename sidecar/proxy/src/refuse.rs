@@ -76,8 +76,9 @@ fn problem(refusal: &Refusal, facts: &Facts, revisions: &Revisions) -> Response<
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if let Some(delay) = refusal.reason.retry_after() {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(delay.as_secs().max(1)));
+    if let Some(delay) = refusal.retry_after() {
+        let seconds = u64::try_from(delay.as_millis().div_ceil(1_000).max(1)).unwrap_or(u64::MAX);
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
 }
@@ -110,7 +111,7 @@ fn details(refusal: &Refusal, facts: &Facts, revisions: &Revisions, message: Str
         metadata: metadata(facts, revisions),
     };
     let mut details = vec![any("google.rpc.ErrorInfo", &info)];
-    if let Some(delay) = refusal.reason.retry_after() {
+    if let Some(delay) = refusal.retry_after() {
         let retry = RetryInfo { retry_delay: prost_duration(delay) };
         details.push(any("google.rpc.RetryInfo", &retry));
     }

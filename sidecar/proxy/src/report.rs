@@ -3,8 +3,11 @@
 //!
 //! One task, off the path of every call. While no policy service answers, flows are merged and kept within bounds; calls
 //! notice nothing. A batch is sent again until it is acknowledged, always with the same number, and counted once.
+//!
+//! On the same stream it says where this instance takes calls (`crate::register`), which holds while the stream is open.
 
 mod backlog;
+mod registering;
 
 use std::{
     pin::{Pin, pin},
@@ -18,7 +21,7 @@ use tenon_proto::policy::v1::{
     ReportRequest, ReportResponse,
     fleet_client::FleetClient,
     report_request::{Found, Hello, Request},
-    report_response::{Find, FlowsTaken, Response},
+    report_response::{Find, FlowsTaken, Registered, Response},
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -26,13 +29,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
-use tracing::debug;
+use tonic::{Code, Status, transport::Channel};
+use tracing::{debug, warn};
 
-use self::backlog::Backlog;
+use self::{backlog::Backlog, registering::Registering};
 use crate::{
     decisions::{Decision, Ledgers},
     metrics::Reports,
+    register::Registration,
 };
 
 /// How often flows are reported when there are any.
@@ -78,6 +82,23 @@ pub struct Reporter<F> {
     fleets: Vec<F>,
     hello: Hello,
     book: Book,
+    registering: Registering,
+    /// What a policy service last said that has too many sidecars.
+    full: String,
+}
+
+/// What the policy service is told.
+pub struct Told {
+    /// What the workers decided.
+    pub ledgers: Arc<Ledgers>,
+    /// How far it is told.
+    pub counters: Arc<Reports>,
+    /// Where this instance takes calls.
+    pub registration: Arc<Registration>,
+    /// Where it runs; empty: nobody said.
+    pub region: String,
+    /// Where it runs within the region; empty: nobody said.
+    pub zone: String,
 }
 
 /// An open stream.
@@ -88,9 +109,11 @@ struct Open {
 
 impl<F: Fleet> Reporter<F> {
     /// `instance` names this process as everywhere else.
-    pub fn new(fleets: Vec<F>, instance: &str, ledgers: Arc<Ledgers>, counters: Arc<Reports>) -> Self {
+    pub fn new(fleets: Vec<F>, instance: &str, told: Told) -> Self {
         let hello = Hello { instance: instance.to_owned(), boot: rand::random() };
-        Self { fleets, hello, book: Book::new(ledgers, counters) }
+        let Told { ledgers, counters, registration, region, zone } = told;
+        let registering = Registering::new(registration, Arc::clone(&counters), region, zone);
+        Self { fleets, hello, book: Book::new(ledgers, counters), registering, full: String::new() }
     }
 
     /// Reports until `end`, and then the last of it, for which it takes no longer than `drain`.
@@ -108,6 +131,7 @@ impl<F: Fleet> Reporter<F> {
                     () = end.cancelled() => break,
                     talked = self.talk(open) => talked,
                 };
+                self.registering.ended();
                 debug!(error = talked.err().map(tracing::field::display), "the policy service takes no flows any more");
                 // One that answers and ends at once is asked no more often than one that is gone.
                 wait = if began.elapsed() > longest { RETRY.0 } else { wait };
@@ -133,6 +157,11 @@ impl<F: Fleet> Reporter<F> {
                     self.book.backlog.begin_again();
                     return Some(Open { requests, responses });
                 }
+                // Somebody can do something about it, and it is said once.
+                Ok(Err(status)) if status.code() == Code::ResourceExhausted && status.message() != self.full => {
+                    warn!(%status, "the policy service takes neither the flows nor the registration of this instance");
+                    status.message().clone_into(&mut self.full);
+                }
                 Ok(Err(status)) => debug!(%status, "the policy service takes no flows"),
                 Err(_late) => debug!("the policy service does not answer"),
             }
@@ -148,6 +177,7 @@ impl<F: Fleet> Reporter<F> {
                 acknowledged = Instant::now();
             }
             self.send(stream)?;
+            self.registering.send(&stream.requests)?;
             tokio::select! {
                 response = stream.responses.next() => match response {
                     None => return Ok(()),
@@ -158,6 +188,7 @@ impl<F: Fleet> Reporter<F> {
                     }
                 },
                 () = self.book.due() => self.book.read(),
+                () = self.registering.due() => {}
                 () = sleep_until(acknowledged + ACKNOWLEDGING), if self.book.backlog.is_sent() => {
                     return Err(Status::deadline_exceeded("flows are not acknowledged"));
                 }
@@ -194,6 +225,10 @@ impl<F: Fleet> Reporter<F> {
                 let found = request(Request::Found(Found { id, decision }));
                 let sent = stream.requests.try_send(found);
                 sent.map_err(|_full| Status::resource_exhausted("more is asked than answers are read"))?;
+                Ok(false)
+            }
+            Some(Response::Registered(Registered { sequence, problem, .. })) => {
+                self.registering.answered(sequence, problem);
                 Ok(false)
             }
             // Something newer than this sidecar.

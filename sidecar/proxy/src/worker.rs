@@ -1,45 +1,27 @@
 //! One forwarding thread: a runtime of its own, connections of its own, nothing shared but snapshots of state.
 
+mod connections;
+mod look_after;
+
 use std::{
-    convert::Infallible,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     thread,
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
-use http::{Request, Response};
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_identity::{clock, tls};
+use mesh_identity::tls;
 use rustls::ServerConfig;
-use sidecar_core::{
-    Lookup, Named, Proven, Refusal, Token, Wanted,
-    inbound::{self, Head, Stop, Waited},
-};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     sync::mpsc,
-    task::JoinHandle,
-    time::{MissedTickBehavior, timeout},
+    time::{Instant, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::{
-    body::{CallBody, deadline_refusal},
-    caller::{Caller, check_key},
-    cork::Cork,
-    credentials::TokenMemory,
-    decisions::{Grounds, Ledger},
-    live::Live,
-    lookups,
-    metrics::Direction,
-    open::{OpenCall, OpenCalls, Question},
-    outbound,
-    pool::Pool,
-    tenants::{Answered, TenantRef},
+    caller::Caller, credentials::TokenMemory, decisions::Ledger, guard::Guarding, limits::Seats, live::Live, lookups,
+    open::OpenCalls, pool::Pool, ready::Ready,
 };
 
 /// A connection on its way to a worker. Accepted elsewhere, so that load spreads evenly.
@@ -60,13 +42,6 @@ pub const STREAM_WINDOW: u32 = 256 << 10;
 /// which many small frames wait; how many is half of this by 255.
 pub const CONNECTION_WINDOW: u32 = 1 << 30;
 
-/// Open calls are looked at this often.
-const AGAIN: Duration = Duration::from_millis(250);
-/// What the open calls on the connection of a revoked peer are given to be told so.
-const FAREWELL: Duration = Duration::from_millis(250);
-/// How often idle connections are looked for.
-const PRUNE: Duration = Duration::from_secs(30);
-
 /// A sidecar ends in two steps: calls that are being served may still call others.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
@@ -74,6 +49,8 @@ pub struct Shutdown {
     pub inbound: CancellationToken,
     /// No new outbound calls either.
     pub outbound: CancellationToken,
+    /// When those calls are cut that are still open; set before the first of the two.
+    pub deadline: Arc<OnceLock<Instant>>,
 }
 
 /// What the calls of one thread share.
@@ -88,10 +65,16 @@ pub struct Worker {
     pub pool: Pool,
     /// Calls that can be decided again.
     pub open: Arc<OpenCalls>,
+    /// Its calls at the app.
+    pub seats: Arc<Seats>,
     /// What this thread decided.
     pub ledger: Arc<Ledger>,
     /// What the app finds at `tcs.mesh`.
     pub lookups: tonic::service::Routes,
+    /// What peers may do to this thread's connections.
+    pub guarding: Arc<Guarding>,
+    /// Header values of tenants that come often.
+    pub ready: Ready,
     memory: Mutex<TokenMemory>,
     /// Of open inbound connections.
     callers: Mutex<Vec<Weak<Caller>>>,
@@ -109,7 +92,8 @@ impl Handle {
     }
 }
 
-/// Starts a forwarding thread. It ends when `shutdown` is cancelled and its calls have ended, or after `drain`.
+/// Starts a forwarding thread. It ends when all handles are gone and its calls have ended, at
+/// the deadline of `shutdown` at the latest, or `drain` after the handles where there is none.
 ///
 /// # Errors
 /// When the thread or its runtime cannot be made.
@@ -128,8 +112,11 @@ pub fn start(
         authority,
         pool: Pool::new(Arc::clone(&live.identity)),
         open: Arc::default(),
+        seats: Arc::default(),
         ledger: Arc::clone(live.decisions.of(number)),
         lookups: lookups::routes(live),
+        guarding: Guarding::new(Arc::clone(live.metrics.closed())),
+        ready: Ready::default(),
         memory: Mutex::new(TokenMemory::new(live)),
         tls: tls::inbound_config(&live.identity, Arc::clone(&live.outside.tls)),
         callers: Mutex::default(),
@@ -155,264 +142,20 @@ impl Worker {
     ) {
         let connections = TaskTracker::new();
         let background = tokio::spawn(Arc::clone(&self).look_after());
-        loop {
-            tokio::select! {
-                () = shutdown.outbound.cancelled() => break,
-                connection = accepted.recv() => match connection {
-                    Some(connection) => {
-                        let worker = Arc::clone(&self);
-                        let shutdown = shutdown.clone();
-                        connections.spawn(async move { worker.accept(connection, shutdown).await });
-                    }
-                    None => break,
-                },
-            }
+        // Until those who accept have ended: what they have accepted is served, and told to go elsewhere.
+        while let Some(connection) = accepted.recv().await {
+            let (worker, shutdown) = (Arc::clone(&self), shutdown.clone());
+            connections.spawn(async move { worker.accept(connection, shutdown).await });
         }
         connections.close();
-        if timeout(drain, connections.wait()).await.is_err() {
+        let end = shutdown.deadline.get().copied().unwrap_or_else(|| Instant::now() + drain);
+        if timeout_at(end, connections.wait()).await.is_err() {
             warn!(connections = connections.len(), "calls were still open at the end of the drain time and are cut");
         }
         background.abort();
     }
 
-    async fn accept(self: Arc<Self>, connection: Accepted, shutdown: Shutdown) {
-        let served = match connection {
-            Accepted::Outbound(stream) => self.clone().outbound_tcp(stream, shutdown.outbound).await,
-            Accepted::OutboundUnix(stream) => match tokio::net::UnixStream::from_std(stream) {
-                Ok(stream) => self.clone().outbound(stream, shutdown.outbound).await,
-                Err(error) => Err(error.into()),
-            },
-            Accepted::Inbound(stream) => self.clone().inbound(stream, shutdown.inbound).await,
-        };
-        if let Err(error) = served {
-            debug!(%error, "a connection ended");
-        }
-    }
-
-    async fn outbound_tcp(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
-        stream.set_nodelay(true)?;
-        self.outbound(tokio::net::TcpStream::from_std(stream)?, shutdown).await
-    }
-
-    async fn outbound<T>(self: Arc<Self>, stream: T, shutdown: CancellationToken) -> Served
-    where
-        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let _connected = self.live.metrics.calls(Direction::Outbound).connected();
-        serve_http2(stream, shutdown, || false, move |request| outbound::serve(Arc::clone(&self), request)).await
-    }
-
-    async fn inbound(self: Arc<Self>, stream: std::net::TcpStream, shutdown: CancellationToken) -> Served {
-        stream.set_nodelay(true)?;
-        let stream = tokio::net::TcpStream::from_std(stream)?;
-        let (live, closing) = (Arc::clone(&self.live), shutdown.child_token());
-        let (stream, client) = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            accepted = tls::accept_client(&self.tls, &live.identity, &live.outside.tls, stream) => accepted?,
-        };
-        let _connected = live.metrics.calls(Direction::Inbound).connected();
-        let caller = self.enter(client, closing.clone());
-        let calling = Arc::clone(&caller);
-        let serve = move |request| crate::inbound::serve(Arc::clone(&self), Arc::clone(&calling), request);
-        serve_http2(stream, closing, || caller.is_expelled(), serve).await
-    }
-
-    /// Remembers the caller of a connection for as long as that is open.
-    fn enter(&self, client: tls::Client, connection: CancellationToken) -> Arc<Caller> {
-        let caller = Arc::new(Caller::new(client, connection));
-        let mut callers = self.callers();
-        if callers.len() == callers.capacity() {
-            callers.retain(|caller| caller.strong_count() > 0);
-        }
-        callers.push(Arc::downgrade(&caller));
-        drop(callers);
-        // What changed since the handshake was over nobody else looks at.
-        caller.look_again(&self.live.identity, &self.live.outside.tls);
-        caller
-    }
-
-    /// Ends calls whose deadline has passed unnoticed, decides open calls again when something changed, and closes
-    /// connections nobody uses, or whose peer is revoked.
-    async fn look_after(self: Arc<Self>) {
-        let mut changes = self.live.changes();
-        let mut trust = self.live.identity.changes();
-        // Those who came before this was read have been looked at since.
-        let mut outsiders = self.live.outside.tls.version();
-        let mut prune = tokio::time::interval(PRUNE);
-        let mut look = tokio::time::interval(AGAIN);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // One at a time; and whether there are calls that could not be decided yet.
-        let mut asking: Option<JoinHandle<bool>> = None;
-        let mut undecided = false;
-        loop {
-            tokio::select! {
-                // At once, and not with the next look: a revocation is for now.
-                Ok(()) = trust.changed() => self.trust_again(),
-                _ = prune.tick() => self.pool.prune(),
-                _ = look.tick() => {
-                    for line in self.open.overdue(tokio::time::Instant::now() - AGAIN) {
-                        line.hang_up(deadline_refusal());
-                    }
-                    if let Some(asked) = asking.take_if(|asked| asked.is_finished()) {
-                        undecided |= !asked.await.unwrap_or(false);
-                    }
-                    // A burst of changes costs one round.
-                    let changed = changes.has_changed().is_ok_and(|changed| changed);
-                    if changed {
-                        changes.mark_unchanged();
-                        let now = self.live.outside.tls.version();
-                        if now != outsiders {
-                            outsiders = now;
-                            self.credentials().forget_clients();
-                            self.look_at_callers();
-                        }
-                    }
-                    if changed || undecided {
-                        let unknown = self.decide_again();
-                        undecided = !unknown.is_empty() && asking.is_some();
-                        if !unknown.is_empty() && asking.is_none() {
-                            asking = Some(tokio::spawn(Arc::clone(&self).ask_again(unknown)));
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Ends what was begun on the strength of an identity or a key that is revoked by now, in both directions.
-    fn trust_again(&self) {
-        let revoked = self.live.identity.revoked();
-        self.look_at_callers();
-        self.pool.close_revoked();
-        for call in self.open.snapshot() {
-            if let Question::Inbound { caller, token, .. } = &call.question
-                && let Err(refusal) = caller.check().and_then(|()| check_key(token.as_ref(), &revoked))
-            {
-                call.line.hang_up(refusal);
-            }
-        }
-    }
-
-    /// Closes the connections of those who may not be here any more.
-    fn look_at_callers(&self) {
-        let callers: Vec<_> = self.callers().iter().filter_map(Weak::upgrade).collect();
-        for caller in callers {
-            caller.look_again(&self.live.identity, &self.live.outside.tls);
-        }
-    }
-
-    /// Ends what is not allowed any more. Returns the calls of tenants that are not held.
-    fn decide_again(&self) -> Vec<(OpenCall, Wanted)> {
-        let mut unknown = Vec::new();
-        for call in self.open.snapshot() {
-            match self.still(&call, None) {
-                Still::Allowed => {}
-                Still::Refused(refusal, grounds) => call.line.hang_up_on(refusal, grounds),
-                Still::Unknown(wanted) => unknown.push((call, wanted)),
-            }
-        }
-        unknown
-    }
-
-    /// Calls of tenants that are not held any more are decided by what the TCS says of them. While that cannot be asked
-    /// they go on, since nothing is known against them; the answer says whether all were decided.
-    async fn ask_again(self: Arc<Self>, unknown: Vec<(OpenCall, Wanted)>) -> bool {
-        let (calls, wanted): (Vec<_>, Vec<_>) = unknown.into_iter().unzip();
-        let answers = self.live.tenants.resolve_all(&wanted).await;
-        let mut decided = true;
-        for (call, answer) in calls.iter().zip(&answers) {
-            match self.still(call, Some(answer)) {
-                Still::Refused(refusal, grounds) => call.line.hang_up_on(refusal, grounds),
-                Still::Allowed => {}
-                Still::Unknown(_) => decided = false,
-            }
-            decided &= !matches!(answer, Lookup::NotHeld);
-        }
-        decided
-    }
-
-    /// Whether this open call would be allowed now. Its credentials were proven when it began.
-    fn still(&self, call: &OpenCall, answer: Option<&Lookup<TenantRef>>) -> Still {
-        match &call.question {
-            Question::Inbound { caller, uri, tenant, transaction, token: _ } => {
-                if let Err(refusal) = caller.check() {
-                    return Still::Refused(refusal, None);
-                }
-                let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
-                let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
-                let head = Head { path, token, tenant, tenant_revision: None, txn_token };
-                let mut proven = Proven { transaction: *transaction };
-                let (state, now) = (self.live.inbound(), clock::unix_seconds());
-                let tenants = Answered { tenants: &self.live.tenants, answer };
-                let waited = Waited { for_revision: true, for_tenant: false };
-                match inbound::decide(&state, &tenants, &mut proven, caller.peer(), &head, now, waited) {
-                    Ok(_) | Err(Stop::WaitFor(_)) => Still::Allowed,
-                    Err(Stop::Refused(refusal)) => {
-                        let grounds = Grounds::of(&state, &refusal, false);
-                        Still::Refused(refusal, Some(grounds))
-                    }
-                    Err(Stop::Resolve(wanted)) => Still::Unknown(wanted),
-                }
-            }
-            Question::Outbound { service } => {
-                let checked = self.live.outbound().quarantined.check(&self.service, service);
-                checked.map_or_else(|refusal| Still::Refused(refusal, None), |()| Still::Allowed)
-            }
-        }
-    }
-
     fn callers(&self) -> MutexGuard<'_, Vec<Weak<Caller>>> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What an open call has come to.
-enum Still {
-    Allowed,
-    Refused(Refusal, Option<Box<Grounds>>),
-    /// Its tenant is not held.
-    Unknown(Wanted),
-}
-
-type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-/// Serves one connection until it ends; after `shutdown` it takes no new call and ends with its last open one. Where
-/// `expelled` says so by then, that is given [`FAREWELL`] and no more.
-///
-/// Windows and limits: `docs/adr/0002-hyper-for-the-data-path.md`. Limits on resets end the whole connection, which on
-/// a connection between sidecars is everybody's: hence the large ones.
-async fn serve_http2<T, S, F>(io: T, shutdown: CancellationToken, expelled: impl Fn() -> bool, serve: S) -> Served
-where
-    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    S: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Response<CallBody>> + Send + 'static,
-{
-    // Boxed: hyper and tokio move this future several times before they poll it, and it is some kilobytes.
-    let service = service_fn(|request| {
-        let answer = serve(request);
-        let answer: BoxFuture<'static, _> = Box::pin(async move { Ok::<_, Infallible>(answer.await) });
-        answer
-    });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(4_096)
-        .max_header_list_size(64 << 10)
-        .max_pending_accept_reset_streams(4_096)
-        .max_local_error_reset_streams(None)
-        .keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .serve_connection(TokioIo::new(Cork::new(io)), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return Ok(ended?),
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    if expelled() {
-        // Time for the reason to reach those who read; whoever does not goes without.
-        return Ok(timeout(FAREWELL, connection).await.unwrap_or(Ok(()))?);
-    }
-    Ok(connection.await?)
 }

@@ -45,10 +45,11 @@ impl Guard {
     ///
     /// Lists of who is refused have none: that a shorter one is not believed would keep the next refusal out for ever. Nor
     /// do keys: a mesh is scaled down overnight, and a key that is missing comes back with its instance's next
-    /// confirmation, within a minute.
+    /// confirmation, within a minute. Nor do endpoints, for the same reason: instances register and leave as they come and
+    /// go, and the policy service itself never removes more than half of those that only fell silent.
     pub fn of(kind: &str) -> Self {
         match kind {
-            kind::KEY | kind::REVOCATION | kind::QUARANTINE => Self::OFF,
+            kind::KEY | kind::REVOCATION | kind::QUARANTINE | kind::ENDPOINT => Self::OFF,
             _ => Self::default(),
         }
     }

@@ -216,6 +216,19 @@ impl Reader {
     }
 }
 
+/// Opens the file that will take the place of another. Two processes share a state folder while one takes over from the
+/// other: whoever comes second fails, and writes later.
+pub(crate) fn begin(fresh: &Path) -> io::Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(fresh)?;
+    file.try_lock()?;
+    let (opened, there) = (file.metadata()?, fs::metadata(fresh)?);
+    if (opened.dev(), opened.ino()) != (there.dev(), there.ino()) {
+        return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has just written it"));
+    }
+    file.set_len(0)?;
+    Ok(file)
+}
+
 /// A state file that is complete, and open for what is appended to it.
 #[derive(Debug)]
 pub(crate) struct Recording {
@@ -232,11 +245,8 @@ impl Recording {
         let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let fresh = path.with_extension("state.new");
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let written = File::options().write(true).create_new(true).mode(0o600).open(&fresh).and_then(|file| {
+        let begun = begin(&fresh)?;
+        let write = |file: File| {
             let mut out = Frames { out: BufWriter::with_capacity(1 << 18, file), frames: 0, end: 0 };
             out.snapshot(kind, saved)?;
             let Frames { out, frames, end } = out;
@@ -244,7 +254,8 @@ impl Recording {
             file.sync_all()?;
             fs::rename(&fresh, path)?;
             Ok(Self { file, frames, end, snapshot_end: end })
-        });
+        };
+        let written: io::Result<Self> = write(begun);
         if written.is_err() {
             let _ = fs::remove_file(&fresh); // Gives a full disk its room back.
         }

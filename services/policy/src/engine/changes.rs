@@ -1,8 +1,8 @@
-//! What a change changed, in words: one line for each service, quarantine, instance and attestor.
+//! What a change changed, in words: one line for each service, Route, quarantine, instance and attestor.
 
 use std::collections::BTreeMap;
 
-use mesh_config::Records;
+use mesh_config::{Records, route_changes};
 use tenon_proto::policy::v1::{Attestor, Endpoint, Quarantine, Residency, Route, Rule, ServicePolicy};
 
 /// More than anybody reads.
@@ -23,6 +23,7 @@ pub(crate) fn between(old: &Records, new: &Records) -> Vec<String> {
         };
         lines.extend(line);
     });
+    lines.extend(route_changes(&old.routes, &new.routes));
     each(&old.quarantines, &new.quarantines, |name, change| {
         lines.push(match change {
             Change::Added(Quarantine { reason, .. }) if reason.is_empty() => format!("{name} quarantined"),

@@ -25,6 +25,8 @@ const MAX_PROBLEMS: usize = 100;
 pub(crate) struct Compiled {
     /// `metadata.name` of the Mesh document.
     pub mesh: String,
+    /// Those of the Mesh document.
+    pub regions: Vec<String>,
     /// The allowlists with their signatures.
     pub records: Records,
 }
@@ -100,7 +102,8 @@ impl Judge {
             })?;
         }
         self.sign(files, &mut records, signatures)?;
-        Ok(Compiled { mesh: mesh.name().to_string(), records })
+        let regions = mesh.regions().iter().map(ToString::to_string).collect();
+        Ok(Compiled { mesh: mesh.name().to_string(), regions, records })
     }
 
     /// Puts each signature into the record that it is of. Without keys to accept, only its form can be judged.

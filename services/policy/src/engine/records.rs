@@ -18,7 +18,8 @@
 
 use std::collections::BTreeMap;
 
-use journal::{AppendError, Journal, Position, ReadError, Record, Snapshot, Write};
+use futures_util::StreamExt as _;
+use journal::{AppendError, Expected, Journal, Position, ReadError, Record, Snapshot, TailError, Write};
 use mesh_config::{Records, names::control_plane};
 use prost::{
     Message,
@@ -30,6 +31,7 @@ use tenon_proto::{
 };
 
 use super::{Journals, StoreError};
+use crate::leases::is_leased;
 
 /// Key of the record in the kind `allowlist` that no view shows: it changes with every change of the policy, so that the
 /// revision of this kind is that of the whole policy. No service of the mesh can have this name.
@@ -72,7 +74,17 @@ impl Held {
     pub async fn read(journals: &Journals) -> Result<Self, ReadError> {
         let [a, b, c, d, e] = journals.kinds();
         let [a, b] = [a.snapshot().await?, b.snapshot().await?];
-        Ok(Self([a, b, c.snapshot().await?, d.snapshot().await?, e.snapshot().await?]))
+        let mut c = c.snapshot().await?;
+        c.records.retain(|record| !is_leased(&record.key));
+        Ok(Self([a, b, c, d.snapshot().await?, e.snapshot().await?]))
+    }
+
+    /// Whether the records, which were found as they should be at `found`, are those that somebody else found at `known`. That
+    /// of endpoints moves with each registration.
+    pub fn are_still_at(&self, known: &Positions, found: &Positions) -> bool {
+        let same = |kind: usize| known[kind] == found[kind];
+        let unwritten = self.0[ENDPOINT].position == found[ENDPOINT];
+        [ALLOWLIST, ROUTE, QUARANTINE, ATTESTATION].into_iter().all(same) && (same(ENDPOINT) || unwritten)
     }
 
     /// Of the whole policy.
@@ -158,13 +170,55 @@ pub(crate) async fn write(
     }
     let kinds = journals.kinds();
     for (kind, writes) in steps.into_iter().filter(|(_, writes)| !writes.is_empty()) {
-        positions[kind] = append_at(kinds[kind], positions[kind], writes).await?;
+        positions[kind] = match kind {
+            // Sidecars register at any time, so it is the records of the files that must be as they were read.
+            ENDPOINT => overtaken(kinds[kind].append(as_read(&held.0[kind], writes)).await)?,
+            _ => append_at(kinds[kind], positions[kind], writes).await?,
+        };
     }
     Ok(positions)
 }
 
+fn as_read(held: &Snapshot, writes: Vec<Write>) -> Vec<Write> {
+    let revisions: BTreeMap<&str, u64> = held.records.iter().map(|it| (it.key.as_str(), it.revision)).collect();
+    let expected = |key: &str| revisions.get(key).map_or(Expected::Absent, |revision| Expected::Revision(*revision));
+    let write = |write: Write| {
+        let expected = expected(&write.key);
+        write.expecting(expected)
+    };
+    writes.into_iter().map(write).collect()
+}
+
+/// Whether nothing but registered endpoints was written between two looks at the heads.
+pub(crate) async fn only_leases_since(
+    journals: &Journals,
+    before: &Positions,
+    now: &Positions,
+) -> Result<bool, ReadError> {
+    let (mut at, head) = (before[ENDPOINT], now[ENDPOINT]);
+    let others = [ALLOWLIST, ROUTE, QUARANTINE, ATTESTATION].into_iter().all(|kind| before[kind] == now[kind]);
+    if !others || at.epoch != head.epoch || at.revision >= head.revision {
+        return Ok(false);
+    }
+    let mut tail = journals.endpoints.tail(at);
+    while at.revision < head.revision {
+        match tail.next().await {
+            Some(Ok(entries)) if entries.iter().all(|entry| is_leased(&entry.key)) => {
+                at.revision = entries.last().map_or(at.revision, |entry| entry.revision);
+            }
+            Some(Err(TailError::Read(error))) => return Err(error),
+            Some(Ok(_) | Err(TailError::Compacted)) | None => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
 async fn append_at(journal: &dyn Journal, at: Position, writes: Vec<Write>) -> Result<Position, WriteError> {
-    journal.append_at(at, writes).await.map_err(|error| match error {
+    overtaken(journal.append_at(at, writes).await)
+}
+
+fn overtaken(appended: Result<Position, AppendError>) -> Result<Position, WriteError> {
+    appended.map_err(|error| match error {
         AppendError::Moved { .. } | AppendError::Conflict { .. } => WriteError::Overtaken,
         AppendError::Full(_) | AppendError::Failed(_) | AppendError::Unconfirmed(_) => {
             WriteError::Store(StoreError::Append(error))

@@ -8,10 +8,10 @@ use mesh_identity::{Peer, clock};
 use prost::Message as _;
 use tenon_proto::policy::v1::{
     RecentDecision, ReportRequest, ReportResponse,
-    report_request::{FlowBatch, Found, Hello, Request},
-    report_response::{Find, FlowsTaken, Response},
+    report_request::{FlowBatch, Found, Hello, Register, Request},
+    report_response::{Find, FlowsTaken, Registered, Response},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -20,7 +20,10 @@ use super::{
     batch::{Accepted, accept},
     sidecars::{Question, Registration, Sidecars},
 };
-use crate::flows::Intake;
+use crate::{
+    flows::Intake,
+    leases::{self, Leases},
+};
 
 /// How long a sidecar may take to say who it is.
 const OPENING: Duration = Duration::from_secs(10);
@@ -30,6 +33,11 @@ const INSTANCE: usize = 256;
 const BATCHES: usize = 4;
 /// Questions that a sidecar has not answered. Beyond, the oldest is given up.
 const UNANSWERED: usize = 64;
+/// Registrations of a sidecar that are not answered.
+const REGISTRATIONS: usize = 4;
+/// Registrations of a stream within [`A_WHILE`]: an app that comes and goes costs every sidecar of the mesh a change each time.
+const OFTEN: u32 = 60;
+const A_WHILE: Duration = Duration::from_secs(60);
 /// Bytes of one decision.
 const DECISION: usize = 16 << 10;
 
@@ -53,11 +61,17 @@ struct Session {
     unanswered: VecDeque<Question>,
     /// Batches that wait, in their order.
     taking: FuturesOrdered<BoxFuture<'static, Result<u64, Status>>>,
+    /// Where this instance is registered for as long as the session is open; `None` where registrations are not taken.
+    lease: Option<leases::Stream>,
+    registering: FuturesOrdered<BoxFuture<'static, Registered>>,
+    /// How many there were since.
+    registrations: (Instant, u32),
 }
 
 enum Step {
     Ending,
     Taken(Result<u64, Status>),
+    Registered(Registered),
     Asked(Question),
     Request(Box<Result<ReportRequest, Status>>),
     /// By the sidecar.
@@ -67,6 +81,7 @@ enum Step {
 /// Hears who the sidecar is, and begins its stream.
 pub(super) async fn begin(
     front: Arc<Front>,
+    leases: Option<&Leases>,
     peer: &Peer,
     mut requests: Streaming<ReportRequest>,
 ) -> Result<ReportStream, Status> {
@@ -88,8 +103,20 @@ pub(super) async fn begin(
         ));
     }
     let (registration, questions) = front.sidecars.register(service.into(), instance.into())?;
-    let (unanswered, taking) = (VecDeque::new(), FuturesOrdered::new());
-    let session = Session { front, requests, registration, boot, questions, unanswered, taking };
+    let sidecar = &registration.sidecar;
+    let lease = leases.map(|it| it.stream(Arc::clone(&sidecar.service), Arc::clone(&sidecar.instance), boot));
+    let session = Session {
+        front,
+        requests,
+        registration,
+        boot,
+        questions,
+        unanswered: VecDeque::new(),
+        taking: FuturesOrdered::new(),
+        lease,
+        registering: FuturesOrdered::new(),
+        registrations: (Instant::now(), 0),
+    };
     Ok(Box::pin(futures_util::stream::unfold(Some(session), |session| async move {
         let mut session = session?;
         match session.next().await {
@@ -104,10 +131,11 @@ impl Session {
     /// The next message, or how the stream ends: with a status, or well.
     async fn next(&mut self) -> Result<Response, Option<Status>> {
         loop {
-            let Self { front, requests, questions, taking, .. } = &mut *self;
+            let Self { front, requests, questions, taking, registering, .. } = &mut *self;
             let step = tokio::select! {
                 () = front.ending.cancelled() => Step::Ending,
                 Some(taken) = taking.next() => Step::Taken(taken),
+                Some(registered) = registering.next() => Step::Registered(registered),
                 Some(question) = questions.recv() => Step::Asked(question),
                 request = requests.next() => request.map_or(Step::Ended, |request| Step::Request(request.into())),
             };
@@ -117,6 +145,7 @@ impl Session {
                     let sequence = taken.map_err(Some)?;
                     return Ok(Response::Taken(FlowsTaken { sequence }));
                 }
+                Step::Registered(registered) => return Ok(Response::Registered(registered)),
                 Step::Asked(question) => return Ok(Response::Find(self.ask(question))),
                 Step::Request(request) => match request.map_err(Some)?.request {
                     Some(Request::Flows(batch)) => self.take(batch).map_err(Some)?,
@@ -124,6 +153,7 @@ impl Session {
                     Some(Request::Hello(_)) => {
                         return Err(Some(Status::invalid_argument("hello comes once, and first")));
                     }
+                    Some(Request::Register(register)) => self.register(register).map_err(Some)?,
                     // A newer sidecar says something that is not known here.
                     None => {}
                 },
@@ -159,6 +189,27 @@ impl Session {
         let done = self.front.intake.take(from, (self.boot, sequence), at, flows)?;
         let ending = || Err(Status::unavailable("this policy service ends: send it again"));
         self.taking.push_back(done.map(move |done| done.unwrap_or_else(|_| ending()).map(|()| sequence)).boxed());
+        Ok(())
+    }
+
+    fn register(&mut self, register: Register) -> Result<(), Status> {
+        let Some(lease) = &self.lease else { return Ok(()) };
+        if self.registering.len() >= REGISTRATIONS {
+            return Err(Status::resource_exhausted("too many registrations wait to be written: register again later"));
+        }
+        let (since, count) = &mut self.registrations;
+        if since.elapsed() > A_WHILE {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        // Who leaves is not kept from it.
+        if *count > OFTEN && !register.address.is_empty() {
+            let problem = "registered too often within a minute: register again later".to_owned();
+            let refused = Registered { sequence: register.sequence, problem, ..Registered::default() };
+            self.registering.push_back(std::future::ready(refused).boxed());
+        } else {
+            self.registering.push_back(lease.register(register).boxed());
+        }
         Ok(())
     }
 

@@ -88,7 +88,11 @@ impl Sidecars {
         let mut open = self.open();
         let of_service = open.of_service.entry(Arc::clone(&sidecar.service)).or_default();
         if *of_service >= OF_A_SERVICE {
-            return Err(Status::resource_exhausted("too many sidecars of this service report already"));
+            return Err(Status::resource_exhausted(format!(
+                "{OF_A_SERVICE} sidecars of {} report to this policy service, and it takes no more: start one more policy service \
+                 and name it with --policy as well",
+                sidecar.service
+            )));
         }
         *of_service += 1;
         open.streams.insert(id, Arc::clone(&sidecar));

@@ -113,14 +113,18 @@ impl Sidecar {
     async fn taken(&mut self) -> u64 {
         match self.next().await.unwrap() {
             report_response::Response::Taken(taken) => taken.sequence,
-            report_response::Response::Find(_) => panic!("not asked for anything"),
+            report_response::Response::Find(_) | report_response::Response::Registered(_) => {
+                panic!("not asked for anything")
+            }
         }
     }
 
     async fn asked(&mut self) -> Find {
         match self.next().await.unwrap() {
             report_response::Response::Find(find) => find,
-            report_response::Response::Taken(_) => panic!("nothing was reported"),
+            report_response::Response::Taken(_) | report_response::Response::Registered(_) => {
+                panic!("nothing was reported")
+            }
         }
     }
 

@@ -14,16 +14,19 @@
 //! | `TENANT_WRONG_REGION` | did not look at tenants there, or the residency was another one |
 //! | `TENANT_NOT_ALLOWED` | was for tenants there that the new one is not for |
 //! | `TXN_MISSING` `TXN_INVALID` `TXN_EXPIRED` `TXN_TENANT_MISMATCH` | asked for no transaction token there |
-//! | `TENANT_RATE_LIMITED` | set no limit there, or a higher one |
 //! | `TENANT_NOT_IN_FLIGHT`, by the caller's side | let the caller originate calls |
 //! | `ASAP_*`, of a caller outside of the mesh | described that client differently |
+//!
+//! `TENANT_RATE_LIMITED` and `OVERLOADED` never count, not even where the new policy sets a lower rate: such a call is
+//! allowed, and one too many. A tenant that is over its rate must not take a policy back, and whoever brings a rate wants it to
+//! refuse somebody. How many it would refuse is found out in audit mode.
 //!
 //! All others come from the state of the mesh, of tenants or of a token and never from a rule, or from records that change
 //! only when the rollout completes (`QUARANTINED`, `SERVICE_UNKNOWN`, `NO_ENDPOINT`).
 
 use sidecar_core::{
     Peer, Reason,
-    policy::{Match, Policy, Proof, Rate, Residency, TenantRequirement},
+    policy::{Match, Policy, Proof, Residency, TenantRequirement},
 };
 use tenon_proto::policy::v1::{ExternalClient, ServicePolicy, TenantConditions};
 
@@ -46,7 +49,6 @@ struct Terms<'s> {
     audit: bool,
     tenant: TenantRequirement,
     proof: Proof,
-    rate: Option<Rate>,
     conditions: Option<&'s TenantConditions>,
 }
 
@@ -87,8 +89,8 @@ impl Changed {
     pub fn rule(&self, caller: &str, path: &str) -> String {
         let (peer, policy) = (self.new.peer(caller), &self.new.policy);
         match policy.authorize(peer, path) {
-            Match::Rule(_, rule) if rule.source.is_empty() => format!("rule {} of {}", rule.name, rule.allowlist),
-            Match::Rule(_, rule) => format!("rule {} of {} ({})", rule.name, rule.allowlist, rule.source),
+            Match::Rule(_, rule) if rule.source().is_empty() => format!("rule {} of {}", rule.name(), rule.allowlist()),
+            Match::Rule(_, rule) => format!("rule {} of {} ({})", rule.name(), rule.allowlist(), rule.source()),
             Match::Nothing => policy.nearest(peer, path).map(|nearest| nearest.to_string()).unwrap_or_default(),
         }
     }
@@ -135,9 +137,6 @@ impl Changed {
             Reason::TxnTenantMismatch => {
                 new.proof == Proof::Transaction && has_tenant && (old.audit || old.proof == Proof::None || !had_tenant)
             }
-            Reason::TenantRateLimited => new.rate.is_some_and(|rate| {
-                old.audit || old.rate.is_none_or(|before| rate.burst < before.burst || slower(&rate, &before))
-            }),
             // Of tokens: above. The others are no rule's.
             Reason::AsapMissing
             | Reason::AsapMalformed
@@ -156,6 +155,7 @@ impl Changed {
             | Reason::PolicyUnavailable
             | Reason::TenantStale
             | Reason::TcsUnavailable
+            | Reason::TenantRateLimited
             | Reason::Overloaded
             | Reason::ServiceUnknown
             | Reason::NoEndpoint
@@ -174,16 +174,12 @@ impl Side {
             (Match::Rule(index, rule), ..) => {
                 let record = usize::try_from(index).ok().and_then(|index| self.record.rules.get(index));
                 let conditions = record.and_then(|record| record.tenants.as_ref());
-                Some(Terms { audit: rule.audit, tenant: rule.tenant, proof: rule.proof, rate: rule.rate, conditions })
+                Some(Terms { audit: rule.audit, tenant: rule.tenant, proof: rule.proof, conditions })
             }
             // As the sidecar does: a tenant is attached if it is a servable one.
-            (Match::Nothing, Some(_), Peer::Service(_)) => Some(Terms {
-                audit: true,
-                tenant: TenantRequirement::Optional,
-                proof: Proof::None,
-                rate: None,
-                conditions: None,
-            }),
+            (Match::Nothing, Some(_), Peer::Service(_)) => {
+                Some(Terms { audit: true, tenant: TenantRequirement::Optional, proof: Proof::None, conditions: None })
+            }
             (Match::Nothing, ..) => None,
         }
     }
@@ -223,11 +219,6 @@ fn widens(before: &TenantConditions, now: &TenantConditions) -> bool {
         && one_of(&before.regions, &now.regions)
         && one_of(&before.ids, &now.ids)
         && now.features.iter().all(|feature| before.features.contains(feature))
-}
-
-/// Whether `rate` lets fewer calls pass in the long run.
-fn slower(rate: &Rate, before: &Rate) -> bool {
-    u128::from(rate.count) * before.per.as_nanos() < u128::from(before.count) * rate.per.as_nanos()
 }
 
 #[cfg(test)]

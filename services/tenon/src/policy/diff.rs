@@ -4,7 +4,7 @@ mod conditions;
 
 use std::collections::BTreeSet;
 
-use mesh_config::{Records, compile};
+use mesh_config::{Records, compile, route_changes};
 use serde_json::{Value, json};
 use tenon_proto::policy::v1::{DescribeResponse, ServicePolicy};
 
@@ -40,7 +40,8 @@ pub async fn run(args: PolicyDiff) -> Result<Answer, Failure> {
         .into_iter()
         .map(|service| (service.to_owned(), connected.get(service).copied().unwrap_or_default()))
         .collect();
-    let diff = Diff { touched, for_all: for_all(&described, &records), ..Diff::of(&described, &records, &record)? };
+    let (for_all, routes) = (for_all(&described, &records), routes(&described, &records));
+    let diff = Diff { touched, for_all, routes, ..Diff::of(&described, &records, &record)? };
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
         out.json(&diff.json(&record))?;
@@ -76,6 +77,8 @@ struct Diff {
     touched: Vec<(String, usize)>,
     /// Kinds of which every sidecar gets what changes.
     for_all: Vec<&'static str>,
+    /// How services are called otherwise, a line for each.
+    routes: Vec<String>,
 }
 
 impl Diff {
@@ -133,6 +136,7 @@ impl Diff {
             "notToldApart": self.together,
             "touched": touched.collect::<Vec<_>>(),
             "changedForAll": self.for_all,
+            "routes": self.routes,
         })
     }
 }
@@ -175,6 +179,9 @@ fn show(out: &mut Output, diff: &Diff, record: &Record) -> Result<(), Failure> {
     if !diff.for_all.is_empty() {
         out.line(&format!("every sidecar gets changed {}", diff.for_all.join(", ")))?;
     }
+    for route in &diff.routes {
+        out.line(route)?;
+    }
     out.line(&format!("on {}; it has no tenants: conditions on them are only compared", record.words()))
 }
 
@@ -191,12 +198,21 @@ fn touched<'r>(described: &'r DescribeResponse, records: &'r Records) -> BTreeSe
 
 /// What else changes, for all sidecars alike.
 fn for_all(described: &DescribeResponse, records: &Records) -> Vec<&'static str> {
+    // Those that sidecars have registered are no part of a policy.
+    let static_endpoints: Vec<_> =
+        described.endpoints.iter().filter(|endpoint| endpoint.lease.is_none()).cloned().collect();
     let kinds = [
         ("routes", same(&described.routes, records.routes.values())),
-        ("endpoints", same(&described.endpoints, records.endpoints.values())),
+        ("endpoints", same(&static_endpoints, records.endpoints.values())),
         ("quarantines", same(&described.quarantines, records.quarantines.values())),
     ];
     kinds.into_iter().filter(|(_, same)| !same).map(|(kind, _)| kind).collect()
+}
+
+/// What the Routes would change, in the words of the history.
+fn routes(described: &DescribeResponse, records: &Records) -> Vec<String> {
+    let before = described.routes.iter().map(|route| (route.service.clone(), route.clone())).collect();
+    route_changes(&before, &records.routes)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use mesh_config::{
     tenant::read_json_lines,
     yaml::suggestion,
 };
-use sidecar_core::explain::{Call, Change, Explanation, Mesh as Model, TransactionToken};
+use sidecar_core::explain::{Call, Change, Explanation, Limited, Mesh as Model, TransactionToken};
 use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::Code;
 
@@ -143,6 +143,10 @@ pub(super) fn json(explanation: &Explanation) -> serde_json::Value {
         "condition": explanation.condition.map(|condition| condition.as_str()),
         "audited": explanation.audited.map(|reason| reason.as_str()),
         "proposal": explanation.proposal.as_ref().map(|proposal| proposal.changes.iter().map(change).collect::<Vec<_>>()),
+        "rate": explanation.limited.map(|Limited { rate, of_the_tenant, audit }| serde_json::json!({
+            "calls": rate.count, "seconds": rate.per.as_secs(), "burst": rate.burst,
+            "of": if of_the_tenant { "tenant" } else { "caller" }, "audit": audit,
+        })),
         "assumed": explanation.assumed,
     })
 }
@@ -185,6 +189,7 @@ fn words(call: &Call<'_>, explanation: &Explanation, verdict: &str) -> Vec<Strin
     lines.extend(
         explanation.condition.map(|condition| format!("  the rule is not for this tenant: {condition} differs")),
     );
+    lines.extend(explanation.limited.map(|limited| format!("  {}", rated(call, limited))));
     lines.extend(nearest(explanation).map(|nearest| format!("  {nearest}")));
     let to_allow = if explanation.audited.is_some() { "to allow it when enforced" } else { "to allow it" };
     for (index, change) in explanation.proposal.iter().flat_map(|proposal| &proposal.changes).enumerate() {
@@ -214,6 +219,21 @@ fn decided(explanation: &Explanation) -> Option<String> {
     }
 }
 
+/// Whether the call passes also hangs on how many came before it.
+fn rated(call: &Call<'_>, limited: Limited) -> String {
+    let Limited { rate, of_the_tenant, audit } = limited;
+    let whose = match call.tenant.filter(|_| of_the_tenant) {
+        Some(tenant) => format!("tenant {tenant}, whoever calls for it"),
+        None => format!("{} for calls without tenant", call.caller),
+    };
+    let (count, seconds, burst) = (rate.count, rate.per.as_secs(), rate.burst);
+    let beyond = match audit {
+        false => "beyond that it is refused with TENANT_RATE_LIMITED",
+        true => "beyond that TENANT_RATE_LIMITED is logged, and not enforced",
+    };
+    format!("rate of the rule: {count} calls in {seconds} s, {burst} at once, of {whose}, at each instance; {beyond}")
+}
+
 fn nearest(explanation: &Explanation) -> Option<String> {
     let nearest = explanation.nearest.as_ref()?;
     Some(format!(
@@ -235,6 +255,15 @@ mod tests {
     use super::*;
 
     fn explain(caller: &str, path: &str, tenant: Option<&str>) -> Explanation {
+        explain_with_rate(caller, path, tenant, None)
+    }
+
+    fn explain_with_rate(
+        caller: &str,
+        path: &str,
+        tenant: Option<&str>,
+        rate: Option<tenon_proto::policy::v1::Rate>,
+    ) -> Explanation {
         let policy: tenon_proto::policy::v1::ServicePolicy = tenon_proto::policy::v1::ServicePolicy {
             service: "media".into(),
             originates: true,
@@ -246,6 +275,7 @@ mod tests {
                 tenant: tenon_proto::policy::v1::TenantRequirement::Required.into(),
                 proof: tenon_proto::policy::v1::Proof::None.into(),
                 source: "media.yaml:7".into(),
+                rate,
                 ..Default::default()
             }],
             residency: tenon_proto::policy::v1::Residency::Any.into(),
@@ -289,6 +319,25 @@ mod tests {
         assert_eq!((&json["allowed"], &json["reason"]), (&false.into(), &"PATH_NOT_ALLOWED".into()));
         let message = json["message"].as_str().unwrap();
         assert!(message.contains("isues is neither a service of the mesh"), "{message}");
+    }
+
+    /// Bug: a call that a rule limits was said to be allowed, and nothing else.
+    #[test]
+    fn a_call_that_its_rule_limits_is_allowed_so_often() {
+        let (path, tenant) = ("/media.v1.Media/Get", Some("acme"));
+        let rate = tenon_proto::policy::v1::Rate { count: 100, per_seconds: 60, burst: 20 };
+        let limited = explain_with_rate("issues", path, tenant, Some(rate));
+        let json_of = |explanation| json(explanation)["rate"].clone();
+        let expected = serde_json::json!({"calls": 100, "seconds": 60, "burst": 20, "of": "tenant", "audit": false});
+        assert_eq!((limited.allowed, json_of(&limited)), (true, expected));
+        let call = Call { caller: "issues", service: "media", path, tenant, region: None, transaction: None };
+        let text = words(&call, &limited, "allowed").join("\n");
+        let expected = "rate of the rule: 100 calls in 60 s, 20 at once, of tenant acme, whoever calls for it, at each instance; \
+                        beyond that it is refused with TENANT_RATE_LIMITED";
+        assert!(text.contains(expected), "{text}");
+        let unlimited = explain("issues", path, tenant);
+        assert_eq!(json_of(&unlimited), serde_json::Value::Null);
+        assert!(!words(&call, &unlimited, "allowed").join("\n").contains("rate"));
     }
 
     #[test]

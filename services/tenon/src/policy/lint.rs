@@ -9,6 +9,7 @@ mod mesh;
 mod methods;
 mod overlap;
 mod places;
+mod routes;
 mod tenants;
 
 use std::{
@@ -94,6 +95,7 @@ pub fn findings(subject: &Subject<'_>, knowledge: &Knowledge) -> Vec<Finding> {
     overlap::check(subject, &mut found);
     callers::check(subject, &mut found);
     mesh::check(subject, &mut found);
+    routes::check(subject, &mut found);
     tenants::check(subject, knowledge.tenants.as_deref(), &mut found);
     methods::check(subject, &knowledge.methods, &mut found);
     if let Some(flows) = &knowledge.flows {

@@ -2,7 +2,10 @@
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use sidecar_core::explain::{Call, Mesh as Model, Proposal};
+use sidecar_core::{
+    Reason,
+    explain::{Call, Mesh as Model, Proposal},
+};
 use tenon_proto::policy::v1::{DescribeResponse, ExplainRequest, ExplainResponse, RecentDecision, flow::Decision};
 use tonic::Status;
 
@@ -155,9 +158,25 @@ fn words(decision: &RecentDecision) -> Vec<String> {
         line("decided by", &format!("rule {} of allowlist {}{at}", decision.rule, decision.allowlist));
     }
     line("nearest:", &decision.nearest);
+    line("what to do:", what_to_do(reason));
     line("policy revision", &decision.policy_revision);
     line("tenant revision", &decision.tenant_revision);
     lines
+}
+
+/// Of refusals that no rule would lift by allowing more: the call was allowed, and one too many.
+fn what_to_do(reason: &str) -> &'static str {
+    match reason.parse() {
+        Ok(Reason::TenantRateLimited) => {
+            "nothing, where that much was not meant: the caller may call again after the time in the refusal's RetryInfo; \
+             else raise the rule's `rate`, which each instance counts for itself (docs/overload.md)"
+        }
+        Ok(Reason::Overloaded) => {
+            "the caller may call again, its sidecar tries other instances first; where it stays so, start more instances of \
+             the service, or raise `limits` in its Route (docs/overload.md)"
+        }
+        Ok(_) | Err(_) => "",
+    }
 }
 
 fn json(found: &Found, decision: &RecentDecision, proposal: Option<&Proposal>) -> Value {
@@ -178,6 +197,7 @@ fn decision_json(decision: &RecentDecision) -> Value {
         "reason": some(&decision.reason),
         "nearest": some(&decision.nearest),
         "message": decision.message,
+        "next": some(what_to_do(&decision.reason)),
         "at": at,
         "instance": decision.instance,
         "direction": decision.direction,
@@ -242,6 +262,29 @@ mod tests {
                         nearest: rule read of media (media.yaml:7) missed by method: it allows /media.v1.Media/Get\n  \
                         policy revision 5.12";
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_call_that_was_one_too_many_is_told_with_what_to_do() {
+        let limited = RecentDecision {
+            reason: "TENANT_RATE_LIMITED".into(),
+            message: "tenant acme has used up the rate of rule read: 5 calls in 60 s".into(),
+            allowlist: "media".into(),
+            rule: "read".into(),
+            source: "media.yaml:7".into(),
+            nearest: String::new(),
+            ..decision("inbound", 1_700_000_000_250)
+        };
+        let text = words(&limited).join("\n");
+        for part in ["rate of rule read: 5 calls in 60 s", "decided by rule read of allowlist media at media.yaml:7"] {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(text.contains("what to do:") && text.contains("raise the rule's `rate`"), "{text}");
+        assert!(decision_json(&limited)["next"].as_str().is_some_and(|next| next.contains("RetryInfo")));
+        let overloaded = RecentDecision { reason: "OVERLOADED".into(), rule: String::new(), ..limited };
+        let text = words(&overloaded).join("\n");
+        assert!(text.contains("start more instances"), "{text}");
+        assert_eq!(decision_json(&decision("inbound", 1))["next"], Value::Null);
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::{
     path::Path,
 };
 
-use tenon_proto::policy::v1::{Attestor, DescribeResponse, RolloutRequest, RolloutStatus, Route, rollout_status};
+use tenon_proto::{
+    kind,
+    policy::v1::{Attestor, DescribeResponse, Endpoint, RolloutRequest, RolloutStatus, Route, rollout_status},
+};
 use tonic::Code;
 
 use super::{
@@ -29,7 +32,10 @@ pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
     let described = describe_policy(&mesh).await?;
     let told = acks::ask(&mesh).await;
     let told = told.map_err(|status| mesh.failure(Role::Policy, "cannot ask which sidecars are connected", &status))?;
-    let sidecars = acks::judge(&told, &Whole::new(&described.positions, described.epoch, described.revision));
+    // Endpoints move as instances come and go: who has not heard of the last one is not late with the policy.
+    let positions: Vec<_> =
+        described.positions.iter().filter(|position| position.kind != kind::ENDPOINT).cloned().collect();
+    let sidecars = acks::judge(&told, &Whole::new(&positions, described.epoch, described.revision));
     let running = running(&mesh).await?;
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -43,6 +49,10 @@ pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
             described.mesh, described.trust_domain, described.epoch, described.revision, described.source
         ))?;
         out.table(&["service", "rules", "allowlists", "instances", "mode"], &status_rows(&described))?;
+        let endpoints = endpoint_rows(&described);
+        if !endpoints.is_empty() {
+            out.table(&["endpoint", "service", "region", "zone", "from"], &endpoints)?;
+        }
         let outside = outside_rows(&described);
         if !outside.is_empty() {
             out.table(&["outside", "name", "issuer", "what for"], &outside)?;
@@ -153,6 +163,7 @@ fn status_json(described: &DescribeResponse) -> serde_json::Value {
         "revision": described.revision,
         "source": described.source,
         "services": services,
+        "endpoints": endpoints_json(described),
         "attestors": attestors,
         "problems": problems,
     })
@@ -202,8 +213,38 @@ fn status_rows(described: &DescribeResponse) -> Vec<Vec<String>> {
     described.services.iter().map(row).collect()
 }
 
+/// One that is registered and stands in the policy files is one.
 fn instances(described: &DescribeResponse, service: &str) -> usize {
-    described.endpoints.iter().filter(|endpoint| endpoint.service == service).count()
+    let own = described.endpoints.iter().filter(|endpoint| endpoint.service == service);
+    own.map(|endpoint| &endpoint.address).collect::<BTreeSet<_>>().len()
+}
+
+/// Whose word an endpoint is, of which there may be two.
+fn endpoint_rows(described: &DescribeResponse) -> Vec<Vec<String>> {
+    let row = |endpoint: &Endpoint| {
+        let zone = if endpoint.zone.is_empty() { "-" } else { &endpoint.zone };
+        let from = match &endpoint.lease {
+            Some(lease) => format!("registered by {}", lease.instance),
+            None => "policy files".to_owned(),
+        };
+        vec![endpoint.address.clone(), endpoint.service.clone(), endpoint.region.clone(), zone.to_owned(), from]
+    };
+    described.endpoints.iter().map(row).collect()
+}
+
+fn endpoints_json(described: &DescribeResponse) -> serde_json::Value {
+    let endpoint = |endpoint: &Endpoint| {
+        serde_json::json!({
+            "service": endpoint.service,
+            "region": endpoint.region,
+            "zone": (!endpoint.zone.is_empty()).then_some(&endpoint.zone),
+            "address": endpoint.address,
+            "registered": endpoint.lease.is_some(),
+            "instance": endpoint.lease.as_ref().map(|lease| &lease.instance),
+            "holder": endpoint.lease.as_ref().map(|lease| &lease.holder),
+        })
+    };
+    described.endpoints.iter().map(endpoint).collect()
 }
 
 fn quarantined(described: &DescribeResponse, service: &str) -> bool {

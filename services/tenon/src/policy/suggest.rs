@@ -10,7 +10,7 @@ use std::{
     fs,
 };
 
-use mesh_config::{SourceFile, compile, names::ServiceName, parse};
+use mesh_config::{SourceFile, compile, names::ServiceName, parse, path};
 use tenon_proto::policy::v1::{DescribeResponse, Rule};
 
 use super::{
@@ -151,7 +151,7 @@ fn of_service<'r>(
                 continue;
             }
         };
-        if ServiceName::try_from(call.caller.as_str()).is_err() || !is_exact(&call.path) {
+        if ServiceName::try_from(call.caller.as_str()).is_err() || !path::is_method(&call.path) {
             suggestion.left_out.push(left_out(&call, &calls, "cannot be written as caller and path of a rule"));
             continue;
         }
@@ -194,15 +194,6 @@ fn by_callers(paths: BTreeMap<String, Vec<(String, Calls)>>) -> BTreeMap<BTreeSe
 fn left_out(call: &Call, calls: &Calls, why: &str) -> String {
     let Call { caller, service, path } = call;
     format!("{}, {} calls: {why}", words::call(caller, service, path), calls.passed())
-}
-
-/// What policy files can say: other methods pass by `/package.Service/*` alone.
-fn is_exact(path: &str) -> bool {
-    let identifier = |text: &str| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-    };
-    let parts = path.strip_prefix('/').and_then(|rest| rest.split_once('/'));
-    parts.is_some_and(|(service, method)| service.split('.').all(identifier) && identifier(method))
 }
 
 /// The service's own name, unless an Allowlist of another service has it.

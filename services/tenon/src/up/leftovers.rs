@@ -68,7 +68,14 @@ mod tests {
     fn exactly_the_processes_with_the_mark_of_this_folder_are_killed() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (data, other) = (Data::new(dir.path()), Data::new(other.path()));
-        let start = |mark: OsString| Command::new("sleep").arg("1000").env(MARK, mark).spawn().unwrap();
+        let start = |mark: OsString| {
+            let started = Command::new("sleep").arg("1000").env(MARK, mark).spawn().unwrap();
+            // The kernel lets the parent go on a moment before it has laid out the new program's environment.
+            while fs::read(format!("/proc/{}/environ", started.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            started
+        };
         let mut longer = mark(&data);
         longer.push("-2");
         let (mut marked, mut similar) = (start(mark(&data)), start(longer));

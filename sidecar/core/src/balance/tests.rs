@@ -173,3 +173,7 @@ fn a_slot_counts_until_it_is_dropped() {
     drop(two);
     assert_eq!(load.in_flight(), 0);
 }
+
+mod ejection;
+mod returning;
+mod simulation;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use mesh_config::path;
 use tenon_proto::policy::v1 as proto;
 
 use super::Call;
@@ -174,7 +175,7 @@ impl Refused<'_> {
                     return one(Change::Define { name: self.call.caller.to_owned() });
                 }
                 // A pattern would open more than this call, and nothing else can be written down.
-                (Reason::PathNotAllowed, None) if !is_exact(self.call.path) => return None,
+                (Reason::PathNotAllowed, None) if !path::is_method(self.call.path) => return None,
                 (Reason::PathNotAllowed, None) => self.let_in(&refusal, &decide),
                 (Reason::TenantNotAllowed, None) => self.widen(&self.record_of(refusal.rule?)?)?,
                 (Reason::TenantNotAllowed, Some(policy)) => self.widen(policy)?,
@@ -386,15 +387,6 @@ impl Refused<'_> {
         });
         proto::ServicePolicy { rules: vec![enforced], ..of_all }
     }
-}
-
-/// Whether a policy file can name the path, and with it this method alone: callers choose what they send.
-fn is_exact(path: &str) -> bool {
-    let identifier = |text: &str| {
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-    };
-    let parts = path.strip_prefix('/').and_then(|rest| rest.split_once('/'));
-    parts.is_some_and(|(service, method)| service.split('.').all(identifier) && identifier(method))
 }
 
 fn one(change: Change) -> Option<Proposal> {

@@ -37,6 +37,7 @@ fn destinations() -> Destinations {
         region: region.into(),
         zone: String::new(),
         address: address.into(),
+        lease: None,
     };
     let routes = [
         route("media", policy::Residency::Home),
@@ -226,6 +227,7 @@ fn a_new_state_keeps_what_was_learned_about_an_endpoint() {
         region: "us-east".into(),
         zone: String::new(),
         address: address.into(),
+        lease: None,
     };
     let (one, two) = (endpoint("10.0.0.1:1"), endpoint("10.0.0.2:1"));
     let (before, _) = Destinations::build([&route], [&one], (None, None), None);
@@ -237,6 +239,24 @@ fn a_new_state_keeps_what_was_learned_about_an_endpoint() {
 }
 
 #[test]
+fn an_instance_that_is_registered_and_in_the_policy_files_is_one_and_knows_best_where_it_is() {
+    let route = policy::Route { service: "media".into(), ..Default::default() };
+    let endpoint = |region: &str, lease: Option<policy::Lease>| policy::Endpoint {
+        service: "media".into(),
+        region: region.into(),
+        zone: String::new(),
+        address: "10.0.0.1:1".into(),
+        lease,
+    };
+    let (listed, registered) = (endpoint("us-east", None), endpoint("eu-west", Some(policy::Lease::default())));
+    for records in [[&listed, &registered], [&registered, &listed]] {
+        let (destinations, problems) = Destinations::build([&route], records, (None, None), None);
+        let [endpoint] = destinations.get("media").unwrap().endpoints().all() else { panic!("one endpoint") };
+        assert_eq!((endpoint.region.as_str(), problems), ("eu-west", vec![]));
+    }
+}
+
+#[test]
 fn a_record_that_cannot_be_used_takes_no_other_with_it() {
     let route = |service: &str| policy::Route { service: service.into(), ..Default::default() };
     let endpoint = |region: &str, zone: &str, address: &str| policy::Endpoint {
@@ -244,6 +264,7 @@ fn a_record_that_cannot_be_used_takes_no_other_with_it() {
         region: region.into(),
         zone: zone.into(),
         address: address.into(),
+        lease: None,
     };
     let endpoints = [
         endpoint("us-east", "", "10.0.0.1:1"),

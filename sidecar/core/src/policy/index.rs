@@ -1,8 +1,10 @@
 //! Finds the first rule that matches: each path knows its callers' first rules. Callers are numbers here, and paths that the
-//! same rules name share what is known of their callers, so that a rule of many callers and many paths stays small.
+//! same rules name share what is known of their callers, so that a rule of many callers and many paths stays small. Each text
+//! stands here once, however many rules name it.
 
 use std::{
     borrow::Borrow,
+    fmt,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -13,13 +15,17 @@ use triomphe::ThinArc;
 use super::prefix;
 use crate::Peer;
 
+mod builder;
+
+pub(super) use builder::Builder;
+
 /// Stands for no rule; every rule comes before it.
 const NONE: u32 = u32::MAX;
 
 /// Rules of one gRPC service that refusals look at, so that they stay cheap.
 const LOOKED_AT: usize = 1_000;
 
-/// Of the rules of one service, in deciding order. Rules and callers are numbers that count up from 0.
+/// Of the rules of one service, in deciding order. Rules, callers and paths are numbers that count up from 0.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     numbers: AHashMap<Arc<str>, u32>,
@@ -35,21 +41,51 @@ pub(super) struct Index {
     pairs: Box<[(u32, u32)]>,
     /// A bit for each caller; each group of one rule with many callers has a range of them.
     bits: Box<[u64]>,
-    /// By `/package.Service/`: the first rules that name anything of it, in order. Only refusals look at it.
-    by_prefix: AHashMap<Arc<str>, Box<[u32]>>,
+    /// What refusals look at.
+    whole: Whole,
     /// Each caller's first rule, [`NONE`] of callers without; only refusals look at it.
     first: Box<[u32]>,
     /// The first rule for any service.
     first_of_any: u32,
 }
 
+/// The rules as they were written, to say which one a call came close to.
+#[derive(Debug, Default)]
+struct Whole {
+    /// By rule.
+    patterns: Box<[Pattern]>,
+    /// Callers that rules name; each rule has a range of them, in order, each once.
+    callers: Box<[u32]>,
+    /// Numbers of paths that rules name; each rule has a range of them, as they were written.
+    named: Box<[u32]>,
+    /// By their numbers.
+    paths: Box<[Path]>,
+    /// By `/package.Service/`.
+    by_prefix: AHashSet<Beside>,
+    /// The first rules that name anything of a gRPC service, in order; each has a range of them.
+    beside: Box<[u32]>,
+}
+
 /// A path, or the part of it before `*`, and in the same place who may call it: a decision that finds one finds both.
-#[derive(Debug)]
-struct Path(ThinArc<Group, u8>);
+#[derive(Clone, Debug)]
+pub(super) struct Path(ThinArc<Group, u8>);
 
 impl Path {
     fn group(&self) -> &Group {
         &self.0.header.header
+    }
+
+    /// Whether it stands for all methods of its gRPC service.
+    fn is_wildcard(&self) -> bool {
+        self.0.slice.ends_with(b"/")
+    }
+}
+
+/// As it stands in a rule.
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0.slice))?;
+        f.write_str(if self.is_wildcard() { "*" } else { "" })
     }
 }
 
@@ -73,6 +109,36 @@ impl PartialEq for Path {
 
 impl Eq for Path {}
 
+/// A gRPC service that rules name.
+#[derive(Debug)]
+struct Beside {
+    /// Anything of it: its name is a part of that.
+    path: Path,
+    /// Of [`Whole::beside`].
+    rules: Range,
+}
+
+impl Borrow<[u8]> for Beside {
+    fn borrow(&self) -> &[u8] {
+        let path = &self.path.0.slice;
+        path.iter().rposition(|byte| *byte == b'/').map_or(path, |slash| &path[..=slash])
+    }
+}
+
+impl Hash for Beside {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<[u8]>::borrow(self).hash(state);
+    }
+}
+
+impl PartialEq for Beside {
+    fn eq(&self, other: &Self) -> bool {
+        Borrow::<[u8]>::borrow(self) == Borrow::<[u8]>::borrow(other)
+    }
+}
+
+impl Eq for Beside {}
+
 /// Who may call the paths that exactly these rules name.
 #[derive(Clone, Copy, Debug)]
 struct Group {
@@ -87,26 +153,36 @@ struct Group {
 #[derive(Clone, Copy, Debug)]
 enum Callers {
     /// A range of [`Index::pairs`].
-    Pairs { start: u32, length: u32 },
+    Pairs(Range),
     /// Where their bits begin in [`Index::bits`]: the group has one rule, and it is the first of each.
     Bits { start: u32 },
 }
 
-/// What a rule matches.
-#[derive(Clone, Debug)]
-pub(super) struct Pattern {
-    pub(super) callers: Named,
-    /// Exact paths, and `/package.Service/*`, in the rule's order.
-    pub(super) paths: Box<[Arc<str>]>,
+/// A part of a list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Range {
+    start: u32,
+    length: u32,
 }
 
-/// Whom a rule names, as numbers.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Named {
+impl Range {
+    /// From `start` to where `list` ends now.
+    fn since<T>(start: usize, list: &[T]) -> Result<Self, String> {
+        Ok(Self { start: count(start)?, length: count(list.len() - start)? })
+    }
+
+    fn of<T>(self, list: &[T]) -> &[T] {
+        list.get(self.start as usize..).and_then(|list| list.get(..self.length as usize)).unwrap_or_default()
+    }
+}
+
+/// What a rule matches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pattern {
     /// `*`: all services.
     any: bool,
-    /// In order, each once.
-    numbers: Box<[u32]>,
+    callers: Range,
+    paths: Range,
 }
 
 impl Index {
@@ -125,19 +201,33 @@ impl Index {
         some(of(self.exact(path)).min(of(self.wildcard(path))))
     }
 
-    /// Whether this caller is among those that are named: looked up once, for any number of rules.
-    pub(super) fn is_among(&self, caller: Peer<'_>) -> impl Fn(&Named) -> bool + use<> {
+    /// Whether this caller is among those that a rule names: looked up once, for any number of rules.
+    pub(super) fn is_among(&self, caller: Peer<'_>) -> impl Fn(u32) -> bool + use<'_> {
         let (number, is_service) = (self.number(caller), matches!(caller, Peer::Service(_)));
-        move |named| {
-            let by_name = number.is_some_and(|number| named.numbers.binary_search(&number).is_ok());
-            by_name || (named.any && is_service)
+        move |rule| {
+            let Some(pattern) = self.pattern(rule) else { return false };
+            let named = pattern.callers.of(&self.whole.callers);
+            let by_name = number.is_some_and(|number| named.binary_search(&number).is_ok());
+            by_name || (pattern.any && is_service)
         }
     }
 
-    /// The names of `named`, `*` first.
-    pub(super) fn names_of<'s>(&'s self, named: &'s Named) -> impl Iterator<Item = &'s str> {
-        let names = named.numbers.iter().filter_map(|number| Some(&**self.names.get(*number as usize)?));
-        named.any.then_some("*").into_iter().chain(names)
+    /// Whom a rule names, `*` first.
+    pub(super) fn callers_of(&self, rule: u32) -> impl Iterator<Item = &str> {
+        let pattern = self.pattern(rule);
+        let numbers = pattern.map(|pattern| pattern.callers.of(&self.whole.callers)).unwrap_or_default();
+        let names = numbers.iter().filter_map(|number| Some(&**self.names.get(*number as usize)?));
+        pattern.filter(|pattern| pattern.any).map(|_| "*").into_iter().chain(names)
+    }
+
+    /// The paths of a rule.
+    pub(super) fn paths_of(&self, rule: u32) -> impl Iterator<Item = &Path> {
+        let numbers = self.pattern(rule).map(|pattern| pattern.paths.of(&self.whole.named)).unwrap_or_default();
+        numbers.iter().filter_map(|number| self.whole.paths.get(*number as usize))
+    }
+
+    fn pattern(&self, rule: u32) -> Option<&Pattern> {
+        self.whole.patterns.get(rule as usize)
     }
 
     /// The first rule that names the path, whoever may call it.
@@ -148,7 +238,8 @@ impl Index {
 
     /// The first rules that name anything of the path's gRPC service.
     pub(super) fn beside(&self, path: &str) -> &[u32] {
-        prefix(path).and_then(|prefix| self.by_prefix.get(prefix)).map(AsRef::as_ref).unwrap_or_default()
+        let beside = prefix(path).and_then(|prefix| self.whole.by_prefix.get(prefix.as_bytes()));
+        beside.map(|beside| beside.rules.of(&self.whole.beside)).unwrap_or_default()
     }
 
     /// The caller's first rule, whatever its paths.
@@ -175,9 +266,8 @@ impl Index {
     fn first_in(&self, group: &Group, caller: Option<u32>) -> u32 {
         let Some(caller) = caller else { return NONE };
         match group.callers {
-            Callers::Pairs { start, length } => {
-                let pairs = self.pairs.get(start as usize..).and_then(|pairs| pairs.get(..length as usize));
-                let pairs = pairs.unwrap_or_default();
+            Callers::Pairs(range) => {
+                let pairs = range.of(&self.pairs);
                 pairs.binary_search_by_key(&caller, |pair| pair.0).map_or(NONE, |at| pairs[at].1)
             }
             Callers::Bits { start } => {
@@ -190,194 +280,6 @@ impl Index {
 
 fn some(rule: u32) -> Option<u32> {
     (rule != NONE).then_some(rule)
-}
-
-/// Takes rules in deciding order.
-#[derive(Debug, Default)]
-pub(super) struct Builder {
-    numbers: AHashMap<Arc<str>, u32>,
-    names: Vec<Arc<str>>,
-    outside: u32,
-    rules: Vec<Named>,
-    exact: AHashMap<Arc<str>, Vec<u32>>,
-    wildcard: AHashMap<Arc<str>, Vec<u32>>,
-    by_prefix: AHashMap<Arc<str>, Vec<u32>>,
-}
-
-impl Builder {
-    /// `outside`: the names of all clients outside of the mesh.
-    pub(super) fn new<'n>(outside: impl IntoIterator<Item = &'n str>) -> Result<Self, String> {
-        let mut builder = Builder::default();
-        for name in outside {
-            builder.number(name)?;
-        }
-        builder.outside = count(builder.names.len())?;
-        Ok(builder)
-    }
-
-    /// Takes the next rule.
-    pub(super) fn push<'t>(
-        &mut self,
-        callers: impl IntoIterator<Item = &'t str>,
-        paths: impl IntoIterator<Item = &'t str>,
-    ) -> Result<Pattern, String> {
-        let rule = count(self.rules.len())?;
-        let paths = paths.into_iter().map(|path| self.path(path, rule)).collect::<Result<_, String>>()?;
-        let (mut any, mut numbers) = (false, Vec::new());
-        for caller in callers {
-            match caller {
-                "*" => any = true,
-                name => numbers.push(self.number(name)?),
-            }
-        }
-        numbers.sort_unstable();
-        numbers.dedup();
-        let callers = Named { any, numbers: numbers.into() };
-        self.rules.push(callers.clone());
-        Ok(Pattern { callers, paths })
-    }
-
-    fn path(&mut self, path: &str, rule: u32) -> Result<Arc<str>, String> {
-        let Some(prefix) = prefix(path) else {
-            return Err(format!("path {path:?} is neither /package.Service/Method nor /package.Service/*"));
-        };
-        let prefix = named(&mut self.by_prefix, prefix, rule, LOOKED_AT);
-        match &path[prefix.len()..] {
-            "*" => {
-                named(&mut self.wildcard, &prefix, rule, usize::MAX);
-                Ok(path.into())
-            }
-            method if method.contains('*') => Err(format!("path {path:?} has \"*\" for a part of a name")),
-            _ => Ok(named(&mut self.exact, path, rule, usize::MAX)),
-        }
-    }
-
-    fn number(&mut self, name: &str) -> Result<u32, String> {
-        if let Some(number) = self.numbers.get(name) {
-            return Ok(*number);
-        }
-        let (number, name) = (count(self.names.len())?, Arc::<str>::from(name));
-        self.names.push(Arc::clone(&name));
-        self.numbers.insert(name, number);
-        Ok(number)
-    }
-
-    /// The index of all rules that were pushed.
-    pub(super) fn finish(mut self) -> Result<Index, String> {
-        let mut groups = Groups { rules: &self.rules, callers: self.names.len(), ..Groups::new(self.names.len()) };
-        let mut grouped = |paths: AHashMap<Arc<str>, Vec<u32>>| {
-            let path = |(path, rules): (Arc<str>, _)| {
-                Ok(Path(ThinArc::from_header_and_slice(groups.group(rules)?, path.as_bytes())))
-            };
-            paths.into_iter().map(path).collect::<Result<AHashSet<_>, String>>()
-        };
-        let (exact, wildcard) = (grouped(std::mem::take(&mut self.exact))?, grouped(self.wildcard)?);
-        let (pairs, bits) = (groups.pairs.into(), groups.bits.into());
-        let mut first = vec![NONE; self.names.len()];
-        let mut first_of_any = NONE;
-        for (rule, named) in (0..).zip(&self.rules) {
-            for number in &named.numbers {
-                let first = &mut first[*number as usize];
-                *first = rule.min(*first);
-            }
-            first_of_any = if named.any { rule.min(first_of_any) } else { first_of_any };
-        }
-        self.numbers.shrink_to_fit();
-        Ok(Index {
-            numbers: self.numbers,
-            names: self.names.into(),
-            outside: self.outside,
-            exact,
-            wildcard,
-            pairs,
-            bits,
-            by_prefix: self.by_prefix.into_iter().map(|(prefix, rules)| (prefix, rules.into())).collect(),
-            first: first.into(),
-            first_of_any,
-        })
-    }
-}
-
-/// Notes that `rule` names `text`, once, for up to `most` rules.
-fn named(names: &mut AHashMap<Arc<str>, Vec<u32>>, text: &str, rule: u32, most: usize) -> Arc<str> {
-    let (text, rules) = match names.get_key_value(text) {
-        Some((known, _)) => {
-            let known = Arc::clone(known);
-            let rules = names.entry(Arc::clone(&known)).or_default();
-            (known, rules)
-        }
-        None => {
-            let text = Arc::<str>::from(text);
-            let rules = names.entry(Arc::clone(&text)).or_default();
-            (text, rules)
-        }
-    };
-    if rules.last() != Some(&rule) && rules.len() < most {
-        rules.push(rule);
-    }
-    text
-}
-
-/// The groups that were made so far.
-struct Groups<'b> {
-    rules: &'b [Named],
-    callers: usize,
-    made: AHashMap<Vec<u32>, Group>,
-    pairs: Vec<(u32, u32)>,
-    bits: Vec<u64>,
-    /// For each caller the number of the group, counted from 1, that has seen it last.
-    seen: Vec<u32>,
-}
-
-impl Groups<'_> {
-    fn new(callers: usize) -> Self {
-        let seen = vec![0; callers];
-        Groups { rules: &[], callers, made: AHashMap::new(), pairs: Vec::new(), bits: Vec::new(), seen }
-    }
-
-    /// The group of exactly these rules, at least one, which come in order.
-    fn group(&mut self, rules: Vec<u32>) -> Result<Group, String> {
-        if let Some(group) = self.made.get(&rules) {
-            return Ok(*group);
-        }
-        let named = |rule: &u32| self.rules.get(*rule as usize);
-        let any = rules.iter().find(|rule| named(rule).is_some_and(|named| named.any));
-        let words = self.callers.div_ceil(64);
-        let callers = match rules[..] {
-            // As pairs they would take as much.
-            [rule] if named(&rule).is_some_and(|named| named.numbers.len() >= words && words > 0) => {
-                self.bits_of(rule, words)?
-            }
-            _ => self.pairs_of(&rules)?,
-        };
-        let group = Group { first: rules.first().copied().unwrap_or(NONE), any: any.copied().unwrap_or(NONE), callers };
-        self.made.insert(rules, group);
-        Ok(group)
-    }
-
-    fn bits_of(&mut self, rule: u32, words: usize) -> Result<Callers, String> {
-        let start = self.bits.len();
-        self.bits.resize(start + words, 0);
-        for number in self.rules.get(rule as usize).iter().flat_map(|named| &named.numbers) {
-            self.bits[start + (number / 64) as usize] |= 1 << (number % 64);
-        }
-        Ok(Callers::Bits { start: count(start)? })
-    }
-
-    fn pairs_of(&mut self, rules: &[u32]) -> Result<Callers, String> {
-        let (start, this) = (self.pairs.len(), count(self.made.len() + 1)?);
-        for rule in rules {
-            for number in self.rules.get(*rule as usize).iter().flat_map(|named| &named.numbers) {
-                let seen = &mut self.seen[*number as usize];
-                if *seen != this {
-                    *seen = this;
-                    self.pairs.push((*number, *rule));
-                }
-            }
-        }
-        self.pairs[start..].sort_unstable();
-        Ok(Callers::Pairs { start: count(start)?, length: count(self.pairs.len() - start)? })
-    }
 }
 
 /// As a number that is not [`NONE`].

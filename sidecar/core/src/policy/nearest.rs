@@ -70,7 +70,7 @@ impl Policy {
         }
         let beside = self.index.beside(path);
         let is_among = self.index.is_among(caller);
-        let of_caller = |index: &&u32| self.rule(**index).is_some_and(|rule| is_among(&rule.pattern.callers));
+        let of_caller = |index: &&u32| is_among(**index);
         if let Some(index) = beside.iter().find(of_caller) {
             return self.describe(Missed::Method, *index);
         }
@@ -83,16 +83,16 @@ impl Policy {
     fn describe(&self, missed: Missed, index: u32) -> Option<Nearest> {
         let rule = self.rule(index)?;
         let allows = match missed {
-            Missed::Caller => self.index.names_of(&rule.pattern.callers).take(NAMED).map(str::to_owned).collect(),
+            Missed::Caller => self.index.callers_of(index).take(NAMED).map(str::to_owned).collect(),
             Missed::Method | Missed::CallerAndMethod | Missed::Service => {
-                rule.pattern.paths.iter().take(NAMED).map(ToString::to_string).collect()
+                self.index.paths_of(index).take(NAMED).map(ToString::to_string).collect()
             }
         };
         Some(Nearest {
             index,
-            allowlist: rule.allowlist.to_string(),
-            rule: rule.name.to_string(),
-            source: rule.source.to_string(),
+            allowlist: rule.allowlist().to_owned(),
+            rule: rule.name().to_owned(),
+            source: rule.source().to_owned(),
             missed,
             allows,
         })

@@ -1,10 +1,10 @@
 //! One rule of an Allowlist, and what it wants.
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tenon_proto::policy::v1 as proto;
 
-use super::{Conditions, index::Pattern};
+use super::Conditions;
 
 /// Which tenants an instance serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,32 +62,40 @@ pub struct Rule {
     about: Box<About>,
 }
 
-/// What of a rule most decisions do not look at; the fields of every [`Rule`].
+/// What of a rule most decisions do not look at. There may be many thousand rules: they are kept small.
 #[derive(Clone, Debug)]
-pub struct About {
-    /// The Allowlist it stands in.
-    pub allowlist: Arc<str>,
-    /// Unique within the service.
-    pub name: Box<str>,
-    /// Where it stands, for explanations: `media.yaml:12`. May be empty.
-    pub source: Box<str>,
-    /// `None`: unlimited.
-    pub rate: Option<Rate>,
-    /// Which callers and paths it matches.
-    pub(super) pattern: Pattern,
-}
-
-impl Deref for Rule {
-    type Target = About;
-
-    fn deref(&self) -> &About {
-        &self.about
-    }
+struct About {
+    allowlist: Arc<str>,
+    /// The name, and behind it the source.
+    text: Box<str>,
+    /// Where the source begins.
+    source: usize,
+    rate: Option<Box<Rate>>,
 }
 
 impl Rule {
-    /// From its record, and what the index made of the rest of it. An error does not name the rule.
-    pub(super) fn compile(record: &proto::Rule, allowlist: Arc<str>, pattern: Pattern) -> Result<Self, String> {
+    /// The Allowlist it stands in.
+    pub fn allowlist(&self) -> &str {
+        &self.about.allowlist
+    }
+
+    /// Unique within the service.
+    pub fn name(&self) -> &str {
+        &self.about.text[..self.about.source]
+    }
+
+    /// Where it stands, for explanations: `media.yaml:12`. May be empty.
+    pub fn source(&self) -> &str {
+        &self.about.text[self.about.source..]
+    }
+
+    /// How often one tenant may use it; `None`: unlimited.
+    pub fn rate(&self) -> Option<Rate> {
+        self.about.rate.as_deref().copied()
+    }
+
+    /// From its record, without what the index makes of it. An error does not name the rule.
+    pub(super) fn compile(record: &proto::Rule, allowlist: Arc<str>) -> Result<Self, String> {
         Ok(Rule {
             tenant: match proto::TenantRequirement::try_from(record.tenant) {
                 Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
@@ -106,10 +114,9 @@ impl Rule {
             conditions: conditions(record)?,
             about: Box::new(About {
                 allowlist,
-                name: record.name.as_str().into(),
-                source: record.source.as_str().into(),
-                rate: record.rate.as_ref().map(Rate::from),
-                pattern,
+                text: [record.name.as_str(), &record.source].concat().into(),
+                source: record.name.len(),
+                rate: record.rate.as_ref().map(|rate| Box::new(Rate::from(rate))),
             }),
         })
     }

@@ -22,8 +22,8 @@ fn policy(rules: Vec<proto::Rule>) -> Policy {
 fn decided(policy: &Policy, caller: &str, path: &str) -> Option<String> {
     match policy.authorize(Peer::Service(caller), path) {
         Match::Rule(index, rule) => {
-            assert_eq!(policy.rule(index).unwrap().name, rule.name);
-            Some(rule.name.to_string())
+            assert_eq!(policy.rule(index).unwrap().name(), rule.name());
+            Some(rule.name().to_owned())
         }
         Match::Nothing => None,
     }
@@ -131,7 +131,7 @@ fn what_a_rule_leaves_out_is_the_documented_default() {
     let policy = policy(vec![rule("plain", &["*"], &["/m.v1.M/*"])]);
     let rule = policy.rule(0).unwrap();
     assert_eq!(
-        (rule.tenant, rule.proof, rule.rate, rule.audit),
+        (rule.tenant, rule.proof, rule.rate(), rule.audit),
         (TenantRequirement::Required, Proof::None, None, false)
     );
     assert_eq!((policy.residency(), policy.product(), policy.audit_allowlist()), (Residency::Any, None, None));
@@ -239,7 +239,7 @@ fn a_client_outside_of_the_mesh_and_a_service_never_pass_as_one_another() {
     let policy = Policy::try_from(&record).unwrap();
     assert!(policy.knows_outside("partner") && !policy.knows_outside("wiki"));
     let decided = |peer, path| match policy.authorize(peer, path) {
-        Match::Rule(_, rule) => Some(&*rule.name),
+        Match::Rule(_, rule) => Some(rule.name()),
         Match::Nothing => None,
     };
     for (peer, path, expected) in [

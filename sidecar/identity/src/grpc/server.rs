@@ -31,6 +31,10 @@ const STRANGERS: usize = if cfg!(test) { 16 } else { 2048 };
 /// How long a connection without a certificate lives: joining takes two calls of at most 10 s.
 const STRANGER_LIFE: Duration = Duration::from_secs(30);
 
+/// After this long without a byte a peer is asked whether it is there, and after as long again it is not: an instance whose
+/// host has died without a word is to be known within seconds.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Calls of one connection that may be given up before this process has come to them. Who asks two at once and takes the
 /// first answer gives up a call for each; a process that was stopped finds all of them when it goes on, and must not take
 /// that for an attack.
@@ -77,8 +81,8 @@ impl Server {
         let routes = with_built_in(self.routes, self.authorization)?;
         let guard = Guard::new(routes, self.identity, self.authorization);
         let serving = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .http2_keepalive_interval(Some(SILENCE))
+            .http2_keepalive_timeout(Some(SILENCE))
             // Strangers get the library's own limit.
             .http2_max_pending_accept_reset_streams(certified.then_some(GIVEN_UP))
             .serve_with_incoming_shutdown(guard, ReceiverStream::new(connections), shutdown.clone().cancelled_owned());

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,13 +49,25 @@ pub struct Bound {
     path: SocketFile,
 }
 
-/// Removes the socket's file when dropped.
+/// Removes the socket's file when dropped, if no other process has put its own there.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn at(path: &Path) -> Option<(u64, u64)> {
+        fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _gone = fs::remove_file(&self.0);
+        if Self::at(&self.path) == self.identity {
+            let _gone = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -73,6 +85,14 @@ pub async fn bind(path: &Path) -> Result<Bound, ServeError> {
             return Err(ServeError::Taken(path.into()));
         }
     }
+    bind_over(path)
+}
+
+/// As [`bind`], in the place also of a socket that is in use: whoever connects from now on comes here.
+///
+/// # Errors
+/// The path cannot be used.
+pub fn bind_over(path: &Path) -> Result<Bound, ServeError> {
     let attempt = || {
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", std::process::id()));
@@ -87,7 +107,7 @@ pub async fn bind(path: &Path) -> Result<Bound, ServeError> {
         Ok(listener)
     };
     match attempt() {
-        Ok(listener) => Ok(Bound { listener, path: SocketFile(path.into()) }),
+        Ok(listener) => Ok(Bound { listener, path: SocketFile { path: path.into(), identity: SocketFile::at(path) } }),
         Err(source) => Err(ServeError::Io { path: path.into(), source }),
     }
 }

@@ -112,7 +112,7 @@ impl HeldTenants {
 }
 
 /// A size with its unit.
-fn size(text: &str) -> Option<u64> {
+pub(super) fn size(text: &str) -> Option<u64> {
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
     let (number, shift) = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))?;
     let plain = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());

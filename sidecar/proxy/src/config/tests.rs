@@ -58,3 +58,27 @@ fn flags_win_over_the_file_and_unknown_keys_are_refused() {
     assert!(yaml("service: [a]\n").is_err());
     assert!(yaml("service: 'a\n").expect_err("syntax").contains(':'));
 }
+
+/// Bug: 0.0.0.0 was taken, and refused by the policy service alone.
+#[test]
+fn an_address_that_nobody_can_connect_to_is_not_advertised() {
+    for (address, accepted) in
+        [("0.0.0.0:1", false), ("10.0.0.1:0", false), ("[::]:15006", false), ("10.0.0.1:15006", true)]
+    {
+        let mut problems = Problems(Vec::new());
+        assert_eq!(problems.advertise(Some(address)).is_some(), accepted, "{address}: {:?}", problems.0);
+        assert_eq!(problems.0.is_empty(), accepted);
+    }
+}
+
+/// Bug: "invalid socket address syntax" told nobody what to write, and an instance could settle for centuries.
+#[test]
+fn a_value_that_is_none_is_told_what_it_should_be() {
+    let problem = |flags: Flags| flags.into_config().expect_err("wrong").to_string();
+    let advertise = problem(Flags { advertise: Some("localhost:15006".into()), ..complete() });
+    assert_eq!(advertise, "--advertise localhost:15006: expected IP:PORT or [IPv6]:PORT, and no name of a host");
+    let admin = problem(Flags { admin: Some("15000".into()), ..complete() });
+    assert!(admin.starts_with("--admin 15000: expected IP:PORT"), "{admin}");
+    let settle = problem(Flags { settle: Some("99999999999m".into()), ..complete() });
+    assert!(settle.contains("expected 10m at most"), "{settle}");
+}

@@ -35,9 +35,9 @@ impl Grounds {
         let rule = policy.zip(refusal.rule).and_then(|(policy, index)| policy.rule(index));
         let in_audit_mode = policy.filter(|_| audited && rule.is_none()).and_then(|policy| policy.audit_allowlist());
         Box::new(Self {
-            allowlist: rule.map_or(in_audit_mode.unwrap_or_default(), |rule| &rule.allowlist).into(),
-            rule: rule.map_or("", |rule| &rule.name).into(),
-            source: rule.map_or("", |rule| &rule.source).into(),
+            allowlist: rule.map_or(in_audit_mode.unwrap_or_default(), |rule| rule.allowlist()).into(),
+            rule: rule.map_or("", |rule| rule.name()).into(),
+            source: rule.map_or("", |rule| rule.source()).into(),
             policy: state.policy_position,
         })
     }

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -22,6 +22,7 @@ pub struct Reports {
     reported: AtomicU64,
     lost: AtomicU64,
     waiting: AtomicU64,
+    registered: AtomicBool,
 }
 
 impl Reports {
@@ -46,6 +47,16 @@ impl Reports {
         self.waiting.store(u64::try_from(batches).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// Whether this instance is registered.
+    pub fn registered(&self, registered: bool) {
+        self.registered.store(registered, Relaxed);
+    }
+
+    /// As it was told last.
+    pub fn is_registered(&self) -> bool {
+        self.registered.load(Relaxed)
+    }
+
     /// Whether a stream is open.
     pub fn is_connected(&self) -> bool {
         self.connections.load(Relaxed) > 0
@@ -60,6 +71,9 @@ impl Reports {
         let help = "1 while flows are reported to a policy service";
         let mut connected = encoder.encode_descriptor("tenon_flow_reports_connected", help, None, MetricType::Gauge)?;
         ConstGauge::new(u64::from(self.is_connected())).encode(connected.encode_family(&NO_LABELS)?)?;
+        let help = "1 while a policy service has confirmed where this instance takes calls";
+        let mut registered = encoder.encode_descriptor("tenon_registered", help, None, MetricType::Gauge)?;
+        ConstGauge::new(u64::from(self.is_registered())).encode(registered.encode_family(&NO_LABELS)?)?;
         let help = "Batches of flows that the policy service has not acknowledged";
         let mut waiting = encoder.encode_descriptor("tenon_flow_batches_waiting", help, None, MetricType::Gauge)?;
         ConstGauge::new(self.waiting_now()).encode(waiting.encode_family(&NO_LABELS)?)?;

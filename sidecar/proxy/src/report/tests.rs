@@ -1,5 +1,7 @@
 //! Against a policy service in memory, under a clock that stands still while anybody works.
 
+mod registering;
+
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use sidecar_core::Reason;
@@ -71,6 +73,7 @@ impl Session {
 struct Bench {
     ledgers: Arc<Ledgers>,
     counters: Arc<Reports>,
+    registration: Arc<Registration>,
     away: Arc<AtomicBool>,
     sessions: Mutex<mpsc::UnboundedReceiver<Session>>,
     end: CancellationToken,
@@ -86,9 +89,20 @@ fn bench_with_drain(drain: Duration) -> Bench {
     let (away, end, counters) = (Arc::default(), CancellationToken::new(), Arc::default());
     let ledgers = Arc::new(Ledgers::new(2));
     let fake = Fake { away: Arc::clone(&away), sessions: sender };
-    let reporter = Reporter::new(vec![fake], "media-1", Arc::clone(&ledgers), Arc::clone(&counters));
+    let registration = Registration::new();
+    let reporter = Reporter::new(vec![fake], "media-1", told(&ledgers, &counters, &registration));
     let task = tokio::spawn(reporter.run(end.clone(), drain));
-    Bench { ledgers, counters, away, sessions: Mutex::new(sessions), end, task }
+    Bench { ledgers, counters, registration, away, sessions: Mutex::new(sessions), end, task }
+}
+
+fn told(ledgers: &Arc<Ledgers>, counters: &Arc<Reports>, registration: &Arc<Registration>) -> Told {
+    Told {
+        ledgers: Arc::clone(ledgers),
+        counters: Arc::clone(counters),
+        registration: Arc::clone(registration),
+        region: "us-east".to_owned(),
+        zone: String::new(),
+    }
 }
 
 impl Bench {
@@ -386,7 +400,8 @@ async fn the_first_policy_service_that_answers_is_told() {
     let (sender, mut sessions) = mpsc::unbounded_channel();
     let fake = |away: bool| Fake { away: Arc::new(AtomicBool::new(away)), sessions: sender.clone() };
     let (ledgers, end) = (Arc::new(Ledgers::new(1)), CancellationToken::new());
-    let reporter = Reporter::new(vec![fake(true), fake(false)], "media-1", ledgers, Arc::default());
+    let told = told(&ledgers, &Arc::default(), &Registration::new());
+    let reporter = Reporter::new(vec![fake(true), fake(false)], "media-1", told);
     let task = tokio::spawn(reporter.run(end.clone(), Duration::ZERO));
     let began = Instant::now();
     let mut session = sessions.recv().await.expect("a stream");

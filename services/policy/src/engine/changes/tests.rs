@@ -1,5 +1,7 @@
 //! What changes are called.
 
+use tenon_proto::policy::v1::RouteSettings;
+
 use super::*;
 
 fn rule(name: &str, path: &str) -> Rule {
@@ -68,6 +70,20 @@ fn everything_else_is_told_as_well() {
             "attestor kubernetes removed",
         ]
     );
+}
+
+#[test]
+fn how_a_service_is_called_has_a_line_of_its_own() {
+    let old = records("media", vec![]);
+    let mut new = records("media", vec![rule("read", "/a")]);
+    let timeout = Some(tenon_proto::policy::v1::Timeout { default_ms: 5_000, max_ms: 0 });
+    let settings = RouteSettings { timeout, ..RouteSettings::default() };
+    new.routes.get_mut("media").unwrap().settings = Some(settings);
+    assert_eq!(between(&old, &new), ["service media: rules read added", "route media added"]);
+    let mut off = new.clone();
+    off.routes.get_mut("media").unwrap().settings = Some(RouteSettings::default());
+    assert_eq!(between(&new, &off), ["route media: timeout now default off max off"]);
+    assert_eq!(between(&new, &Records::default()), ["service media removed"]);
 }
 
 #[test]

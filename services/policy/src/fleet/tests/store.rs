@@ -29,7 +29,7 @@ impl Alone {
             identity: world.ca.identity("tenon-policy"),
             clients: Clients::Required,
             authorization: FLEET_AUTHORIZATION,
-            routes: Routes::new(FleetService::new(&fleet).into_server()),
+            routes: Routes::new(FleetService::new(&fleet, None).into_server()),
         };
         let task = tokio::spawn(server.run(shutdown.clone()));
         Self { address, fleet, recording, shutdown, task }

@@ -283,3 +283,26 @@ fn services_whose_records_differ_are_touched_and_what_is_for_all_is_named() {
     signed.services[0].canary = Some(Default::default());
     assert_eq!(touched(&signed, &old), BTreeSet::new(), "a canary is no change of the policy");
 }
+
+#[test]
+fn a_service_that_is_called_otherwise_is_told_with_what_changes() {
+    let route = "---\napiVersion: tenon.dev/v1\nkind: Route\nmetadata: {name: media}\nspec: {service: media, timeout: {max: 5s}}\n";
+    let (old, new) = (records(SERVICES, RULES), records(SERVICES, &format!("{RULES}{route}")));
+    let longer = records(SERVICES, &format!("{RULES}{route}").replace("5s", "1m"));
+    assert_eq!(for_all(&in_force(&old), &new), ["routes"]);
+    assert_eq!(routes(&in_force(&old), &new), ["route media added"]);
+    assert_eq!(routes(&in_force(&new), &longer), ["route media: timeout now default off max 1m"]);
+    assert_eq!(routes(&in_force(&new), &new), Vec::<String>::new());
+    assert_eq!(touched(&in_force(&old), &new), BTreeSet::new());
+    let found = Diff { routes: routes(&in_force(&new), &old), ..diff(&new, &old, Vec::new()) };
+    assert_eq!(found.json(&record(Vec::new()))["routes"], json!(["route media removed"]));
+}
+
+#[test]
+fn what_sidecars_registered_is_no_part_of_a_policy() {
+    let old = records(SERVICES, RULES);
+    let mut described = in_force(&old);
+    let lease = Some(tenon_proto::policy::v1::Lease::default());
+    described.endpoints.push(tenon_proto::policy::v1::Endpoint { lease, ..Default::default() });
+    assert_eq!(for_all(&described, &old), Vec::<&str>::new());
+}

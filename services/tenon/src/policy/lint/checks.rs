@@ -66,6 +66,12 @@ checks! {
     TENANTS_NEVER_MET = "TP017" "tenants-never-met" Warning "tenant conditions that no known tenant can meet";
     NO_POLICY_TESTS = "TP018" "no-policy-tests" Warning "a folder without a PolicyTest";
     UNTESTED_SERVICE = "TP019" "untested-service" Warning "a service whose rules no PolicyTest calls";
+    ROUTE_NEVER_DECIDES = "TP020" "route-never-decides" Warning "a path of a Route that decides nothing: an earlier one takes all of its calls";
+    ROUTE_FOR_NOBODY = "TP021" "route-for-nobody" Warning "a path of a Route that no rule lets anybody call";
+    RETRY_IN_VAIN = "TP022" "retry-in-vain" Warning "a retry of a failure that comes again";
+    RETRY_MAY_REPEAT = "TP023" "retry-may-repeat" Warning "a retry of what may be done already, and is not named idempotent";
+    ATTEMPT_TOO_LATE = "TP024" "attempt-too-late" Warning "an attempt that comes after the end of the call";
+    HEALTH_CHECK_REFUSED = "TP025" "health-check-refused" Warning "a health check that callers may not make";
 }
 
 impl Check {

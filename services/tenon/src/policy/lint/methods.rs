@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use mesh_config::yaml::suggestion;
+use mesh_config::{Route, yaml::suggestion};
 use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
 
@@ -103,6 +103,9 @@ pub(super) fn check(subject: &Subject<'_>, methods: &Methods, found: &mut Vec<Fi
         for placed in rules.iter().copied() {
             unknown(subject, service, placed, known, found);
         }
+        if let Some(route) = subject.mesh.routes().get(*service) {
+            unknown_in_route(subject, route, known, found);
+        }
         let served = methods.served.contains_key(*service);
         nobody_may_call(subject, service, rules, known, served, found);
     }
@@ -111,32 +114,48 @@ pub(super) fn check(subject: &Subject<'_>, methods: &Methods, found: &mut Vec<Fi
 /// Paths of a rule that nothing answers to.
 fn unknown(subject: &Subject<'_>, service: &str, placed: Placed<'_>, known: &Services, found: &mut Vec<Finding>) {
     for (index, path) in placed.rule.paths.iter().enumerate() {
-        let Some((grpc, method)) = split(path).filter(|_| !is_infrastructure(path)) else { continue };
         let place = || subject.place(placed, &[Step::Key("paths"), Step::Item(index)]);
-        let help = |what: &str| format!("correct the {what}, or delete the path");
-        match known.get(grpc) {
-            None => found.push(Finding {
-                check: &UNKNOWN_GRPC_SERVICE,
-                place: place(),
-                message: format!(
-                    "rule {} of {service}: there is no gRPC service {grpc}{}",
-                    placed.rule.name,
-                    suggestion(grpc, known.keys().map(String::as_str))
-                ),
-                help: help("gRPC service"),
-            }),
-            Some(methods) if method != "*" && !methods.contains(method) => found.push(Finding {
-                check: &UNKNOWN_METHOD,
-                place: place(),
-                message: format!(
-                    "rule {} of {service}: {grpc} has no method {method}{}",
-                    placed.rule.name,
-                    suggestion(method, methods.iter().map(String::as_str))
-                ),
-                help: help("method"),
-            }),
-            Some(_) => {}
+        found.extend(unknown_path(path, &format!("rule {} of {service}", placed.rule.name), known, place));
+    }
+}
+
+/// Paths of a Route that nothing answers to.
+fn unknown_in_route(subject: &Subject<'_>, route: &Route, known: &Services, found: &mut Vec<Finding>) {
+    for (at, method) in route.methods.iter().enumerate() {
+        for (index, path) in method.paths.iter().enumerate() {
+            let place = || {
+                let steps =
+                    [Step::Key("spec"), Step::Key("methods"), Step::Item(at), Step::Key("paths"), Step::Item(index)];
+                subject.places.part("Route", route.name.as_str(), &steps)
+            };
+            found.extend(unknown_path(path, &format!("the Route of {}", route.service), known, place));
         }
+    }
+}
+
+fn unknown_path(path: &str, whose: &str, known: &Services, place: impl Fn() -> Place) -> Option<Finding> {
+    let (grpc, method) = split(path).filter(|_| !is_infrastructure(path))?;
+    let help = |what: &str| format!("correct the {what}, or delete the path");
+    match known.get(grpc) {
+        None => Some(Finding {
+            check: &UNKNOWN_GRPC_SERVICE,
+            place: place(),
+            message: format!(
+                "{whose}: there is no gRPC service {grpc}{}",
+                suggestion(grpc, known.keys().map(String::as_str))
+            ),
+            help: help("gRPC service"),
+        }),
+        Some(methods) if method != "*" && !methods.contains(method) => Some(Finding {
+            check: &UNKNOWN_METHOD,
+            place: place(),
+            message: format!(
+                "{whose}: {grpc} has no method {method}{}",
+                suggestion(method, methods.iter().map(String::as_str))
+            ),
+            help: help("method"),
+        }),
+        Some(_) => None,
     }
 }
 
