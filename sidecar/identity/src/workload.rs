@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use serve::{Bound, ServeError, bind, bind_over, serve};
+pub use serve::serve;
 pub use take::{Source, TakeError, follow, take};
 
 /// What every request must carry, so that no URL that somebody else chose makes a process fetch a key (§3).

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use mesh_identity::{join::Joined, workload};
+use mesh_identity::{Identity, join::Joined, workload};
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -12,9 +12,9 @@ use crate::{
     admin::Admin,
     config::{Config, LocalAddress},
     credentials::{self, Minting},
-    handover::{self, Heritage, Offered, Predecessor},
+    handover::{self, Heritage, Listeners, Offered, Predecessor},
     health, joining,
-    listen::{self, Accepting, Outbound},
+    listen::{self, Accepting, AppSocket, Outbound},
     live::Live,
     metrics::{Direction, Metrics},
     worker::{self, Shutdown},
@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const LEAVE: Duration = Duration::from_secs(1);
 /// How long a peer without an open call may take to go away.
 const SILENT: Duration = Duration::from_secs(1);
+/// What a client of the Workload API that has connected has at least to ask when another process takes over.
+const LAST_FETCH: Duration = Duration::from_millis(200);
 /// What outbound calls have at least when inbound ones took all of the drain time.
 const LAST_OUTBOUND: Duration = Duration::from_secs(1);
 
@@ -53,10 +55,13 @@ impl Sidecar {
         };
         let inbound = bound("--inbound", config.inbound, offered.inbound).await?;
         let admin_listener = bound("--admin", config.admin, offered.admin).await?;
-        let workload_api = match (&config.serve_workload_api, &offered.by) {
-            // Bound in the place of the other process's once this one serves.
-            (None, _) | (Some(_), Some(_)) => None,
-            (Some(path), None) => Some(workload::bind(path).await.context("--serve-workload-api")?),
+        let workload_api = match (&config.serve_workload_api, offered.workload_api) {
+            (None, _) => None,
+            (Some(_), Some(offered)) => Some(offered),
+            (Some(path), None) => {
+                let bound = AppSocket::bind(path).await;
+                Some(bound.with_context(|| taken("--serve-workload-api", path.display()))?)
+            }
         };
         config.outbound = outbound.address()?;
         config.inbound = inbound.local_addr()?;
@@ -134,15 +139,6 @@ async fn bound(option: &str, address: SocketAddr, offered: Option<TcpListener>) 
     }
 }
 
-/// What is bound before the sidecar joins.
-struct Listeners {
-    outbound: Outbound,
-    inbound: TcpListener,
-    workload_api: Option<workload::Bound>,
-    /// Who has the same listeners, and accepts until this process serves.
-    former: Option<Predecessor>,
-}
-
 /// The admin listener, served or not yet.
 struct AdminServer {
     admin: Admin,
@@ -190,7 +186,7 @@ struct Serving {
 
 impl Run {
     async fn run(self, listeners: Listeners, admin: TcpListener) -> anyhow::Result<()> {
-        let heritage = Heritage::new(&self.config, &listeners.outbound, &listeners.inbound, &admin)?;
+        let heritage = Heritage::new(&self.config, &listeners, &admin)?;
         // Admin outlives the calls, so that the drain can be watched, unless another process answers there by then.
         let end = CancellationToken::new();
         let mut admin = AdminServer { admin: self.admin.clone(), listener: Some(admin), task: None, end };
@@ -286,21 +282,17 @@ impl Run {
             tokio::spawn(listen::accept_inbound(inbound, handles.clone(), stopping.inbound.clone())),
             tokio::spawn(listen::accept_outbound(outbound, handles, how)),
         ]);
-        let mut workload_api = workload_api;
         if let Some(former) = former {
             former.let_go().await;
-            workload_api = self.config.serve_workload_api.as_ref().and_then(|path| {
-                let bound = workload::bind_over(path);
-                bound.inspect_err(|error| warn!(%error, "the app gets no Workload API")).ok()
-            });
         }
-        if let Some(bound) = workload_api {
-            let served = workload::serve(bound, Arc::clone(&joined.identity), serving.end.clone());
-            serving.tasks.push(tokio::spawn(async move {
-                if let Err(error) = served.await {
-                    warn!(%error, "the Workload API of the app has ended");
-                }
-            }));
+        if let Some(socket) = workload_api {
+            let (handed_over, end) = (serving.handed_over.clone(), serving.end.clone());
+            serving.tasks.push(tokio::spawn(serve_workload_api(
+                socket,
+                Arc::clone(&joined.identity),
+                handed_over,
+                end,
+            )));
         }
     }
 
@@ -356,5 +348,38 @@ impl Run {
         if tokio::time::timeout(self.config.drain, quiet).await.is_err() {
             warn!(calls = calls.in_flight(), "inbound calls are still open at the end of the drain time");
         }
+    }
+}
+
+/// Until `end`; once another process has the socket, only for those who are connected.
+async fn serve_workload_api(
+    socket: AppSocket,
+    identity: Arc<Identity>,
+    handed_over: CancellationToken,
+    end: CancellationToken,
+) {
+    let AppSocket { listener, mut file } = socket;
+    file.own();
+    let last = CancellationToken::new();
+    let ending = async {
+        tokio::select! {
+            // Somebody who has just connected has yet to ask.
+            () = handed_over.cancelled() => tokio::time::sleep(LAST_FETCH).await,
+            () = end.cancelled() => {}
+        }
+        end.cancelled().await;
+        last.cancel();
+        tokio::time::sleep(SILENT).await;
+    };
+    tokio::select! {
+        served = workload::serve(listener, identity, handed_over.clone(), last.clone()) => {
+            if let Err(error) = served {
+                warn!(%error, "the Workload API of the app has ended");
+            }
+        }
+        () = ending => {}
+    }
+    if handed_over.is_cancelled() {
+        file.keep();
     }
 }

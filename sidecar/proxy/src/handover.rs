@@ -30,15 +30,15 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, LocalAddress},
-    listen::{self, Outbound},
+    listen::{self, AppSocket, Outbound},
 };
 
 /// In the state folder.
 const SOCKET: &str = "take-over.sock";
 /// Of what is said at it.
 const VERSION: u32 = 1;
-/// Outbound, inbound, admin.
-const SOCKETS: usize = 3;
+/// Outbound, inbound, admin, and the Workload API if there is one.
+const SOCKETS: usize = 4;
 /// What the new process says when it accepts.
 const SERVING: &[u8] = b"serving\n";
 /// An offer is no longer.
@@ -50,6 +50,15 @@ const LONGEST_PATH: usize = 90;
 /// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// What is bound before the sidecar joins, beside the admin listener.
+pub struct Listeners {
+    pub outbound: Outbound,
+    pub inbound: TcpListener,
+    pub workload_api: Option<AppSocket>,
+    /// Who has the same listeners, and accepts until this process serves.
+    pub former: Option<Predecessor>,
+}
+
 /// What stands beside the sockets.
 #[derive(Debug, Serialize, Deserialize)]
 struct Offer {
@@ -58,12 +67,14 @@ struct Offer {
     outbound: String,
     inbound: SocketAddr,
     admin: SocketAddr,
+    /// Path of its socket, the last one.
+    workload_api: Option<PathBuf>,
 }
 
 /// The listeners of this process, for the next.
 pub struct Heritage {
     offer: Vec<u8>,
-    sockets: [OwnedFd; SOCKETS],
+    sockets: Vec<OwnedFd>,
 }
 
 impl Heritage {
@@ -71,18 +82,22 @@ impl Heritage {
     ///
     /// # Errors
     /// Out of descriptors.
-    pub fn new(config: &Config, outbound: &Outbound, inbound: &TcpListener, admin: &TcpListener) -> io::Result<Self> {
+    pub fn new(config: &Config, listeners: &Listeners, admin: &TcpListener) -> io::Result<Self> {
+        let Listeners { outbound, inbound, workload_api, former: _ } = listeners;
         let offer = Offer {
             version: VERSION,
             service: config.service.to_string(),
             outbound: outbound.address()?.to_string(),
             inbound: inbound.local_addr()?,
             admin: admin.local_addr()?,
+            workload_api: workload_api.as_ref().map(|socket| socket.file.path().into()),
         };
         let share = |listener: &TcpListener| listener.as_fd().try_clone_to_owned();
         let mut offer = serde_json::to_vec(&offer)?;
         offer.push(b'\n');
-        Ok(Self { offer, sockets: [outbound.share()?, share(inbound)?, share(admin)?] })
+        let mut sockets = vec![outbound.share()?, share(inbound)?, share(admin)?];
+        sockets.extend(workload_api.as_ref().map(AppSocket::share).transpose()?);
+        Ok(Self { offer, sockets })
     }
 
     /// Gives them to whoever of the same user asks for them; comes back when one who did is serving.
@@ -118,7 +133,7 @@ impl Heritage {
     }
 
     async fn offer_to(&self, mut stream: UnixStream) -> io::Result<UnixStream> {
-        let sockets = self.sockets.each_ref().map(|socket| socket.as_fd());
+        let sockets: Vec<_> = self.sockets.iter().map(|socket| socket.as_fd()).collect();
         let send = || {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
             let mut rights = SendAncillaryBuffer::new(&mut space);
@@ -145,6 +160,7 @@ pub struct Offered {
     pub outbound: Option<Outbound>,
     pub inbound: Option<TcpListener>,
     pub admin: Option<TcpListener>,
+    pub workload_api: Option<AppSocket>,
     /// Who offers it; none when no process runs with this state folder.
     pub by: Option<Predecessor>,
 }
@@ -171,7 +187,7 @@ pub async fn take_over(config: &Config) -> anyhow::Result<Offered> {
     let (offer, sockets) = received
         .context("--take-over: the process that runs gives nothing away; is another one taking over?")?
         .context("--take-over: the process that runs has ended meanwhile, or gives nothing away")?;
-    let Offer { version, service, outbound, inbound, admin } = offer;
+    let Offer { version, service, outbound, inbound, admin, workload_api } = offer;
     ensure!(version == VERSION, "--take-over: the process that runs speaks version {version}, this one {VERSION}");
     ensure!(
         service == config.service.as_str(),
@@ -179,7 +195,14 @@ pub async fn take_over(config: &Config) -> anyhow::Result<Offered> {
         config.state_dir.display(),
         config.service
     );
-    let [outbound_socket, inbound_socket, admin_socket] = sockets;
+    let mut sockets = sockets.into_iter();
+    let mut next =
+        || sockets.next().context("--take-over: the process that runs gives away fewer sockets than it says");
+    let (outbound_socket, inbound_socket, admin_socket) = (next()?, next()?, next()?);
+    let workload_api = match workload_api {
+        Some(path) => Some((next()?, path)).filter(|(_, path)| config.serve_workload_api.as_ref() == Some(path)),
+        None => None,
+    };
     let outbound: LocalAddress = outbound.parse().map_err(anyhow::Error::msg)?;
     let adopted = |wanted, address, socket| same(wanted, address).then(|| listen::adopt_tcp(socket)).transpose();
     let outbound_wanted = match (&config.outbound, &outbound) {
@@ -190,6 +213,7 @@ pub async fn take_over(config: &Config) -> anyhow::Result<Offered> {
         outbound: outbound_wanted.then(|| Outbound::adopt(&outbound, outbound_socket)).transpose()?,
         inbound: adopted(config.inbound, inbound, inbound_socket)?,
         admin: adopted(config.admin, admin, admin_socket)?,
+        workload_api: workload_api.map(|(socket, path)| AppSocket::adopt(&path, socket)).transpose()?,
         by: Some(Predecessor(stream)),
     })
 }
@@ -216,7 +240,7 @@ impl Predecessor {
     }
 }
 
-async fn receive(stream: &UnixStream) -> anyhow::Result<(Offer, [OwnedFd; SOCKETS])> {
+async fn receive(stream: &UnixStream) -> anyhow::Result<(Offer, Vec<OwnedFd>)> {
     let receive = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SOCKETS))];
         let (mut rights, mut bytes) = (RecvAncillaryBuffer::new(&mut space), vec![0; LONGEST]);
@@ -234,7 +258,6 @@ async fn receive(stream: &UnixStream) -> anyhow::Result<(Offer, [OwnedFd; SOCKET
     };
     let (bytes, sockets) = stream.async_io(Interest::READABLE, receive).await?;
     let Some(offer) = bytes.strip_suffix(b"\n") else { bail!("it said {} bytes and no whole line", bytes.len()) };
-    let sockets = sockets.try_into().map_err(|sockets: Vec<_>| anyhow::anyhow!("{} sockets came", sockets.len()))?;
     Ok((serde_json::from_slice(offer)?, sockets))
 }
 

@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::unix::Users;
-pub use self::unix::{OWNER, SocketFile, bind_over};
+pub use self::unix::{AppSocket, OWNER, bind_over};
 use crate::{
     config::LocalAddress,
     metrics::Metrics,
@@ -31,7 +31,7 @@ pub enum Outbound {
     /// On loopback.
     Tcp(TcpListener),
     /// On a Unix socket, whose file is removed when it is dropped.
-    Unix(UnixListener, SocketFile),
+    Unix(AppSocket),
 }
 
 impl Outbound {
@@ -42,10 +42,7 @@ impl Outbound {
     pub async fn bind(address: &LocalAddress) -> io::Result<Self> {
         match address {
             LocalAddress::Tcp(address) => Ok(Self::Tcp(tcp(*address).await?)),
-            LocalAddress::Unix(path) => {
-                let (listener, file) = unix::bind(path, unix::OWNER_AND_GROUP).await?;
-                Ok(Self::Unix(listener, file))
-            }
+            LocalAddress::Unix(path) => AppSocket::bind(path).await.map(Self::Unix),
         }
     }
 
@@ -56,11 +53,7 @@ impl Outbound {
     pub fn adopt(address: &LocalAddress, socket: OwnedFd) -> io::Result<Self> {
         match address {
             LocalAddress::Tcp(_) => adopt_tcp(socket).map(Self::Tcp),
-            LocalAddress::Unix(path) => {
-                let listener = std::os::unix::net::UnixListener::from(socket);
-                listener.set_nonblocking(true)?;
-                Ok(Self::Unix(UnixListener::from_std(listener)?, SocketFile::of_another(path)))
-            }
+            LocalAddress::Unix(path) => AppSocket::adopt(path, socket).map(Self::Unix),
         }
     }
 
@@ -68,7 +61,7 @@ impl Outbound {
     pub fn address(&self) -> io::Result<LocalAddress> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(LocalAddress::Tcp),
-            Self::Unix(_, file) => Ok(LocalAddress::Unix(file.path().into())),
+            Self::Unix(socket) => Ok(LocalAddress::Unix(socket.file.path().into())),
         }
     }
 
@@ -79,7 +72,7 @@ impl Outbound {
     pub fn share(&self) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
-            Self::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+            Self::Unix(socket) => socket.share(),
         }
     }
 }
@@ -115,8 +108,8 @@ pub struct Accepting {
 pub async fn accept_outbound(mut listener: Outbound, workers: Vec<Handle>, how: Accepting) {
     let mut turn = workers.iter().cycle();
     let mut users = Users::new(how.users, how.metrics);
-    if let Outbound::Unix(_, file) = &mut listener {
-        file.own();
+    if let Outbound::Unix(socket) = &mut listener {
+        socket.file.own();
     }
     loop {
         let accepted = tokio::select! {
@@ -130,10 +123,10 @@ pub async fn accept_outbound(mut listener: Outbound, workers: Vec<Handle>, how: 
             Err(error) => hand_over(Err(error), None).await,
         }
     }
-    if let Outbound::Unix(_, file) = listener
+    if let Outbound::Unix(socket) = listener
         && how.handed_over.is_cancelled()
     {
-        file.keep();
+        socket.file.keep();
     }
 }
 
@@ -145,7 +138,7 @@ enum App {
 async fn accept(listener: &Outbound) -> io::Result<App> {
     match listener {
         Outbound::Tcp(listener) => listener.accept().await.map(|(stream, _)| App::Tcp(stream)),
-        Outbound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| App::Unix(stream)),
+        Outbound::Unix(socket) => socket.listener.accept().await.map(|(stream, _)| App::Unix(stream)),
     }
 }
 

@@ -1,18 +1,15 @@
 //! Serving the own SVID and the trust bundle to the app beside this process, with every rotation.
 //!
-//! Whoever may open the socket gets the private key: the socket's mode (0660) and its folder say who that is.
+//! Whoever may open the socket gets the private key: the socket's mode and its folder say who that is.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use tenon_proto::spiffe as proto;
 use tenon_proto::spiffe::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -20,107 +17,21 @@ use tonic::{Request, Response, Status};
 use super::{SECURITY_HEADER, der};
 use crate::{Identity, clock};
 
-/// The owner and its group.
-const MODE: u32 = 0o660;
-
-/// Why the socket cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// Somebody listens there already.
-    #[error("another process serves {}; choose another path, or stop it", .0.display())]
-    Taken(PathBuf),
-    /// A file that is no socket stands there.
-    #[error("{} is no socket; choose another path", .0.display())]
-    NoSocket(PathBuf),
-    /// The system said no.
-    #[error("cannot listen on {}: {source}; check that its folder exists and is writable", path.display())]
-    Io {
-        /// Which path.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// A socket that nobody is served at yet. Its file goes when this is dropped.
-#[derive(Debug)]
-pub struct Bound {
-    listener: UnixListener,
-    path: SocketFile,
-}
-
-/// Removes the socket's file when dropped, if no other process has put its own there.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode.
-    identity: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> Option<(u64, u64)> {
-        fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if Self::at(&self.path) == self.identity {
-            let _gone = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Binds the socket, in the place of one that was left by a process that is gone. Nobody can connect before the mode is
-/// set.
-///
-/// # Errors
-/// Somebody else listens there, or the path cannot be used.
-pub async fn bind(path: &Path) -> Result<Bound, ServeError> {
-    if let Ok(metadata) = fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(ServeError::NoSocket(path.into()));
-        }
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(ServeError::Taken(path.into()));
-        }
-    }
-    bind_over(path)
-}
-
-/// As [`bind`], in the place also of a socket that is in use: whoever connects from now on comes here.
-///
-/// # Errors
-/// The path cannot be used.
-pub fn bind_over(path: &Path) -> Result<Bound, ServeError> {
-    let attempt = || {
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        let listener = UnixListener::bind(&beside)?;
-        let placed =
-            fs::set_permissions(&beside, fs::Permissions::from_mode(MODE)).and_then(|()| fs::rename(&beside, path));
-        if let Err(error) = placed {
-            let _gone = fs::remove_file(&beside);
-            return Err(error);
-        }
-        Ok(listener)
-    };
-    match attempt() {
-        Ok(listener) => Ok(Bound { listener, path: SocketFile { path: path.into(), identity: SocketFile::at(path) } }),
-        Err(source) => Err(ServeError::Io { path: path.into(), source }),
-    }
-}
-
-/// Serves until `shutdown`, then removes the socket's file.
+/// Serves those who connect to `listener` until `over`: who connects later waits in the socket for another process that has
+/// it, too. Who is connected by then is served until `end`.
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(bound: Bound, identity: Arc<Identity>, shutdown: CancellationToken) -> io::Result<()> {
-    let Bound { listener, path: _removed_at_the_end } = bound;
+pub async fn serve(
+    listener: UnixListener,
+    identity: Arc<Identity>,
+    over: CancellationToken,
+    end: CancellationToken,
+) -> io::Result<()> {
+    let connections = UnixListenerStream::new(listener).take_until(over.cancelled_owned()).chain(stream::pending());
     tonic::transport::Server::builder()
-        .add_service(SpiffeWorkloadApiServer::new(Served { identity, ended: shutdown.clone() }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.cancelled_owned())
+        .add_service(SpiffeWorkloadApiServer::new(Served { identity, ended: end.clone() }))
+        .serve_with_incoming_shutdown(connections, end.cancelled_owned())
         .await
         .map_err(io::Error::other)
 }
@@ -134,15 +45,16 @@ struct Served {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl Served {
-    /// One answer now and one after each change of the identity.
+    /// One answer now, also to who asks at the end, and one after each change of the identity.
     fn answers<T: Send + 'static>(
         &self,
         answer: impl Fn(&Identity) -> Result<T, Status> + Send + 'static,
     ) -> Response<Answers<T>> {
         let identity = Arc::clone(&self.identity);
-        let changes = WatchStream::new(self.identity.changes());
-        let answers = changes.map(move |_| answer(&identity)).take_until(self.ended.clone().cancelled_owned());
-        Response::new(Box::pin(answers))
+        // It is of before the answer: a change between the two is answered once more.
+        let changes = WatchStream::from_changes(self.identity.changes());
+        let later = changes.take_until(self.ended.clone().cancelled_owned());
+        Response::new(Box::pin(stream::once(async {}).chain(later.map(drop)).map(move |()| answer(&identity))))
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,8 +19,11 @@ use crate::{
     metrics::{Direction, Metrics},
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Mode of a socket that the app opens.
-pub const OWNER_AND_GROUP: u32 = 0o660;
+const OWNER_AND_GROUP: u32 = 0o660;
 /// Mode of a socket for this user alone.
 pub const OWNER: u32 = 0o600;
 /// Refused users are logged no more often.
@@ -33,7 +39,7 @@ pub struct SocketFile {
 
 impl SocketFile {
     /// The one that stands at `path` now.
-    pub fn at(path: &Path) -> Self {
+    fn at(path: &Path) -> Self {
         Self { path: path.into(), identity: Self::identity(path) }
     }
 
@@ -42,7 +48,7 @@ impl SocketFile {
     }
 
     /// Another process has put it there, and keeps it until this one [owns](Self::own) it.
-    pub fn of_another(path: &Path) -> Self {
+    fn of_another(path: &Path) -> Self {
         Self { path: path.into(), identity: None }
     }
 
@@ -70,11 +76,47 @@ impl Drop for SocketFile {
     }
 }
 
+/// A socket that the app opens, by its file.
+#[derive(Debug)]
+pub struct AppSocket {
+    pub listener: UnixListener,
+    pub file: SocketFile,
+}
+
+impl AppSocket {
+    /// Binds it, for the owner and the group of the file.
+    ///
+    /// # Errors
+    /// Somebody listens there, or the path cannot be used.
+    pub async fn bind(path: &Path) -> io::Result<Self> {
+        let (listener, file) = bind(path, OWNER_AND_GROUP).await?;
+        Ok(Self { listener, file })
+    }
+
+    /// What another process has bound at `path`.
+    ///
+    /// # Errors
+    /// It is no listener.
+    pub fn adopt(path: &Path, socket: OwnedFd) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, file: SocketFile::of_another(path) })
+    }
+
+    /// The same socket once more, for another process.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+}
+
 /// Binds a socket, in the place of one that was left by a process that is gone. Nobody can connect before the mode is set.
 ///
 /// # Errors
 /// Somebody listens there, or the path cannot be used.
-pub async fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
+async fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
     refuse_to_replace(path).await?;
     bind_over(path, mode)
 }
