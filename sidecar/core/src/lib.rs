@@ -7,6 +7,7 @@
 pub mod balance;
 pub mod deadline;
 pub mod explain;
+mod fields;
 pub mod inbound;
 pub mod limits;
 pub mod outbound;

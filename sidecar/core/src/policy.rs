@@ -6,14 +6,19 @@
 mod conditions;
 mod index;
 mod nearest;
+mod record;
 mod rule;
 
 use std::sync::Arc;
 
-use ahash::AHashSet;
+use bytes::Bytes;
+use prost::Message as _;
 use tenon_proto::policy::v1 as proto;
 
-use self::index::{Builder, Index};
+use self::{
+    index::{Builder, Index},
+    record::Text,
+};
 
 use crate::Peer;
 
@@ -23,7 +28,8 @@ pub use self::{
     rule::{Proof, Rate, Residency, Rule, TenantRequirement},
 };
 
-/// Everything that decides who may call one service. Made from its `allowlist` record.
+/// Everything that decides who may call one service. Made from its `allowlist` record, in which the texts of the rules stay:
+/// names are read there when they are asked for.
 #[derive(Debug, Default)]
 pub struct Policy {
     service: Box<str>,
@@ -51,6 +57,45 @@ impl Policy {
     /// The policy of a service that has no record in a complete snapshot: it refuses every call and originates none.
     pub fn empty() -> Self {
         Self::default()
+    }
+
+    /// Compiles a record, as the bytes that it came as; and what of it is no rule. The bytes are kept: they must not be a
+    /// part of something larger.
+    ///
+    /// An unspecified choice is the documented default; one that this version does not know is an error, so that a newer
+    /// policy is never read as a weaker one.
+    ///
+    /// # Errors
+    /// One line that says what is wrong.
+    pub fn decode(raw: Bytes) -> Result<(Self, proto::ServicePolicy), String> {
+        let (rest, places) = record::split(&raw)?;
+        let record = proto::ServicePolicy::decode(&*rest).map_err(|error| error.to_string())?;
+        let mut index = Builder::new(record.external_clients.iter().map(|client| client.name.as_str()))?;
+        let (product, shared) = (named(&record.product), Arc::new(raw.clone()));
+        let mut rules = Vec::with_capacity(places.len());
+        // One at a time: what is made of it only for now takes the same memory for each.
+        for at in places {
+            let (message, start) = record::rule(&raw, at);
+            let rule = proto::Rule::decode(message).map_err(|error| error.to_string())?;
+            let fail = |what: String| format!("rule {:?} of {:?}: {what}", rule.name, rule.allowlist);
+            let conditions = rule.tenants.as_ref();
+            if product.is_none() && conditions.is_some_and(|of| !of.editions.is_empty() || !of.features.is_empty()) {
+                return Err(fail("editions and features of a service without product".to_owned()));
+            }
+            let paths = record::paths(message).map(|path| Text { start: start + path.start, ..path });
+            index.push(record::callers(message), paths).map_err(fail)?;
+            rules.push(Rule::compile(&rule, &shared, at).map_err(fail)?);
+        }
+        let policy = Policy {
+            service: record.service.as_str().into(),
+            product,
+            residency: Residency::decode(record.residency)?,
+            originates: record.originates,
+            audit_allowlist: named(&record.audit_allowlist),
+            rules: rules.into(),
+            index: index.finish(raw.clone())?,
+        };
+        Ok((policy, record))
     }
 
     /// The callee.
@@ -114,43 +159,10 @@ fn prefix(path: &str) -> Option<&str> {
 impl TryFrom<&proto::ServicePolicy> for Policy {
     type Error = String;
 
-    /// Compiles a record. An unspecified choice is the documented default; one that this version does not know is an
-    /// error, so that a newer policy is never read as a weaker one.
+    /// As [`Policy::decode`].
     fn try_from(record: &proto::ServicePolicy) -> Result<Self, String> {
-        let mut index = Builder::new(record.external_clients.iter().map(|client| client.name.as_str()))?;
-        let (product, mut allowlists) = (named(&record.product), AHashSet::new());
-        let mut rules = Vec::with_capacity(record.rules.len());
-        for rule in &record.rules {
-            let fail = |what: String| format!("rule {:?} of {:?}: {what}", rule.name, rule.allowlist);
-            let conditions = rule.tenants.as_ref();
-            if product.is_none() && conditions.is_some_and(|of| !of.editions.is_empty() || !of.features.is_empty()) {
-                return Err(fail("editions and features of a service without product".to_owned()));
-            }
-            let (callers, paths) = (rule.callers.iter().map(String::as_str), rule.paths.iter().map(String::as_str));
-            index.push(callers, paths).map_err(fail)?;
-            let allowlist = shared(&mut allowlists, &rule.allowlist);
-            rules.push(Rule::compile(rule, allowlist).map_err(fail)?);
-        }
-        Ok(Policy {
-            service: record.service.as_str().into(),
-            product,
-            residency: Residency::decode(record.residency)?,
-            originates: record.originates,
-            audit_allowlist: named(&record.audit_allowlist),
-            rules: rules.into(),
-            index: index.finish()?,
-        })
+        Policy::decode(record.encode_to_vec().into()).map(|(policy, _)| policy)
     }
-}
-
-/// The same text for the same name.
-fn shared(known: &mut AHashSet<Arc<str>>, text: &str) -> Arc<str> {
-    if let Some(text) = known.get(text) {
-        return Arc::clone(text);
-    }
-    let text = Arc::<str>::from(text);
-    known.insert(Arc::clone(&text));
-    text
 }
 
 fn named(text: &str) -> Option<Box<str>> {

@@ -7,11 +7,10 @@ use mesh_config::names::TenantId;
 use tenon_proto::tcs::v1 as proto;
 use triomphe::ThinArc;
 
-use crate::Position;
-
-mod fields;
-
-use fields::{Field, Fields, text};
+use crate::{
+    Position,
+    fields::{Field, Fields, text},
+};
 
 /// Looks tenants up in what this sidecar holds. Never waits.
 pub trait Tenants {

@@ -2,15 +2,11 @@
 //! same rules name share what is known of their callers, so that a rule of many callers and many paths stays small. Each text
 //! stands here once, however many rules name it.
 
-use std::{
-    borrow::Borrow,
-    fmt,
-    hash::{Hash, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
-use triomphe::ThinArc;
+use ahash::{AHashMap, RandomState};
+use bytes::Bytes;
+use hashbrown::HashTable;
 
 use super::prefix;
 use crate::Peer;
@@ -33,10 +29,16 @@ pub(super) struct Index {
     names: Box<[Arc<str>]>,
     /// Callers with lower numbers are clients outside of the mesh, the others services.
     outside: u32,
-    /// By `/package.Service/Method`.
-    exact: AHashSet<Path>,
+    /// The record, in which the texts of paths stand.
+    record: Bytes,
+    /// Of texts of paths.
+    hashes: RandomState,
+    /// Numbers of paths, by `/package.Service/Method`.
+    exact: HashTable<u32>,
     /// By `/package.Service/`, of rules on `/package.Service/*`.
-    wildcard: AHashSet<Path>,
+    wildcard: HashTable<u32>,
+    /// By their numbers.
+    paths: Box<[Path]>,
     /// A caller and its first rule; each group has a range of them, in the order of callers.
     pairs: Box<[(u32, u32)]>,
     /// A bit for each caller; each group of one rule with many callers has a range of them.
@@ -56,88 +58,29 @@ struct Whole {
     patterns: Box<[Pattern]>,
     /// Callers that rules name; each rule has a range of them, in order, each once.
     callers: Box<[u32]>,
-    /// Numbers of paths that rules name; each rule has a range of them, as they were written.
-    named: Box<[u32]>,
-    /// By their numbers.
-    paths: Box<[Path]>,
-    /// By `/package.Service/`.
-    by_prefix: AHashSet<Beside>,
+    /// Of `services`, by `/package.Service/`.
+    by_prefix: HashTable<u32>,
+    /// gRPC services that rules name anything of.
+    services: Box<[Beside]>,
     /// The first rules that name anything of a gRPC service, in order; each has a range of them.
     beside: Box<[u32]>,
 }
 
 /// A path, or the part of it before `*`, and in the same place who may call it: a decision that finds one finds both.
-#[derive(Clone, Debug)]
-pub(super) struct Path(ThinArc<Group, u8>);
-
-impl Path {
-    fn group(&self) -> &Group {
-        &self.0.header.header
-    }
-
-    /// Whether it stands for all methods of its gRPC service.
-    fn is_wildcard(&self) -> bool {
-        self.0.slice.ends_with(b"/")
-    }
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    text: Range,
+    group: Group,
 }
-
-/// As it stands in a rule.
-impl fmt::Display for Path {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.0.slice))?;
-        f.write_str(if self.is_wildcard() { "*" } else { "" })
-    }
-}
-
-impl Borrow<[u8]> for Path {
-    fn borrow(&self) -> &[u8] {
-        &self.0.slice
-    }
-}
-
-impl Hash for Path {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.slice.hash(state);
-    }
-}
-
-impl PartialEq for Path {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.slice == other.0.slice
-    }
-}
-
-impl Eq for Path {}
 
 /// A gRPC service that rules name.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Beside {
-    /// Anything of it: its name is a part of that.
-    path: Path,
+    /// Of its name, with both slashes.
+    text: Range,
     /// Of [`Whole::beside`].
     rules: Range,
 }
-
-impl Borrow<[u8]> for Beside {
-    fn borrow(&self) -> &[u8] {
-        let path = &self.path.0.slice;
-        path.iter().rposition(|byte| *byte == b'/').map_or(path, |slash| &path[..=slash])
-    }
-}
-
-impl Hash for Beside {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        Borrow::<[u8]>::borrow(self).hash(state);
-    }
-}
-
-impl PartialEq for Beside {
-    fn eq(&self, other: &Self) -> bool {
-        Borrow::<[u8]>::borrow(self) == Borrow::<[u8]>::borrow(other)
-    }
-}
-
-impl Eq for Beside {}
 
 /// Who may call the paths that exactly these rules name.
 #[derive(Clone, Copy, Debug)]
@@ -152,6 +95,8 @@ struct Group {
 /// The callers that the rules of a group name.
 #[derive(Clone, Copy, Debug)]
 enum Callers {
+    /// This one: the group has one rule, which names no other.
+    One(u32),
     /// A range of [`Index::pairs`].
     Pairs(Range),
     /// Where their bits begin in [`Index::bits`]: the group has one rule, and it is the first of each.
@@ -176,13 +121,12 @@ impl Range {
     }
 }
 
-/// What a rule matches.
+/// Whom a rule names.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pattern {
+struct Pattern {
     /// `*`: all services.
     any: bool,
     callers: Range,
-    paths: Range,
 }
 
 impl Index {
@@ -220,12 +164,6 @@ impl Index {
         pattern.filter(|pattern| pattern.any).map(|_| "*").into_iter().chain(names)
     }
 
-    /// The paths of a rule.
-    pub(super) fn paths_of(&self, rule: u32) -> impl Iterator<Item = &Path> {
-        let numbers = self.pattern(rule).map(|pattern| pattern.paths.of(&self.whole.named)).unwrap_or_default();
-        numbers.iter().filter_map(|number| self.whole.paths.get(*number as usize))
-    }
-
     fn pattern(&self, rule: u32) -> Option<&Pattern> {
         self.whole.patterns.get(rule as usize)
     }
@@ -238,8 +176,12 @@ impl Index {
 
     /// The first rules that name anything of the path's gRPC service.
     pub(super) fn beside(&self, path: &str) -> &[u32] {
-        let beside = prefix(path).and_then(|prefix| self.whole.by_prefix.get(prefix.as_bytes()));
-        beside.map(|beside| beside.rules.of(&self.whole.beside)).unwrap_or_default()
+        let Some(prefix) = prefix(path).map(str::as_bytes) else { return &[] };
+        let Whole { by_prefix, services, beside, .. } = &self.whole;
+        let is = |number: &u32| services.get(*number as usize).is_some_and(|it| it.text.of(&self.record) == prefix);
+        let service =
+            by_prefix.find(self.hashes.hash_one(prefix), is).and_then(|number| services.get(*number as usize));
+        service.map(|service| service.rules.of(beside)).unwrap_or_default()
     }
 
     /// The caller's first rule, whatever its paths.
@@ -249,11 +191,20 @@ impl Index {
     }
 
     fn exact(&self, path: &str) -> Option<&Group> {
-        self.exact.get(path.as_bytes()).map(Path::group)
+        self.find(&self.exact, path)
     }
 
     fn wildcard(&self, path: &str) -> Option<&Group> {
-        prefix(path).and_then(|prefix| self.wildcard.get(prefix.as_bytes())).map(Path::group)
+        self.find(&self.wildcard, prefix(path)?)
+    }
+
+    fn find(&self, among: &HashTable<u32>, text: &str) -> Option<&Group> {
+        if among.is_empty() {
+            return None;
+        }
+        let path = |number: &u32| self.paths.get(*number as usize);
+        let is = |number: &u32| path(number).is_some_and(|path| path.text.of(&self.record) == text.as_bytes());
+        among.find(self.hashes.hash_one(text.as_bytes()), is).and_then(path).map(|path| &path.group)
     }
 
     /// Services and outside clients are apart, so that nobody passes as one of the others.
@@ -266,6 +217,13 @@ impl Index {
     fn first_in(&self, group: &Group, caller: Option<u32>) -> u32 {
         let Some(caller) = caller else { return NONE };
         match group.callers {
+            Callers::One(number) => {
+                if number == caller {
+                    group.first
+                } else {
+                    NONE
+                }
+            }
             Callers::Pairs(range) => {
                 let pairs = range.of(&self.pairs);
                 pairs.binary_search_by_key(&caller, |pair| pair.0).map_or(NONE, |at| pairs[at].1)

@@ -85,7 +85,7 @@ impl Policy {
         let allows = match missed {
             Missed::Caller => self.index.callers_of(index).take(NAMED).map(str::to_owned).collect(),
             Missed::Method | Missed::CallerAndMethod | Missed::Service => {
-                self.index.paths_of(index).take(NAMED).map(ToString::to_string).collect()
+                rule.paths().take(NAMED).map(str::to_owned).collect()
             }
         };
         Some(Nearest {

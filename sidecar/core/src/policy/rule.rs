@@ -1,10 +1,11 @@
 //! One rule of an Allowlist, and what it wants.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tenon_proto::policy::v1 as proto;
 
-use super::Conditions;
+use super::{Conditions, record};
 
 /// Which tenants an instance serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +48,8 @@ pub struct Rate {
     pub burst: u64,
 }
 
-/// One rule of an Allowlist: what decides, close together, and the rest.
-#[derive(Clone, Debug)]
+/// One rule of an Allowlist: what decides, and where the rest stands. There may be many thousand: they are kept small.
+#[derive(Clone)]
 pub struct Rule {
     /// What it wants to know of the tenant.
     pub tenant: TenantRequirement,
@@ -58,44 +59,45 @@ pub struct Rule {
     pub audit: bool,
     /// Which tenants it is for; `None`: all that `tenant` admits. Never beside [`TenantRequirement::None`].
     pub conditions: Option<Box<Conditions>>,
-    /// Apart, so that the rules that calls need stay in the processor's cache.
-    about: Box<About>,
-}
-
-/// What of a rule most decisions do not look at. There may be many thousand rules: they are kept small.
-#[derive(Clone, Debug)]
-struct About {
-    allowlist: Arc<str>,
-    /// The name, and behind it the source.
-    text: Box<str>,
-    /// Where the source begins.
-    source: usize,
+    /// Apart, since few rules have one.
     rate: Option<Box<Rate>>,
+    /// Where its field begins in the record. Most decisions do not look there.
+    at: u32,
+    record: Arc<Bytes>,
 }
 
 impl Rule {
     /// The Allowlist it stands in.
     pub fn allowlist(&self) -> &str {
-        &self.about.allowlist
+        self.text(record::tag::ALLOWLIST)
     }
 
     /// Unique within the service.
     pub fn name(&self) -> &str {
-        &self.about.text[..self.about.source]
+        self.text(record::tag::NAME)
     }
 
     /// Where it stands, for explanations: `media.yaml:12`. May be empty.
     pub fn source(&self) -> &str {
-        &self.about.text[self.about.source..]
+        self.text(record::tag::SOURCE)
+    }
+
+    /// Its paths, as they were written.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        record::paths(record::rule(&self.record, self.at).0).map(|path| path.text)
+    }
+
+    fn text(&self, tag: u32) -> &str {
+        record::text(record::rule(&self.record, self.at).0, tag)
     }
 
     /// How often one tenant may use it; `None`: unlimited.
     pub fn rate(&self) -> Option<Rate> {
-        self.about.rate.as_deref().copied()
+        self.rate.as_deref().copied()
     }
 
-    /// From its record, without what the index makes of it. An error does not name the rule.
-    pub(super) fn compile(record: &proto::Rule, allowlist: Arc<str>) -> Result<Self, String> {
+    /// From its message, without what the index makes of it; its field begins `at` in `all`. An error does not name the rule.
+    pub(super) fn compile(record: &proto::Rule, all: &Arc<Bytes>, at: u32) -> Result<Self, String> {
         Ok(Rule {
             tenant: match proto::TenantRequirement::try_from(record.tenant) {
                 Ok(proto::TenantRequirement::Required | proto::TenantRequirement::Unspecified) => {
@@ -112,13 +114,22 @@ impl Rule {
             },
             audit: record.audit,
             conditions: conditions(record)?,
-            about: Box::new(About {
-                allowlist,
-                text: [record.name.as_str(), &record.source].concat().into(),
-                source: record.name.len(),
-                rate: record.rate.as_ref().map(|rate| Box::new(Rate::from(rate))),
-            }),
+            rate: record.rate.as_ref().map(|rate| Box::new(Rate::from(rate))),
+            at,
+            record: Arc::clone(all),
         })
+    }
+}
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rule")
+            .field("allowlist", &self.allowlist())
+            .field("name", &self.name())
+            .field("tenant", &self.tenant)
+            .field("proof", &self.proof)
+            .field("audit", &self.audit)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
-use triomphe::ThinArc;
+use ahash::{AHashMap, RandomState};
+use bytes::Bytes;
+use hashbrown::HashTable;
 
 use super::{Beside, Callers, Group, Index, LOOKED_AT, NONE, Path, Pattern, Range, Whole, count};
-use crate::policy::prefix;
+use crate::policy::{prefix, record::Text};
 
 /// Takes rules in deciding order.
 #[derive(Debug, Default)]
@@ -17,31 +18,27 @@ pub(in crate::policy) struct Builder<'t> {
     patterns: Vec<Pattern>,
     /// Of all rules, one behind the other.
     callers: Vec<u32>,
-    /// The same: numbers of `paths`.
-    named: Vec<u32>,
     /// `/package.Service/Method`, and `/package.Service/` for `/package.Service/*`.
     paths: Named<'t>,
     /// `/package.Service/`.
     prefixes: Named<'t>,
-    /// By the numbers of `prefixes`: the first path that begins so.
-    first_paths: Vec<u32>,
 }
 
 /// Texts that rules name, each with its rules; numbered as they come.
 #[derive(Debug, Default)]
 struct Named<'t> {
     numbers: AHashMap<&'t str, u32>,
-    rules: Vec<(&'t str, Vec<u32>)>,
+    rules: Vec<(Text<'t>, Vec<u32>)>,
 }
 
 impl<'t> Named<'t> {
-    /// Notes that `rule` names `text`, once, for up to `most` rules; which number the text has.
-    fn note(&mut self, text: &'t str, rule: u32, most: usize) -> Result<u32, String> {
-        let number = match self.numbers.get(text) {
+    /// Notes that `rule` names `text`, once, for up to `most` rules.
+    fn note(&mut self, text: Text<'t>, rule: u32, most: usize) -> Result<(), String> {
+        let number = match self.numbers.get(text.text) {
             Some(number) => *number,
             None => {
                 let number = count(self.rules.len())?;
-                self.numbers.insert(text, number);
+                self.numbers.insert(text.text, number);
                 self.rules.push((text, Vec::new()));
                 number
             }
@@ -50,7 +47,7 @@ impl<'t> Named<'t> {
         if rules.last() != Some(&rule) && rules.len() < most {
             rules.push(rule);
         }
-        Ok(number)
+        Ok(())
     }
 }
 
@@ -69,15 +66,12 @@ impl<'t> Builder<'t> {
     pub(in crate::policy) fn push(
         &mut self,
         callers: impl IntoIterator<Item = &'t str>,
-        paths: impl IntoIterator<Item = &'t str>,
+        paths: impl IntoIterator<Item = Text<'t>>,
     ) -> Result<(), String> {
         let rule = count(self.patterns.len())?;
-        let start = self.named.len();
         for path in paths {
-            let number = self.path(path, rule)?;
-            self.named.push(number);
+            self.path(path, rule)?;
         }
-        let paths = Range::since(start, &self.named)?;
         let (mut any, mut numbers) = (false, Vec::new());
         for caller in callers {
             match caller {
@@ -89,23 +83,22 @@ impl<'t> Builder<'t> {
         numbers.dedup();
         let start = self.callers.len();
         self.callers.append(&mut numbers);
-        self.patterns.push(Pattern { any, callers: Range::since(start, &self.callers)?, paths });
+        self.patterns.push(Pattern { any, callers: Range::since(start, &self.callers)? });
         Ok(())
     }
 
-    fn path(&mut self, path: &'t str, rule: u32) -> Result<u32, String> {
-        let Some(prefix) = prefix(path) else {
-            return Err(format!("path {path:?} is neither /package.Service/Method nor /package.Service/*"));
+    fn path(&mut self, path: Text<'t>, rule: u32) -> Result<(), String> {
+        let Text { text, start } = path;
+        let Some(prefix) = prefix(text) else {
+            return Err(format!("path {text:?} is neither /package.Service/Method nor /package.Service/*"));
         };
-        let method = &path[prefix.len()..];
+        let method = &text[prefix.len()..];
         if method != "*" && method.contains('*') {
-            return Err(format!("path {path:?} has \"*\" for a part of a name"));
+            return Err(format!("path {text:?} has \"*\" for a part of a name"));
         }
-        let number = self.paths.note(if method == "*" { prefix } else { path }, rule, usize::MAX)?;
-        if self.prefixes.note(prefix, rule, LOOKED_AT)? as usize == self.first_paths.len() {
-            self.first_paths.push(number);
-        }
-        Ok(number)
+        let prefix = Text { text: prefix, start };
+        self.paths.note(if method == "*" { prefix } else { path }, rule, usize::MAX)?;
+        self.prefixes.note(prefix, rule, LOOKED_AT)
     }
 
     fn number(&mut self, name: &'t str) -> Result<u32, String> {
@@ -118,51 +111,90 @@ impl<'t> Builder<'t> {
         Ok(number)
     }
 
-    /// The index of all rules that were pushed.
-    pub(in crate::policy) fn finish(self) -> Result<Index, String> {
+    /// The index of all rules that were pushed, whose texts stand in `record`.
+    pub(in crate::policy) fn finish(self, record: Bytes) -> Result<Index, String> {
         let names: Box<[Arc<str>]> = self.names.iter().map(|name| Arc::from(*name)).collect();
         let mut groups = Groups::new(&self.patterns, &self.callers, names.len());
-        let mut paths = Vec::with_capacity(self.paths.rules.len());
+        let hashes = RandomState::new();
+        let is_wildcard = |text: &Text<'_>| text.text.ends_with('/');
+        let all = &self.paths.rules;
+        let wildcards = all.iter().filter(|(text, _)| is_wildcard(text)).count();
+        let mut paths = Vec::with_capacity(all.len());
+        let (mut exact, mut wildcard) =
+            (Numbers::new(&hashes, all.len() - wildcards), Numbers::new(&hashes, wildcards));
         for (text, rules) in self.paths.rules {
-            paths.push(Path(ThinArc::from_header_and_slice(groups.group(rules)?, text.as_bytes())));
+            let numbers = if is_wildcard(&text) { &mut wildcard } else { &mut exact };
+            numbers.insert(text, count(paths.len())?);
+            paths.push(Path { text: place(text)?, group: groups.group(rules)? });
         }
         let (pairs, bits) = (groups.pairs.into(), groups.bits.into());
-        let mut first = vec![NONE; names.len()];
-        let mut first_of_any = NONE;
-        for (rule, pattern) in (0..).zip(&self.patterns) {
-            for number in pattern.callers.of(&self.callers) {
-                let first = &mut first[*number as usize];
-                *first = rule.min(*first);
-            }
-            first_of_any = if pattern.any { rule.min(first_of_any) } else { first_of_any };
-        }
-        let (wildcard, exact) = paths.iter().cloned().partition(Path::is_wildcard);
-        let mut beside = Vec::new();
-        let mut by_prefix = AHashSet::with_capacity(self.prefixes.rules.len());
-        for ((_, rules), path) in self.prefixes.rules.into_iter().zip(self.first_paths) {
-            let (start, path) = (beside.len(), paths[path as usize].clone());
+        let (first, first_of_any) = first(&self.patterns, &self.callers, names.len());
+        let mut by_prefix = Numbers::new(&hashes, self.prefixes.rules.len());
+        let (mut services, mut beside) = (Vec::with_capacity(self.prefixes.rules.len()), Vec::new());
+        for (text, rules) in self.prefixes.rules {
+            by_prefix.insert(text, count(services.len())?);
+            let start = beside.len();
             beside.extend(rules);
-            by_prefix.insert(Beside { path, rules: Range::since(start, &beside)? });
+            services.push(Beside { text: place(text)?, rules: Range::since(start, &beside)? });
         }
+        let (exact, wildcard, by_prefix) = (exact.table, wildcard.table, by_prefix.table);
         Ok(Index {
             numbers: (0..).zip(&names).map(|(number, name)| (Arc::clone(name), number)).collect(),
             names,
             outside: self.outside,
+            record,
+            hashes,
             exact,
             wildcard,
+            paths: paths.into(),
             pairs,
             bits,
             whole: Whole {
                 patterns: self.patterns.into(),
                 callers: self.callers.into(),
-                named: self.named.into(),
-                paths: paths.into(),
                 by_prefix,
+                services: services.into(),
                 beside: beside.into(),
             },
             first: first.into(),
             first_of_any,
         })
+    }
+}
+
+/// Each caller's first rule, and the first for any service.
+fn first(patterns: &[Pattern], callers: &[u32], names: usize) -> (Vec<u32>, u32) {
+    let (mut first, mut first_of_any) = (vec![NONE; names], NONE);
+    for (rule, pattern) in (0..).zip(patterns) {
+        for number in pattern.callers.of(callers) {
+            let first = &mut first[*number as usize];
+            *first = rule.min(*first);
+        }
+        first_of_any = if pattern.any { rule.min(first_of_any) } else { first_of_any };
+    }
+    (first, first_of_any)
+}
+
+/// In the record.
+fn place(text: Text<'_>) -> Result<Range, String> {
+    Ok(Range { start: text.start, length: count(text.text.len())? })
+}
+
+/// Numbers by texts of which none comes twice.
+struct Numbers<'b> {
+    hashes: &'b RandomState,
+    table: HashTable<u32>,
+}
+
+impl<'b> Numbers<'b> {
+    /// For so many: it never grows.
+    fn new(hashes: &'b RandomState, capacity: usize) -> Self {
+        Self { hashes, table: HashTable::with_capacity(capacity) }
+    }
+
+    fn insert(&mut self, text: Text<'_>, number: u32) {
+        let hash = self.hashes.hash_one(text.text.as_bytes());
+        self.table.insert_unique(hash, number, |_| unreachable!("there is room"));
     }
 }
 
@@ -193,6 +225,7 @@ impl<'b> Groups<'b> {
         let any = rules.iter().find(|rule| self.patterns.get(**rule as usize).is_some_and(|pattern| pattern.any));
         let words = self.callers.div_ceil(64);
         let callers = match rules[..] {
+            [rule] if let [number] = self.callers_of(rule)[..] => Callers::One(number),
             // As pairs they would take as much.
             [rule] if self.callers_of(rule).len() >= words && words > 0 => self.bits_of(rule, words)?,
             _ => self.pairs_of(&rules)?,

@@ -1,5 +1,7 @@
 //! Reading a message field by field where it lies, without building it: a sidecar may read a million of them at its start.
 
+use std::ops::Range;
+
 use prost::{
     DecodeError,
     bytes::Buf as _,
@@ -8,7 +10,7 @@ use prost::{
 
 /// A field's value. Those of other types than our messages have are passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Field<'m> {
+pub(crate) enum Field<'m> {
     Number(u64),
     /// A text or a message, and where it begins.
     Bytes(&'m [u8], usize),
@@ -16,14 +18,14 @@ pub(super) enum Field<'m> {
 
 impl<'m> Field<'m> {
     /// An enum's value; protobuf keeps its lower half, whatever was sent.
-    pub(super) fn number(self) -> Option<u64> {
+    pub(crate) fn number(self) -> Option<u64> {
         match self {
             Field::Number(number) => Some(number),
             Field::Bytes(..) => None,
         }
     }
 
-    pub(super) fn bytes(self) -> Option<&'m [u8]> {
+    pub(crate) fn bytes(self) -> Option<&'m [u8]> {
         match self {
             Field::Bytes(bytes, _) => Some(bytes),
             Field::Number(_) => None,
@@ -32,24 +34,32 @@ impl<'m> Field<'m> {
 }
 
 /// The fields of a message in the order in which they came; ends after the first that is broken.
-pub(super) struct Fields<'m> {
+pub(crate) struct Fields<'m> {
     message: &'m [u8],
     rest: &'m [u8],
+    /// Where the field begins that came last.
+    last: usize,
 }
 
 impl<'m> Fields<'m> {
-    pub(super) fn of(message: &'m [u8]) -> Self {
-        Self { message, rest: message }
+    pub(crate) fn of(message: &'m [u8]) -> Self {
+        Self { message, rest: message, last: 0 }
+    }
+
+    /// Where the field that came last begins and ends.
+    pub(crate) fn span(&self) -> Range<usize> {
+        self.last..self.message.len() - self.rest.len()
     }
 
     /// The values of all fields with this tag.
-    pub(super) fn all(message: &'m [u8], tag: u32) -> impl Iterator<Item = Field<'m>> {
+    pub(crate) fn all(message: &'m [u8], tag: u32) -> impl Iterator<Item = Field<'m>> {
         Self::of(message).filter_map(move |field| field.ok().filter(|(of, _)| *of == tag).map(|(_, field)| field))
     }
 
     fn read(&mut self) -> Result<Option<(u32, Field<'m>)>, String> {
         let broken = |error: DecodeError| error.to_string();
         while !self.rest.is_empty() {
+            self.last = self.message.len() - self.rest.len();
             let (tag, wire_type) = self.key().map_err(broken)?;
             match wire_type {
                 WireType::Varint => {
@@ -108,7 +118,7 @@ impl<'m> Iterator for Fields<'m> {
 }
 
 /// A field that must be text.
-pub(super) fn text<'m>(field: Field<'m>, name: &str) -> Result<&'m str, String> {
+pub(crate) fn text<'m>(field: Field<'m>, name: &str) -> Result<&'m str, String> {
     let bytes = field.bytes().ok_or_else(|| format!("{name} is no text"))?;
     std::str::from_utf8(bytes).map_err(|_| format!("{name} is no text"))
 }
