@@ -52,7 +52,7 @@ impl<M: Message + Default + 'static> replica::Decode for Proto<M> {
 
 /// The replicas of all kinds.
 struct Replicas {
-    allowlist: Replica<Decoded<PolicyRecord>>,
+    allowlist: Replica<PolicyRecord>,
     route: Replica<Decoded<Proto<policy_proto::Route>>>,
     endpoint: Replica<Decoded<Proto<policy_proto::Endpoint>>>,
     quarantine: Replica<Decoded<Proto<policy_proto::Quarantine>>>,
@@ -379,9 +379,9 @@ impl<'c> Sources<'c> {
     }
 
     /// Refuses what this very sidecar cannot use.
-    fn allowlist(&self, tasks: &mut Vec<JoinHandle<()>>) -> Replica<Decoded<PolicyRecord>> {
+    fn allowlist(&self, tasks: &mut Vec<JoinHandle<()>>) -> Replica<PolicyRecord> {
         let (instance, keys) = (self.instance.to_owned(), self.config.require_signed.clone());
-        let accept = move |record: &Decoded<PolicyRecord>| {
+        let accept = move |record: &PolicyRecord| {
             if !keys.is_empty() {
                 policy_record::signed(record.key(), record.raw(), &instance, &keys)?;
             }

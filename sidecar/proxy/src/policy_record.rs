@@ -1,7 +1,10 @@
 //! The record of a service's policy as its sidecars hold it, with what some of them decide by while it is rolled out in
 //! steps.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use mesh_identity::policy_signature::{PublicKey, verify_policy};
@@ -11,9 +14,15 @@ use tenon_proto::policy::v1::{ExternalClient, ServicePolicy};
 
 use crate::outside;
 
-/// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays.
-#[derive(Debug)]
-pub struct PolicyRecord {
+/// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays. Cheap to clone.
+/// The policy reads its texts in the bytes that the replica needs anyway, so that they are in memory once.
+#[derive(Clone, Debug)]
+pub struct PolicyRecord(Arc<Held>);
+
+struct Held {
+    key: Box<str>,
+    revision: u64,
+    raw: Bytes,
     everybody: Usable,
     canary: Option<Canary>,
 }
@@ -39,7 +48,7 @@ impl PolicyRecord {
     /// What the sidecar of this name decides by.
     pub fn of(&self, instance: &str) -> &Usable {
         // One that cannot be used was not accepted.
-        self.canary_of(instance).and_then(|canary| canary.usable().ok()).unwrap_or(&self.everybody)
+        self.canary_of(instance).and_then(|canary| canary.usable().ok()).unwrap_or(&self.0.everybody)
     }
 
     /// Whether the sidecar of this name can use the record.
@@ -54,7 +63,7 @@ impl PolicyRecord {
     }
 
     fn canary_of(&self, instance: &str) -> Option<&Canary> {
-        self.canary.as_ref().filter(|canary| canary.instances.iter().any(|named| named == instance))
+        self.0.canary.as_ref().filter(|canary| canary.instances.iter().any(|named| named == instance))
     }
 }
 
@@ -90,7 +99,7 @@ fn allows_nothing(key: &str, policy: &ServicePolicy) -> bool {
 impl Canary {
     fn usable(&self) -> Result<&Usable, &str> {
         let usable = self.usable.get_or_init(|| match &self.policy {
-            Some(policy) => Usable::of(policy),
+            Some(policy) => Usable::of(policy.encode_to_vec().into()).map(|(usable, _)| usable),
             None => Err("there is none".to_owned()),
         });
         usable.as_ref().map_err(String::as_str)
@@ -98,29 +107,50 @@ impl Canary {
 }
 
 impl Usable {
-    fn of(record: &ServicePolicy) -> Result<Self, String> {
-        let policy = Arc::new(Policy::try_from(record)?);
-        record.external_clients.iter().try_for_each(outside::check)?;
-        Ok(Self { policy, external_clients: record.external_clients.clone() })
+    /// Of a record's own bytes; and what else of it stands beside its rules.
+    fn of(raw: Bytes) -> Result<(Self, ServicePolicy), String> {
+        let (policy, mut rest) = Policy::decode(raw)?;
+        rest.external_clients.iter().try_for_each(outside::check)?;
+        let external_clients = std::mem::take(&mut rest.external_clients);
+        Ok((Self { policy: Arc::new(policy), external_clients }, rest))
     }
 }
 
-impl replica::Decode for PolicyRecord {
-    fn decode(_key: &str, _revision: u64, raw: Bytes) -> Result<Self, String> {
-        let mut message = ServicePolicy::decode(raw).map_err(|error| error.to_string())?;
-        let canary = message.canary.take().map(|canary| Canary {
+impl replica::Value for PolicyRecord {
+    fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
+        let raw = Bytes::copy_from_slice(&raw);
+        let (everybody, rest) = Usable::of(raw.clone())?;
+        let canary = rest.canary.map(|canary| Canary {
             instances: canary.instances,
             policy: canary.policy,
             usable: OnceLock::new(),
         });
-        Ok(Self { everybody: Usable::of(&message)?, canary })
+        Ok(Self(Arc::new(Held { key: key.into(), revision, raw, everybody, canary })))
+    }
+
+    fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    fn revision(&self) -> u64 {
+        self.0.revision
+    }
+
+    fn raw(&self) -> &[u8] {
+        &self.0.raw
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("key", &self.key).field("revision", &self.revision).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use mesh_identity::policy_signature::{public_key, sign, signed_part};
-    use replica::Decode as _;
+    use replica::Value as _;
     use sidecar_core::{Peer, policy::Match};
     use tenon_proto::policy::v1::{Canary, Proof, Residency, Rule, TenantRequirement};
 
