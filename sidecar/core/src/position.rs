@@ -27,15 +27,24 @@ impl FromStr for Position {
 
     /// Reads `x-tenant-revision`. Exactly what [`Position`]'s `Display` writes is taken.
     fn from_str(text: &str) -> Result<Self, PositionError> {
-        let (epoch, revision) = text.split_once('.').ok_or(PositionError)?;
-        Ok(Position { epoch: decimal(epoch)?, revision: decimal(revision)? })
+        let text = text.as_bytes();
+        let dot = text.iter().position(|byte| *byte == b'.').ok_or(PositionError)?;
+        Ok(Position { epoch: decimal(&text[..dot])?, revision: decimal(&text[dot + 1..])? })
     }
 }
 
-/// `u64::from_str` also takes "+1" and "007".
-fn decimal(text: &str) -> Result<u64, PositionError> {
-    let strict = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
-    if strict { text.parse().map_err(|_| PositionError) } else { Err(PositionError) }
+/// In one pass, since each call reads two; and `u64::from_str` also takes "+1" and "007".
+fn decimal(text: &[u8]) -> Result<u64, PositionError> {
+    if text.is_empty() || (text[0] == b'0' && text.len() > 1) {
+        return Err(PositionError);
+    }
+    text.iter()
+        .try_fold(0_u64, |number, byte| {
+            let digit = byte.wrapping_sub(b'0');
+            let read = number.checked_mul(10)?.checked_add(u64::from(digit))?;
+            (digit < 10).then_some(read)
+        })
+        .ok_or(PositionError)
 }
 
 #[cfg(test)]

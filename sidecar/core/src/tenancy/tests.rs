@@ -64,6 +64,48 @@ fn a_product_is_active_while_its_licence_lasts() {
     }
 }
 
+/// Bug to keep out: what is read ahead of a tenant's only product must be what reading all of them says.
+#[test]
+fn an_only_product_is_what_it_is_beside_others() {
+    let long = "p".repeat(300);
+    let only = |name: &str, product: proto::Product| {
+        let products = [(name.to_owned(), product)].into_iter().collect();
+        proto::TenantContext { products, ..acme() }
+    };
+    for state in [proto::product::State::Active, proto::product::State::Suspended, proto::product::State::Inactive] {
+        for licence in [None, Some(-5), Some(1_000), Some(i64::MAX)] {
+            for name in ["wiki", "w", "", &long] {
+                let alone = only(name, product(state, licence));
+                let mut beside = alone.clone();
+                beside.products.insert("other".into(), product(proto::product::State::Active, None));
+                let [alone, beside] = [alone, beside].map(|context| Tenant::decode(raw(&context)).unwrap());
+                for (asked, now) in ["wiki", "w", "wik", "wikis", "", &long, "us-east"]
+                    .into_iter()
+                    .flat_map(|asked| [0, 1_000, 1_001, u64::MAX].map(|now| (asked, now)))
+                {
+                    let (alone, beside) = (alone.product(asked, now), beside.product(asked, now));
+                    assert_eq!(alone, beside, "{asked} of {name} {state:?} {licence:?} at {now}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn of_a_product_that_stands_twice_the_last_one_counts() {
+    let only = |state| proto::TenantContext {
+        products: [("wiki".to_owned(), product(state, None))].into_iter().collect(),
+        ..acme()
+    };
+    let (active, suspended) = (proto::product::State::Active, proto::product::State::Suspended);
+    for (first, second, expected) in
+        [(active, suspended, ProductState::Suspended), (suspended, active, ProductState::Active)]
+    {
+        let both = [raw(&only(first)), raw(&only(second))].concat();
+        assert_eq!(Tenant::decode(both).unwrap().product("wiki", 0), expected);
+    }
+}
+
 #[test]
 fn a_licence_that_ended_before_1970_has_ended() {
     let mut context = acme();
