@@ -32,6 +32,17 @@ impl Memory {
         self.0.recall_or(token, |verified| serves(verified, expect, now), || verify(token, expect, keys, now))
     }
 
+    /// The same, where only the outcome is wanted: a remembered token is looked for once.
+    ///
+    /// # Errors
+    /// As [`verify`].
+    pub fn check(&mut self, token: &str, expect: &Expect<'_>, keys: &impl Keys, now: u64) -> Result<(), VerifyError> {
+        if self.0.young.get(token).is_some_and(|verified| serves(verified, expect, now)) {
+            return Ok(());
+        }
+        self.verify(token, expect, keys, now).map(drop)
+    }
+
     /// What is remembered of this token, if that serves this call. Allocates nothing.
     pub fn get(&self, token: &str, expect: &Expect<'_>, now: u64) -> Option<&Verified> {
         self.0.get(token).filter(|verified| serves(verified, expect, now))
