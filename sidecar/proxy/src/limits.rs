@@ -160,7 +160,7 @@ impl Limits {
     /// # Errors
     /// `OVERLOADED`: there is no room for one more call of this tenant, or of anybody.
     pub fn admit(
-        self: &Arc<Self>,
+        &self,
         seats: &Arc<Seats>,
         tenant: Option<&str>,
         caller: &str,
@@ -175,7 +175,7 @@ impl Limits {
             self.count(Why::Concurrency);
             return Err(Refusal::new(Reason::Overloaded, "this instance has no room for more calls of this tenant"));
         }
-        Ok(Admission::new(self, seats, party, self.class(path)))
+        Ok(Admission::new(seats, party, self.class(path)))
     }
 
     /// # Errors

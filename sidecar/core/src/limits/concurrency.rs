@@ -33,8 +33,10 @@ const SLACK: f64 = 1.2;
 /// A latency that is longer is taken for a minute.
 const LONGEST_US: u64 = 60_000_000;
 
-/// The calls at one app. Shared by all workers; only [`Concurrency::look`] wants to be called by one at a time.
+/// The calls at one app. Shared by all workers; only [`Concurrency::look`] wants to be called by one at a time. On cache lines
+/// of its own: each call writes here, and what lies beside it is only read.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Concurrency {
     /// Calls at once.
     limit: AtomicU32,

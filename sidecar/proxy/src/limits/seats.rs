@@ -17,8 +17,11 @@ const WITHOUT_HEAD: Duration = Duration::from_secs(30);
 
 /// The calls of one worker that are at the app. The lock is the worker's own: its calls and the task that looks after them
 /// run on one thread.
-#[derive(Debug, Default)]
-pub struct Seats(Mutex<Slots>);
+pub struct Seats {
+    /// Held here: a count of references that both this worker's calls and those of others change costs each of them.
+    limits: Arc<Limits>,
+    slots: Mutex<Slots>,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Slots {
@@ -38,7 +41,6 @@ pub(super) struct Seat {
 
 /// One call at the app; it gives its seat back when dropped.
 pub struct Admission {
-    limits: Arc<Limits>,
     seats: Arc<Seats>,
     index: usize,
     since: Instant,
@@ -47,12 +49,18 @@ pub struct Admission {
 }
 
 impl Seats {
+    /// Of a worker that has no calls yet.
+    #[must_use]
+    pub fn new(limits: Arc<Limits>) -> Self {
+        Self { limits, slots: Mutex::default() }
+    }
+
     /// Calls that have been there for long count no more.
-    pub fn sweep(&self, limits: &Limits) {
+    pub fn sweep(&self) {
         let now = Instant::now();
         for seat in &mut self.slots().seats {
             if now >= seat.until {
-                seat.clear(limits, now);
+                seat.clear(&self.limits, now);
             }
         }
     }
@@ -69,7 +77,7 @@ impl Seats {
     }
 
     pub(super) fn slots(&self) -> MutexGuard<'_, Slots> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,10 +91,10 @@ impl Seat {
 
 impl Admission {
     /// Of a call that was let in.
-    pub(super) fn new(limits: &Arc<Limits>, seats: &Arc<Seats>, party: Arc<Party>, class: usize) -> Self {
+    pub(super) fn new(seats: &Arc<Seats>, party: Arc<Party>, class: usize) -> Self {
         let since = Instant::now();
         let index = seats.take(party, since);
-        Self { limits: Arc::clone(limits), seats: Arc::clone(seats), index, since, class, answered: false }
+        Self { seats: Arc::clone(seats), index, since, class, answered: false }
     }
 
     /// The head of the app's answer is here. A failure that needs no body was quick for another reason.
@@ -94,7 +102,7 @@ impl Admission {
         let now = Instant::now();
         self.answered = true;
         if head.get("grpc-status").is_none_or(|status| status == HeaderValue::from_static("0")) {
-            self.limits.app.answered(self.class, now.duration_since(self.since));
+            self.seats.limits.app.answered(self.class, now.duration_since(self.since));
         }
         self.seats.slots().seats[self.index].until = now + AFTER_HEAD;
     }
@@ -102,7 +110,7 @@ impl Admission {
     /// The time of the call was over before it was answered: the app takes at least as long.
     pub fn overdue(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
-            self.limits.app.answered(self.class, self.since.elapsed());
+            self.seats.limits.app.answered(self.class, self.since.elapsed());
         }
     }
 }
@@ -111,7 +119,7 @@ impl Drop for Admission {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut slots = self.seats.slots();
-        slots.seats[self.index].clear(&self.limits, now);
+        slots.seats[self.index].clear(&self.seats.limits, now);
         slots.free.push(self.index);
     }
 }

@@ -7,7 +7,8 @@ fn limits() -> (Arc<Limits>, Arc<Seats>) {
     limits.set_bounds(route::Limits { max_concurrent: 8, min_concurrent: 8, alone: true });
     let mut gradient = Gradient::new(*limits.bounds());
     limits.look(&mut gradient, &mut Instant::now());
-    (limits, Arc::default())
+    let seats = Arc::new(Seats::new(Arc::clone(&limits)));
+    (limits, seats)
 }
 
 #[test]
@@ -17,7 +18,7 @@ fn a_seat_is_given_back_with_the_call_and_not_twice() {
         let calls: Vec<_> =
             (0..20).filter_map(|_| limits.admit(&seats, Some("acme"), "issues", "/a.B/C").ok()).collect();
         assert_eq!((calls.len(), limits.gauges().app.in_use), (8, 8));
-        seats.sweep(&limits);
+        seats.sweep();
         drop(calls);
         assert_eq!(limits.gauges().app.in_use, 0);
     }
@@ -32,10 +33,10 @@ fn a_stream_that_has_begun_to_answer_counts_for_a_second_more_and_no_longer() {
     let mut watch =
         limits.admit(&seats, Some("acme"), "issues", "/a.B/Watch").unwrap_or_else(|refusal| panic!("{refusal}"));
     watch.answered(&HeaderMap::new());
-    seats.sweep(&limits);
+    seats.sweep();
     assert_eq!(limits.gauges().app.in_use, 1);
     seats.slots().seats[0].until = Instant::now();
-    seats.sweep(&limits);
+    seats.sweep();
     assert_eq!(limits.gauges().app.in_use, 0);
     drop(watch);
     assert_eq!(limits.gauges().app.in_use, 0);

@@ -50,7 +50,7 @@ impl Worker {
                     for line in self.open.overdue(tokio::time::Instant::now() - AGAIN) {
                         line.hang_up(deadline_refusal());
                     }
-                    self.seats.sweep(&self.live.limits);
+                    self.seats.sweep();
                     self.spare_memory();
                     if let Some(asked) = asking.take_if(|asked| asked.is_finished()) {
                         undecided |= !asked.await.unwrap_or(false);
