@@ -22,11 +22,10 @@ use tracing::info;
 
 use crate::{
     body::CallBody,
-    decisions::{Decision, Flow, Grounds, Ledger, Remembered},
+    decisions::{Decision, Flow, Grounds, Remembered},
     headers, health,
     in_flight::Serving,
     limits::Admission,
-    live::Live,
     metrics::{Calls, Direction, Outcome},
     open::Place,
     pool::Lease,
@@ -194,11 +193,9 @@ impl Facts {
 /// cancelled.
 pub struct Call {
     direction: Direction,
-    counters: Arc<Calls>,
-    /// Which revisions are in force, and what is logged.
-    live: Arc<Live>,
-    /// Where its decision is counted, and remembered when it is a refusal.
-    ledger: Arc<Ledger>,
+    /// Which revisions are in force, what is counted, logged and remembered. One reference, of which other threads have none:
+    /// a count that two cores change costs each of them more than all else here.
+    worker: Arc<Worker>,
     started: Instant,
     /// For refusals and the log.
     pub facts: Facts,
@@ -229,15 +226,11 @@ pub struct Call {
 
 impl Call {
     /// Opens the account, before any decision.
-    pub fn start(direction: Direction, worker: &Worker, facts: Facts) -> Self {
-        let live = &worker.live;
-        let counters = live.metrics.calls(direction);
-        counters.started();
+    pub fn start(direction: Direction, worker: &Arc<Worker>, facts: Facts) -> Self {
+        worker.live.metrics.calls(direction).started();
         Self {
             direction,
-            counters: Arc::clone(counters),
-            live: Arc::clone(live),
-            ledger: Arc::clone(&worker.ledger),
+            worker: Arc::clone(worker),
             started: Instant::now(),
             facts,
             line: Arc::new(Line::default()),
@@ -253,6 +246,10 @@ impl Call {
             noted: false,
             ended: false,
         }
+    }
+
+    fn counters(&self) -> &Calls {
+        self.worker.live.metrics.calls(self.direction)
     }
 
     /// When it came in.
@@ -309,9 +306,9 @@ impl Call {
     }
 
     fn audited(&self, refusal: &Refusal) {
-        self.counters.audited();
+        self.counters().audited();
         self.remember(Decision::Audited(refusal.reason), refusal, self.grounds.as_deref());
-        let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else { return };
+        let Some(unlogged) = self.worker.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else { return };
         info!(
             target: "tenon::audit",
             direction = self.direction.as_str(),
@@ -327,7 +324,7 @@ impl Call {
 
     /// The reader of the answer was given more of it, or waits for more.
     pub fn handed_on(&self, more: bool) {
-        let tick = if more { self.live.limits.memory.tick() } else { 0 };
+        let tick = if more { self.worker.live.limits.memory.tick() } else { 0 };
         self.line.unread.store(tick, Ordering::Relaxed);
     }
 
@@ -343,11 +340,11 @@ impl Call {
     }
 
     fn note(&mut self, refusal: &Refusal) -> Revisions {
-        self.counters.refused(refusal.reason);
+        self.counters().refused(refusal.reason);
         let (policy, tenants) = self.decided_against(refusal);
         let text = |position: Option<Position>| position.map(|held| held.to_string()).unwrap_or_default();
         let (policy, tenants) = (text(policy), text(tenants));
-        let Some(unlogged) = self.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else {
+        let Some(unlogged) = self.worker.live.refusal_lines.take(mesh_identity::clock::unix_seconds()) else {
             return Revisions { policy, tenants };
         };
         info!(
@@ -384,10 +381,10 @@ impl Call {
         let service = match self.direction {
             Direction::Inbound => &self.facts.service,
             // What the app wrote is a service only when there is one.
-            Direction::Outbound if self.live.is_service(&self.facts.service) => &self.facts.service,
+            Direction::Outbound if self.worker.live.is_service(&self.facts.service) => &self.facts.service,
             Direction::Outbound => "",
         };
-        self.ledger.count(Flow { caller: &self.facts.caller, service, path: self.facts.uri.path(), decision });
+        self.worker.ledger.count(Flow { caller: &self.facts.caller, service, path: self.facts.uri.path(), decision });
     }
 
     /// Comes back with the revisions that are in force.
@@ -397,9 +394,9 @@ impl Call {
         refusal: &Refusal,
         grounds: Option<&Grounds>,
     ) -> (Option<Position>, Option<Position>) {
-        let (policy, tenants) = self.live.revisions();
+        let (policy, tenants) = self.worker.live.revisions();
         let at = mesh_identity::clock::since_epoch().as_millis();
-        self.ledger.remember(Remembered {
+        self.worker.ledger.remember(Remembered {
             at_unix_ms: i64::try_from(at).unwrap_or(i64::MAX),
             direction: self.direction,
             decision,
@@ -426,11 +423,11 @@ impl Call {
             self.decided_against(&refusal);
         }
         let took = self.started.elapsed();
-        self.counters.ended(outcome, took);
+        self.counters().ended(outcome, took);
         if let Some(slot) = &self.slot {
             slot.ended(shown_at_the_end(outcome, status), health::now());
         }
-        if self.live.config.access_log {
+        if self.worker.live.config.access_log {
             info!(
                 target: "tenon::access",
                 direction = self.direction.as_str(),
