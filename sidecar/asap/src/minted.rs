@@ -48,19 +48,24 @@ impl<T: Clone> Minted<T> {
     /// The token for `audience`. The first call for an audience, and one call each time 80 % of a token's life is
     /// over, mints (some 20 µs); all others read.
     pub fn token(&self, audience: &str, now: u64) -> T {
+        self.look_at(audience, now, T::clone)
+    }
+
+    /// The same for who does not want one of its own: counting references to what all workers have costs each of them.
+    pub fn look_at<R>(&self, audience: &str, now: u64, look: impl FnOnce(&T) -> R) -> R {
         let slots = self.slots.load();
-        let Some(slot) = slots.get(audience) else { return self.first(audience, now) };
+        let Some(slot) = slots.get(audience) else { return look(&self.first(audience, now)) };
         let token = slot.current.load();
         if (token.minted_at..token.renew_at).contains(&now) {
-            return token.value.clone();
+            return look(&token.value);
         }
         if slot.renewing.swap(true, Ordering::Acquire) {
             let usable = (token.minted_at..token.last_use).contains(&now);
-            return if usable { token.value.clone() } else { self.mint(&self.key.load(), audience, now).value };
+            return if usable { look(&token.value) } else { look(&self.mint(&self.key.load(), audience, now).value) };
         }
         let value = self.renew(slot, audience, now);
         slot.renewing.store(false, Ordering::Release);
-        value
+        look(&value)
     }
 
     /// Mints what is due, for a task that runs each second or so, so that no call ever has to.

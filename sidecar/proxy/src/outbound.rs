@@ -200,7 +200,8 @@ fn prepare(
 ) -> Result<Request<Incoming>, Refusal> {
     let service = verdict.destination.service();
     if worker.live.config.checks() {
-        let token = worker.live.minting.header(service.as_str(), clock::unix_seconds());
+        let own = |token: &HeaderValue| worker.ready.token(token);
+        let token = worker.live.minting.look_at(service.as_str(), clock::unix_seconds(), own);
         let headers = request.headers_mut();
         stale.strip(headers);
         name_tenant(worker, headers, stale, &verdict.tenant);

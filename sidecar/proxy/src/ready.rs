@@ -9,12 +9,17 @@ use crate::headers;
 
 /// Tenants of one worker that are kept; another one in the same place takes it.
 const PLACES: usize = 256;
+/// Tokens for destinations, likewise.
+const TOKENS: usize = 16;
 /// Longer contexts are encoded for each call.
 const LONGEST: usize = 1 << 10;
 
-/// The values of one worker. The lock is the worker's own.
-#[derive(Debug)]
-pub struct Ready(Mutex<Box<[Place]>>);
+/// The values of one worker. The locks are the worker's own. Not to be printed: there are tokens in it.
+pub struct Ready {
+    places: Mutex<Box<[Place]>>,
+    /// Of the sidecar's tokens, as all workers have them, and this worker's own copy of each.
+    tokens: Mutex<[Option<(HeaderValue, HeaderValue)>; TOKENS]>,
+}
 
 #[derive(Clone, Debug, Default)]
 struct Place {
@@ -26,11 +31,24 @@ struct Place {
 
 impl Default for Ready {
     fn default() -> Self {
-        Self(Mutex::new(vec![Place::default(); PLACES].into()))
+        Self { places: Mutex::new(vec![Place::default(); PLACES].into()), tokens: Mutex::default() }
     }
 }
 
 impl Ready {
+    /// This worker's own copy of a token: its references are counted on each call, by no other core.
+    pub fn token(&self, shared: &HeaderValue) -> HeaderValue {
+        let address = |token: &HeaderValue| token.as_bytes().as_ptr().addr();
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = &mut tokens[(address(shared) >> 9 ^ address(shared) >> 13) % TOKENS];
+        // While a token is held here, nothing else has its address.
+        if let Some((_, own)) = place.as_ref().filter(|(of, _)| address(of) == address(shared)) {
+            return own.clone();
+        }
+        let own = HeaderValue::from_bytes(shared.as_bytes()).unwrap_or_else(|_| shared.clone());
+        place.insert((shared.clone(), own)).1.clone()
+    }
+
     /// `x-tenant-context-bin` of this tenant.
     pub fn context(&self, tenant: &Tenant) -> Option<HeaderValue> {
         if tenant.context().len() > LONGEST {
@@ -60,7 +78,7 @@ impl Ready {
     }
 
     fn place<T>(&self, tenant: &Tenant, with: impl FnOnce(&mut Place) -> T) -> T {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let address = tenant.address();
         // Records are some hundred bytes apart.
         let place = &mut places[(address >> 6 ^ address >> 14) % PLACES];
@@ -85,6 +103,20 @@ mod tests {
     fn tenant(number: u64) -> Tenant {
         let context = TenantContext { tenant_id: format!("t-{number}"), ..TenantContext::default() };
         Tenant::decode(context.encode_to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_copy_of_a_token_is_of_that_token() {
+        let ready = Ready::default();
+        for number in 0..1_000 {
+            // Freed at once: the next may get the same memory, were it not held.
+            let token = HeaderValue::try_from(format!("{number}.{}", "t".repeat(400))).unwrap();
+            assert_eq!(ready.token(&token), token);
+            let own = ready.token(&token);
+            assert_eq!(own, token, "from memory");
+            assert_ne!(own.as_bytes().as_ptr(), token.as_bytes().as_ptr());
+            assert_eq!(own.as_bytes().as_ptr(), ready.token(&token).as_bytes().as_ptr());
+        }
     }
 
     #[test]

@@ -21,9 +21,9 @@ impl Minting {
         }))
     }
 
-    /// The token for a service.
-    pub fn header(&self, audience: &str, now: u64) -> HeaderValue {
-        self.0.token(audience, now)
+    /// The token for a service, to be looked at.
+    pub fn look_at<R>(&self, audience: &str, now: u64, look: impl FnOnce(&HeaderValue) -> R) -> R {
+        self.0.look_at(audience, now, look)
     }
 
     /// From the return of this on every token is one of `key`.

@@ -34,7 +34,7 @@ pub enum Answer {
 
 /// Asks the instance of `service` at `address` for `name`.
 pub async fn ask(live: &Live, pool: &Pool, service: &ServiceName, address: SocketAddr, name: &str) -> Answer {
-    let token = live.minting.header(service.as_str(), clock::unix_seconds());
+    let token = live.minting.look_at(service.as_str(), clock::unix_seconds(), HeaderValue::clone);
     match answer(pool, service, address, name, token).await {
         Ok((headers, body)) => read(&headers, &body),
         Err(why) => Answer::Bad(why),
