@@ -45,7 +45,7 @@ const INTEGRATION: &str = "integration";
 
 /// All that the pure crates may import from outside of the workspace: no runtime, no socket, no file, no clock.
 const PURE: &[(&str, &[&str])] = &[
-    (CORE, &["ahash", "bytes", "prost", "thiserror", "triomphe"]),
+    (CORE, &["ahash", "bytes", "hashbrown", "prost", "thiserror", "triomphe"]),
     (
         ASAP,
         &[
