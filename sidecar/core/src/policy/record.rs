@@ -11,7 +11,7 @@ pub(super) mod tag {
     pub(in crate::policy) const NAME: u32 = 2;
     pub(super) const CALLERS: u32 = 3;
     pub(super) const PATHS: u32 = 4;
-    pub(in crate::policy) const SOURCE: u32 = 9;
+    pub(super) const SOURCE: u32 = 9;
 }
 
 /// A text, and where it begins in the record.
@@ -59,9 +59,50 @@ pub(super) fn paths(rule: &[u8]) -> impl Iterator<Item = Text<'_>> {
     texts(rule, tag::PATHS).map(|(text, start)| Text { text, start: place(start) })
 }
 
-/// The text of a rule's field; empty when it has none. As in every message the last one counts.
-pub(super) fn text(rule: &[u8], tag: u32) -> &str {
-    texts(rule, tag).last().map_or("", |(text, _)| text)
+/// Where the texts of a rule stand in its message, so that nobody who wants one goes past all of its callers and paths.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    /// Behind the last of the names of its Allowlist and of itself.
+    names_end: u32,
+    /// At the first path.
+    paths: u32,
+    /// At the last source, or at the end where it has none.
+    source: u32,
+}
+
+impl Places {
+    /// Those of a message that was decoded before.
+    pub(super) fn of(rule: &[u8]) -> Self {
+        let end = place(rule.len());
+        let mut places = Self { names_end: 0, paths: end, source: end };
+        let mut fields = Fields::of(rule);
+        while let Some(Ok((tag, _))) = fields.next() {
+            let span = fields.span();
+            match tag {
+                tag::ALLOWLIST | tag::NAME => places.names_end = place(span.end),
+                tag::PATHS => places.paths = places.paths.min(place(span.start)),
+                tag::SOURCE => places.source = place(span.start),
+                _of_no_text => {}
+            }
+        }
+        places
+    }
+
+    /// Of its Allowlist or of itself; empty when it has none. As in every message the last one counts.
+    pub(super) fn name(self, rule: &[u8], tag: u32) -> &str {
+        let names = rule.get(..self.names_end as usize).unwrap_or_default();
+        texts(names, tag).last().map_or("", |(text, _)| text)
+    }
+
+    /// Its paths, as they were written.
+    pub(super) fn paths(self, rule: &[u8]) -> impl Iterator<Item = &str> {
+        texts(rule.get(self.paths as usize..).unwrap_or_default(), tag::PATHS).map(|(text, _)| text)
+    }
+
+    /// Where it comes from; may be empty.
+    pub(super) fn source(self, rule: &[u8]) -> &str {
+        texts(rule.get(self.source as usize..).unwrap_or_default(), tag::SOURCE).next().map_or("", |(text, _)| text)
+    }
 }
 
 fn texts(rule: &[u8], tag: u32) -> impl Iterator<Item = (&str, usize)> {

@@ -63,32 +63,33 @@ pub struct Rule {
     rate: Option<Box<Rate>>,
     /// Where its field begins in the record. Most decisions do not look there.
     at: u32,
+    places: record::Places,
     record: Arc<Bytes>,
 }
 
 impl Rule {
     /// The Allowlist it stands in.
     pub fn allowlist(&self) -> &str {
-        self.text(record::tag::ALLOWLIST)
+        self.places.name(self.message(), record::tag::ALLOWLIST)
     }
 
     /// Unique within the service.
     pub fn name(&self) -> &str {
-        self.text(record::tag::NAME)
+        self.places.name(self.message(), record::tag::NAME)
     }
 
     /// Where it stands, for explanations: `media.yaml:12`. May be empty.
     pub fn source(&self) -> &str {
-        self.text(record::tag::SOURCE)
+        self.places.source(self.message())
     }
 
     /// Its paths, as they were written.
     pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
-        record::paths(record::rule(&self.record, self.at).0).map(|path| path.text)
+        self.places.paths(self.message())
     }
 
-    fn text(&self, tag: u32) -> &str {
-        record::text(record::rule(&self.record, self.at).0, tag)
+    fn message(&self) -> &[u8] {
+        record::rule(&self.record, self.at).0
     }
 
     /// How often one tenant may use it; `None`: unlimited.
@@ -116,6 +117,7 @@ impl Rule {
             conditions: conditions(record)?,
             rate: record.rate.as_ref().map(|rate| Box::new(Rate::from(rate))),
             at,
+            places: record::Places::of(record::rule(all, at).0),
             record: Arc::clone(all),
         })
     }
