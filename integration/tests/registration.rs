@@ -120,10 +120,13 @@ async fn instances_come_and_go_by_themselves_and_a_policy_service_that_dies_lose
     world.comes_to_know(3).await;
     // The caller, which only calls, is not registered.
     assert_eq!(world.endpoints(), world.registered(&[0, 1, 2]));
-    world.calls(60).await;
+    // How many of the first ones an instance gets that is new, or whose first call was slow, is for chance.
+    let began = Instant::now();
     for instance in &world.media {
-        let calls = world.metric(instance.admin(), "tenon_calls_started_total{direction=\"inbound\"}").await;
-        assert!(calls > 0, "each gets some of the calls");
+        while world.metric(instance.admin(), "tenon_calls_started_total{direction=\"inbound\"}").await == 0 {
+            assert!(began.elapsed() < SOON, "each gets some of the calls");
+            world.calls(20).await;
+        }
     }
 
     // What operators apply is not about these.
