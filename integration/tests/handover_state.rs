@@ -10,10 +10,11 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use integration::{
     by_hand::Instance,
-    mesh::{Mesh, Plan, SOON, wait},
+    mesh::{Mesh, Plan, SOON, signal, wait},
     open_loop::OpenLoop,
     shop::{self, Shop},
 };
+use rustix::process::Signal;
 use serde_json::json;
 use spiffe::WorkloadApiClient;
 use tokio::{task::JoinHandle, time::sleep};
@@ -148,19 +149,19 @@ async fn each_process_knows_the_tenants_that_the_app_serves_through_it() {
     not_in_flight(&world.onward().await);
 }
 
+/// What the app does that wants its identity.
+async fn fetched(path: String) -> Result<(), String> {
+    let client = WorkloadApiClient::connect_to(&path).await.map_err(|error| format!("connecting: {error}"))?;
+    let svid = client.fetch_x509_svid().await.map_err(|error| format!("fetching: {error}"))?;
+    let id = svid.spiffe_id().to_string();
+    if id == "spiffe://test.example/svc/front" { Ok(()) } else { Err(id) }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_app_finds_its_workload_api_before_a_take_over_during_it_and_after() {
     let mut world = World::start().await;
     let path = format!("unix://{}", world.mesh.scratch().join(API).display());
-    let fetch = OpenLoop::start(20, move || {
-        let path = path.clone();
-        async move {
-            let client = WorkloadApiClient::connect_to(&path).await.map_err(|error| format!("connecting: {error}"))?;
-            let svid = client.fetch_x509_svid().await.map_err(|error| format!("fetching: {error}"))?;
-            let id = svid.spiffe_id().to_string();
-            if id == "spiffe://test.example/svc/front" { Ok(()) } else { Err(id) }
-        }
-    });
+    let fetch = OpenLoop::start(20, move || fetched(path.clone()));
     for _ in 0..2 {
         let former = world.instance.take_over(&[]).expect("started");
         ended(former).await;
@@ -169,4 +170,26 @@ async fn the_app_finds_its_workload_api_before_a_take_over_during_it_and_after()
     let record = fetch.stop().await;
     assert!(record.failures().is_empty(), "of {}: {:?}", record.calls.len(), record.failures());
     shop::call(world.wiki.clone(), "front", "Get", ACME).await.expect("calls pass");
+}
+
+/// Bug: the process that ended removed the file of the socket that both had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_workload_api_outlives_a_process_that_is_told_to_end_before_the_other_is_ready() {
+    let mut world = World::start().await;
+    let path = format!("unix://{}", world.mesh.scratch().join(API).display());
+    // Not ready, since it hears of no tenants.
+    let former = world.instance.take_over(&[("--tcs", "127.0.0.1:1"), ("--tenants", "on-demand")]).expect("started");
+    let begun = Instant::now();
+    while !world.instance.log().contains("another process is taking over") {
+        assert!(begun.elapsed() < SOON, "nothing is handed over:\n{}", world.instance.log());
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!world.instance.log().contains("took over"), "it was ready:\n{}", world.instance.log());
+    signal(former.id(), Signal::TERM).expect("told");
+    ended(former).await;
+    let begun = Instant::now();
+    while let Err(error) = fetched(path.clone()).await {
+        assert!(begun.elapsed() < SOON, "{error}:\n{}", world.instance.log());
+        sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -1,6 +1,15 @@
 //! One sidecar from its listeners to its end.
 
-use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use mesh_identity::{Identity, join::Joined, workload};
@@ -59,7 +68,9 @@ impl Sidecar {
             (None, _) => None,
             (Some(_), Some(offered)) => Some(offered),
             (Some(path), None) => {
-                let bound = AppSocket::bind(path).await;
+                // The process that runs may be served at the path until this one takes its place.
+                let over = offered.by.is_some();
+                let bound = if over { AppSocket::beside(path) } else { AppSocket::bind(path).await };
                 Some(bound.with_context(|| taken("--serve-workload-api", path.display()))?)
             }
         };
@@ -205,7 +216,7 @@ impl Run {
         let mut successor = None;
         if self.may_accept(listeners.former.as_ref()).await {
             admin.start();
-            self.accept(listeners, &joined, &mut serving).await;
+            self.accept(listeners, &joined, &mut serving, &heritage.shared()).await;
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
                 taken = heritage.pass_on(&self.config.state_dir) => successor = Some(taken),
@@ -269,14 +280,14 @@ impl Run {
         true
     }
 
-    async fn accept(&self, listeners: Listeners, joined: &Joined, serving: &mut Serving) {
+    async fn accept(&self, listeners: Listeners, joined: &Joined, serving: &mut Serving, shared: &Arc<AtomicBool>) {
         let Listeners { outbound, inbound, workload_api, former } = listeners;
         let (handles, stopping) = (std::mem::take(&mut serving.handles), &serving.stopping);
         let how = Accepting {
             users: self.config.app_uids.clone(),
             metrics: Arc::clone(&self.metrics),
             shutdown: stopping.outbound.clone(),
-            handed_over: serving.handed_over.clone(),
+            shared: Arc::clone(shared),
         };
         serving.accepting = Some([
             tokio::spawn(listen::accept_inbound(inbound, handles.clone(), stopping.inbound.clone())),
@@ -285,14 +296,12 @@ impl Run {
         if let Some(former) = former {
             former.let_go().await;
         }
-        if let Some(socket) = workload_api {
-            let (handed_over, end) = (serving.handed_over.clone(), serving.end.clone());
-            serving.tasks.push(tokio::spawn(serve_workload_api(
-                socket,
-                Arc::clone(&joined.identity),
-                handed_over,
-                end,
-            )));
+        if let (Some(mut socket), Some(path)) = (workload_api, &self.config.serve_workload_api) {
+            if let Err(error) = socket.file.place(path) {
+                warn!(%error, "the app finds no Workload API at {}", path.display());
+            }
+            let (until, shared) = ((serving.handed_over.clone(), serving.end.clone()), Arc::clone(shared));
+            serving.tasks.push(tokio::spawn(serve_workload_api(socket, Arc::clone(&joined.identity), until, shared)));
         }
     }
 
@@ -351,12 +360,12 @@ impl Run {
     }
 }
 
-/// Until `end`; once another process has the socket, only for those who are connected.
+/// Until the `end`; once another process accepts, only for those who are connected.
 async fn serve_workload_api(
     socket: AppSocket,
     identity: Arc<Identity>,
-    handed_over: CancellationToken,
-    end: CancellationToken,
+    (handed_over, end): (CancellationToken, CancellationToken),
+    shared: Arc<AtomicBool>,
 ) {
     let AppSocket { listener, mut file } = socket;
     file.own();
@@ -379,7 +388,7 @@ async fn serve_workload_api(
         }
         () = ending => {}
     }
-    if handed_over.is_cancelled() {
+    if shared.load(Ordering::Acquire) {
         file.keep();
     }
 }

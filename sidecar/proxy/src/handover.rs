@@ -13,6 +13,10 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -68,13 +72,14 @@ struct Offer {
     inbound: SocketAddr,
     admin: SocketAddr,
     /// Path of its socket, the last one.
-    workload_api: Option<PathBuf>,
+    workload_api: Option<String>,
 }
 
 /// The listeners of this process, for the next.
 pub struct Heritage {
     offer: Vec<u8>,
     sockets: Vec<OwnedFd>,
+    shared: Arc<AtomicBool>,
 }
 
 impl Heritage {
@@ -84,20 +89,27 @@ impl Heritage {
     /// Out of descriptors.
     pub fn new(config: &Config, listeners: &Listeners, admin: &TcpListener) -> io::Result<Self> {
         let Listeners { outbound, inbound, workload_api, former: _ } = listeners;
+        let path = config.serve_workload_api.as_ref().and_then(|path| path.to_str());
+        let api = workload_api.as_ref().zip(path);
         let offer = Offer {
             version: VERSION,
             service: config.service.to_string(),
             outbound: outbound.address()?.to_string(),
             inbound: inbound.local_addr()?,
             admin: admin.local_addr()?,
-            workload_api: workload_api.as_ref().map(|socket| socket.file.path().into()),
+            workload_api: api.map(|(_, path)| path.to_owned()),
         };
         let share = |listener: &TcpListener| listener.as_fd().try_clone_to_owned();
         let mut offer = serde_json::to_vec(&offer)?;
         offer.push(b'\n');
         let mut sockets = vec![outbound.share()?, share(inbound)?, share(admin)?];
-        sockets.extend(workload_api.as_ref().map(AppSocket::share).transpose()?);
-        Ok(Self { offer, sockets })
+        sockets.extend(api.map(|(socket, _)| socket.share()).transpose()?);
+        Ok(Self { offer, sockets, shared: Arc::default() })
+    }
+
+    /// Whether another process has the sockets, too, or might have them: then their files are not this one's to remove.
+    pub fn shared(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.shared)
     }
 
     /// Gives them to whoever of the same user asks for them; comes back when one who did is serving.
@@ -125,10 +137,12 @@ impl Heritage {
                 continue;
             }
             info!("another process is taking over: the listeners are its, too");
+            self.shared.store(true, Ordering::Release);
             match self.offer_to(stream).await {
                 Ok(stream) => return Successor(stream),
                 Err(error) => warn!(%error, "the process that was taking over is gone; this one goes on as before"),
             }
+            self.shared.store(false, Ordering::Release);
         }
     }
 
@@ -166,7 +180,11 @@ pub struct Offered {
 }
 
 /// The process that runs until this one serves.
-pub struct Predecessor(UnixStream);
+pub struct Predecessor {
+    stream: UnixStream,
+    /// Files of sockets that this process does not take over.
+    unwanted: Vec<PathBuf>,
+}
 
 /// Asks the process that runs with the same state folder for its listeners.
 ///
@@ -199,8 +217,13 @@ pub async fn take_over(config: &Config) -> anyhow::Result<Offered> {
     let mut next =
         || sockets.next().context("--take-over: the process that runs gives away fewer sockets than it says");
     let (outbound_socket, inbound_socket, admin_socket) = (next()?, next()?, next()?);
-    let workload_api = match workload_api {
-        Some(path) => Some((next()?, path)).filter(|(_, path)| config.serve_workload_api.as_ref() == Some(path)),
+    let mut unwanted = Vec::new();
+    let workload_api = match workload_api.map(PathBuf::from) {
+        Some(path) if config.serve_workload_api.as_ref() == Some(&path) => Some(AppSocket::adopt(&path, next()?)?),
+        Some(path) => {
+            unwanted.push(path);
+            None
+        }
         None => None,
     };
     let outbound: LocalAddress = outbound.parse().map_err(anyhow::Error::msg)?;
@@ -209,12 +232,15 @@ pub async fn take_over(config: &Config) -> anyhow::Result<Offered> {
         (LocalAddress::Tcp(wanted), LocalAddress::Tcp(address)) => same(*wanted, *address),
         (wanted, address) => wanted == address,
     };
+    if let (false, LocalAddress::Unix(path)) = (outbound_wanted, &outbound) {
+        unwanted.push(path.to_path_buf());
+    }
     Ok(Offered {
         outbound: outbound_wanted.then(|| Outbound::adopt(&outbound, outbound_socket)).transpose()?,
         inbound: adopted(config.inbound, inbound, inbound_socket)?,
         admin: adopted(config.admin, admin, admin_socket)?,
-        workload_api: workload_api.map(|(socket, path)| AppSocket::adopt(&path, socket)).transpose()?,
-        by: Some(Predecessor(stream)),
+        workload_api,
+        by: Some(Predecessor { stream, unwanted }),
     })
 }
 
@@ -223,12 +249,16 @@ impl Predecessor {
     pub async fn gone(&self) {
         let mut byte = [0; 1];
         // It says nothing any more: whatever comes is its end.
-        let _ended = self.0.async_io(Interest::READABLE, || self.0.try_read(&mut byte)).await;
+        let _ended = self.stream.async_io(Interest::READABLE, || self.stream.try_read(&mut byte)).await;
     }
 
-    /// This process accepts: it is to end.
+    /// This process accepts: it is to end, and leaves the files of its sockets to this one.
     pub async fn let_go(mut self) {
-        if let Err(error) = self.0.write_all(SERVING).await {
+        let told = self.stream.write_all(SERVING).await;
+        for path in &self.unwanted {
+            let _gone = std::fs::remove_file(path);
+        }
+        if let Err(error) = told {
             info!(%error, "the process that ran before is gone already");
             return;
         }

@@ -6,7 +6,10 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -100,8 +103,8 @@ pub struct Accepting {
     pub metrics: Arc<Metrics>,
     /// Ends it.
     pub shutdown: CancellationToken,
-    /// Another process has the listener by then: its file stays.
-    pub handed_over: CancellationToken,
+    /// Another process has the listener, too: its file stays.
+    pub shared: Arc<AtomicBool>,
 }
 
 /// Accepts the app's connections until it is told to end.
@@ -124,7 +127,7 @@ pub async fn accept_outbound(mut listener: Outbound, workers: Vec<Handle>, how: 
         }
     }
     if let Outbound::Unix(socket) = listener
-        && how.handed_over.is_cancelled()
+        && how.shared.load(Ordering::Acquire)
     {
         socket.file.keep();
     }

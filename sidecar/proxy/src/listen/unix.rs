@@ -57,6 +57,18 @@ impl SocketFile {
         self.identity = Self::identity(&self.path);
     }
 
+    /// Moves it to `path`, over whatever stands there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn place(&mut self, path: &Path) -> io::Result<()> {
+        if self.path != path {
+            fs::rename(&self.path, path)?;
+            self.path = path.into();
+        }
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -93,6 +105,15 @@ impl AppSocket {
         Ok(Self { listener, file })
     }
 
+    /// Binds it where nobody finds it before its file is placed at `path`.
+    ///
+    /// # Errors
+    /// The path cannot be used.
+    pub fn beside(path: &Path) -> io::Result<Self> {
+        let (listener, file) = bind_beside(path, OWNER_AND_GROUP)?;
+        Ok(Self { listener, file })
+    }
+
     /// What another process has bound at `path`.
     ///
     /// # Errors
@@ -126,18 +147,21 @@ async fn bind(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> 
 /// # Errors
 /// The path cannot be used.
 pub fn bind_over(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
+    let (listener, mut file) = bind_beside(path, mode)?;
+    file.place(path)?;
+    Ok((listener, file))
+}
+
+/// A socket that nobody finds at `path` before its file is [placed](SocketFile::place) there.
+fn bind_beside(path: &Path, mode: u32) -> io::Result<(UnixListener, SocketFile)> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}", std::process::id()));
     let beside = PathBuf::from(beside);
     let _left_by_a_namesake = fs::remove_file(&beside);
     let listener = UnixListener::bind(&beside)?;
-    let placed =
-        fs::set_permissions(&beside, fs::Permissions::from_mode(mode)).and_then(|()| fs::rename(&beside, path));
-    if let Err(error) = placed {
-        let _gone = fs::remove_file(&beside);
-        return Err(error);
-    }
-    Ok((listener, SocketFile::at(path)))
+    let file = SocketFile::at(&beside);
+    fs::set_permissions(&beside, fs::Permissions::from_mode(mode))?;
+    Ok((listener, file))
 }
 
 /// A socket file that nobody answers at was left by a process that is gone; anything else is not ours to replace.

@@ -35,3 +35,20 @@ async fn the_file_of_a_socket_that_was_handed_over_stays_until_its_new_owner_is_
     drop(adopted);
     assert!(!path.exists(), "nobody listens any more");
 }
+
+#[tokio::test]
+async fn a_socket_that_is_bound_beside_another_is_found_when_its_file_is_placed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("app.sock");
+    let first = AppSocket::bind(&path).await.expect("bound");
+    let mut second = AppSocket::beside(&path).expect("bound");
+    let _to_the_first = UnixStream::connect(&path).await.expect("connected");
+    second.file.place(&path).expect("placed");
+    let _to_the_second = UnixStream::connect(&path).await.expect("connected");
+    first.listener.accept().await.expect("accepted");
+    second.listener.accept().await.expect("accepted");
+    drop(first);
+    assert!(path.exists(), "the file is the second one's");
+    drop(second);
+    assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 0);
+}
