@@ -157,6 +157,30 @@ impl Cluster {
         bail!("{stream} has no leader")
     }
 
+    /// What the cluster says of a stream, and the nodes have logged last: for a test that waited in vain.
+    pub async fn state(&self, stream: &str) -> String {
+        let mut text = match self.client().await {
+            Ok(client) => match jetstream::new(client).get_stream(stream).await {
+                Ok(found) => {
+                    let info = found.cached_info();
+                    format!("{stream}: {:?}, {:?}\n", info.state, info.cluster)
+                }
+                Err(error) => format!("{stream}: {error}\n"),
+            },
+            Err(error) => format!("no connection: {error}\n"),
+        };
+        for number in 0..self.nodes.len() {
+            text += &format!("node {number}:\n{}\n", self.end_of_log(number));
+        }
+        text
+    }
+
+    fn end_of_log(&self, node: usize) -> String {
+        let log = fs::read_to_string(self.folder(node).join("output.log")).unwrap_or_default();
+        let end: Vec<_> = log.lines().rev().take(10).collect();
+        end.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
     /// A connection to the first node that takes one.
     ///
     /// # Errors
@@ -177,9 +201,7 @@ impl Cluster {
         for (number, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.child().is_some()) {
             while !answers(node.client).await {
                 if Instant::now() > until {
-                    let log = fs::read_to_string(self.folder(number).join("output.log")).unwrap_or_default();
-                    let end: Vec<_> = log.lines().rev().take(10).collect();
-                    bail!("node {number} does not come up:\n{}", end.into_iter().rev().collect::<Vec<_>>().join("\n"));
+                    bail!("node {number} does not come up:\n{}", self.end_of_log(number));
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
