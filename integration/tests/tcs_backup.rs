@@ -150,9 +150,11 @@ async fn a_tenant_deleted_under_traffic_comes_back_from_a_backup_and_nobody_who_
     let tcs = mesh.service("tcs").expect("it runs");
     signal(mesh.pid(), Signal::STOP).expect("nobody starts it again");
     signal(tcs, Signal::KILL).expect("killed");
-    // Its store is let go of by the last of its threads.
+    // Its store is let go of by the last of its threads, after its command line is gone and before it is a zombie.
     let threads = || std::fs::read_dir(format!("/proc/{tcs}/task")).map_or(0, Iterator::count);
-    eventually(SOON, "it is gone", || Ok(mesh.service("tcs").is_err() && threads() <= 1)).expect("gone");
+    let status = || std::fs::read_to_string(format!("/proc/{tcs}/status")).unwrap_or_default();
+    let over = || status().is_empty() || status().lines().any(|line| line.starts_with("State:\tZ"));
+    eventually(SOON, "it is gone", || Ok(threads() <= 1 && over())).expect("gone");
     let restored = drill.run_with(&mesh, RESTORE, ("TIME", &time));
     signal(mesh.pid(), Signal::CONT).expect("it goes on");
     call_for_acme(&mesh, "ALLOWED").await;
