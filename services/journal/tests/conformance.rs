@@ -26,7 +26,7 @@ use std::{sync::Arc, time::Duration};
 use backend::{InCluster, InFile, cluster, within};
 use futures_util::future::join_all;
 
-/// What hangs takes longer. On a cluster whose leader is stopped the suite takes 8 s on a quiet machine and 24 s on one with
+/// A check that takes longer stands still. On a cluster whose leader is stopped the suite takes 8 s on a quiet machine and 24 s on one with
 /// sixteen processes that want a core, of which elections may be 9 s each.
 const FOREVER: Duration = Duration::from_secs(150);
 
