@@ -39,7 +39,8 @@ pub struct Usable {
 #[derive(Debug)]
 struct Canary {
     instances: Vec<String>,
-    policy: Option<Box<ServicePolicy>>,
+    /// As bytes, which the compiled policy reads its texts in.
+    policy: Option<Bytes>,
     /// Made where it is asked for first.
     usable: OnceLock<Result<Usable, String>>,
 }
@@ -99,7 +100,7 @@ fn allows_nothing(key: &str, policy: &ServicePolicy) -> bool {
 impl Canary {
     fn usable(&self) -> Result<&Usable, &str> {
         let usable = self.usable.get_or_init(|| match &self.policy {
-            Some(policy) => Usable::of(policy.encode_to_vec().into()).map(|(usable, _)| usable),
+            Some(policy) => Usable::of(policy.clone()).map(|(usable, _)| usable),
             None => Err("there is none".to_owned()),
         });
         usable.as_ref().map_err(String::as_str)
@@ -122,7 +123,7 @@ impl replica::Value for PolicyRecord {
         let (everybody, rest) = Usable::of(raw.clone())?;
         let canary = rest.canary.map(|canary| Canary {
             instances: canary.instances,
-            policy: canary.policy,
+            policy: canary.policy.map(|policy| policy.encode_to_vec().into()),
             usable: OnceLock::new(),
         });
         Ok(Self(Arc::new(Held { key: key.into(), revision, raw, everybody, canary })))
