@@ -4,7 +4,7 @@ use std::{net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, sync::
 
 use hyper_util::rt::TokioIo;
 use integration::{
-    by_hand::Instance,
+    by_hand::{Instance, POLICY},
     calls::{channel, for_tenant, http_get, outcome},
     mesh::{Mesh, Plan, SOON, binary},
 };
@@ -16,26 +16,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tonic::transport::{Channel, Endpoint, Uri};
-
-const POLICY: &str = "
-apiVersion: tenon.dev/v1
-kind: Service
-metadata: {name: media}
-spec: {product: media}
----
-apiVersion: tenon.dev/v1
-kind: Service
-metadata: {name: wiki}
-spec: {}
----
-apiVersion: tenon.dev/v1
-kind: Allowlist
-metadata: {name: media}
-spec:
-  service: media
-  rules:
-    - {name: read, callers: [wiki, media], paths: [/media.v1.Media/*]}
-";
 
 fn mesh() -> Mesh {
     start(Plan::new().expect("a plan").file("policy.yaml", POLICY).caller("wiki", "us-east"))
