@@ -60,7 +60,9 @@ impl Sidecar {
         let offered = if config.take_over { handover::take_over(&config).await? } else { Offered::default() };
         let outbound = match offered.outbound {
             Some(outbound) => outbound,
-            None => Outbound::bind(&config.outbound).await.with_context(|| taken("--outbound", &config.outbound))?,
+            None => Outbound::bind(&config.outbound)
+                .await
+                .map_err(|error| cannot_listen("--outbound", &config.outbound, error))?,
         };
         let inbound = bound("--inbound", config.inbound, offered.inbound).await?;
         let admin_listener = bound("--admin", config.admin, offered.admin).await?;
@@ -71,7 +73,7 @@ impl Sidecar {
                 // The process that runs may be served at the path until this one takes its place.
                 let over = offered.by.is_some();
                 let bound = if over { AppSocket::beside(path) } else { AppSocket::bind(path).await };
-                Some(bound.with_context(|| taken("--serve-workload-api", path.display()))?)
+                Some(bound.map_err(|error| cannot_listen("--serve-workload-api", path.display(), error))?)
             }
         };
         config.outbound = outbound.address()?;
@@ -136,17 +138,22 @@ impl Sidecar {
     }
 }
 
-fn taken(option: &str, address: impl std::fmt::Display) -> String {
-    format!(
-        "cannot listen on {address}: choose another address with {option}, stop the process that has it, or take over from \
-         it with --take-over"
-    )
+/// What to do depends on who has the address, or why nobody can.
+fn cannot_listen(option: &str, address: impl std::fmt::Display, error: io::Error) -> anyhow::Error {
+    let what_to_do = if error.kind() == io::ErrorKind::AddrInUse {
+        format!("stop the process that has it, take over from it with --take-over, or choose another one with {option}")
+    } else if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) {
+        format!("{option} needs an address, or a folder, that is there and that this user may use")
+    } else {
+        format!("choose another one with {option}")
+    };
+    anyhow!(error).context(format!("cannot listen on {address}: {what_to_do}"))
 }
 
 async fn bound(option: &str, address: SocketAddr, offered: Option<TcpListener>) -> anyhow::Result<TcpListener> {
     match offered {
         Some(listener) => Ok(listener),
-        None => listen::tcp(address).await.with_context(|| taken(option, address)),
+        None => listen::tcp(address).await.map_err(|error| cannot_listen(option, address, error)),
     }
 }
 
