@@ -1,6 +1,11 @@
 //! Verified tokens, remembered: the same token comes with every call for minutes.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hasher},
+};
+
+use ahash::{AHasher, RandomState};
 
 use crate::{Expect, Keys, Verified, VerifyError, verify};
 
@@ -24,19 +29,24 @@ impl Memory {
     /// As [`verify`]; refusals are not remembered.
     pub fn verify(
         &mut self,
-        token: &str,
+        token: &(impl AsRef<[u8]> + ?Sized),
         expect: &Expect<'_>,
         keys: &impl Keys,
         now: u64,
     ) -> Result<&Verified, VerifyError> {
-        self.0.recall_or(token, |verified| serves(verified, expect, now), || verify(token, expect, keys, now))
+        let token = token.as_ref();
+        let verify = || match std::str::from_utf8(token) {
+            Ok(token) => verify(token, expect, keys, now),
+            Err(_) => Err(VerifyError::Malformed("not text")),
+        };
+        self.0.recall_or(token, |verified| serves(verified, expect, now), verify)
     }
 
     /// The same, where only the outcome is wanted: a remembered token is looked for once.
     ///
     /// # Errors
     /// As [`verify`].
-    pub fn check(&mut self, token: &str, expect: &Expect<'_>, keys: &impl Keys, now: u64) -> Result<(), VerifyError> {
+    pub fn check(&mut self, token: &[u8], expect: &Expect<'_>, keys: &impl Keys, now: u64) -> Result<(), VerifyError> {
         if self.0.young.get(token).is_some_and(|verified| serves(verified, expect, now)) {
             return Ok(());
         }
@@ -44,13 +54,13 @@ impl Memory {
     }
 
     /// What is remembered of this token, if that serves this call. Allocates nothing.
-    pub fn get(&self, token: &str, expect: &Expect<'_>, now: u64) -> Option<&Verified> {
-        self.0.get(token).filter(|verified| serves(verified, expect, now))
+    pub fn get(&self, token: &(impl AsRef<[u8]> + ?Sized), expect: &Expect<'_>, now: u64) -> Option<&Verified> {
+        self.0.get(token.as_ref()).filter(|verified| serves(verified, expect, now))
     }
 
     /// Remembers a token that [`verify`] has just verified.
-    pub fn insert(&mut self, token: &str, verified: Verified) {
-        self.0.insert(token, verified);
+    pub fn insert(&mut self, token: &(impl AsRef<[u8]> + ?Sized), verified: Verified) {
+        self.0.insert(token.as_ref(), verified);
     }
 
     /// Forgets everything: keys were replaced as a whole.
@@ -88,7 +98,40 @@ pub(crate) struct Remembered<V> {
     capacity: usize,
 }
 
-type Generation<V> = HashMap<Box<str>, V, ahash::RandomState>;
+type Generation<V> = HashMap<Box<[u8]>, V, ByEnd>;
+
+/// Hashes a token by its end, which is of the signature: two verified tokens that share so much of it are not to be had. They
+/// are compared as a whole all the same.
+#[derive(Clone, Debug, Default)]
+struct ByEnd(RandomState);
+
+/// See [`ByEnd`].
+struct EndHasher(AHasher);
+
+/// Bytes of a token's end that are hashed.
+const END: usize = 32;
+
+impl BuildHasher for ByEnd {
+    type Hasher = EndHasher;
+
+    fn build_hasher(&self) -> EndHasher {
+        EndHasher(self.0.build_hasher())
+    }
+}
+
+impl Hasher for EndHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.write(&bytes[bytes.len().saturating_sub(END)..]);
+    }
+
+    fn write_usize(&mut self, length: usize) {
+        self.0.write_usize(length);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+}
 
 impl<V> Default for Remembered<V> {
     /// Room for 4,096 tokens twice over.
@@ -105,7 +148,7 @@ impl<V> Remembered<V> {
     /// What is remembered and `serves`, else what `make` makes, remembered from then on.
     pub(crate) fn recall_or<E>(
         &mut self,
-        token: &str,
+        token: &[u8],
         serves: impl Fn(&V) -> bool,
         make: impl FnOnce() -> Result<V, E>,
     ) -> Result<&V, E> {
@@ -119,11 +162,11 @@ impl<V> Remembered<V> {
         Ok(&self.young[token])
     }
 
-    pub(crate) fn get(&self, token: &str) -> Option<&V> {
+    pub(crate) fn get(&self, token: &[u8]) -> Option<&V> {
         self.young.get(token).or_else(|| self.old.get(token))
     }
 
-    pub(crate) fn insert(&mut self, token: &str, value: V) {
+    pub(crate) fn insert(&mut self, token: &[u8], value: V) {
         if self.young.len() >= self.capacity && !self.young.contains_key(token) {
             self.old = std::mem::take(&mut self.young);
         }

@@ -301,7 +301,7 @@ fn inbound_of(
     let tenant = named(call);
     let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
     let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
-    let head = inbound::Head { path: call.path, token: Token::One(""), tenant, tenant_revision: None, txn_token };
+    let head = inbound::Head { path: call.path, token: Token::One(b""), tenant, tenant_revision: None, txn_token };
     let waited = inbound::Waited::FOR_ALL;
     match inbound::decide(state, tenants, &mut Proven { transaction }, peer, &head, now, waited) {
         Ok(verdict) => Ok((verdict.rule, verdict.audited)),

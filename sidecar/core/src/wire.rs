@@ -33,8 +33,8 @@ pub enum Token<'a> {
     Missing,
     /// Several values, or no bearer token in it: `ASAP_MALFORMED`.
     Ambiguous,
-    /// The bare token.
-    One(&'a str),
+    /// The bare token, as its bytes: only who verifies it has to know that they are text.
+    One(&'a [u8]),
 }
 
 /// Who stands at the other end of a connection, as TLS proved it.
@@ -83,7 +83,7 @@ pub trait Credentials {
     ///
     /// # Errors
     /// A refusal with one of the `ASAP_*` reasons.
-    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal>;
+    fn verify(&mut self, peer: Peer<'_>, token: &[u8], now: u64) -> Result<(), Refusal>;
 
     /// Verifies a transaction token (`txn-token`) at `now` (Unix seconds) and compares its tenant with the call's,
     /// [`Transaction::compare`]. Asked only where the rule wants one. A token that is remembered costs no allocation.
@@ -103,7 +103,7 @@ pub struct Proven {
 }
 
 impl Credentials for Proven {
-    fn verify(&mut self, _peer: Peer<'_>, _token: &str, _now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, _peer: Peer<'_>, _token: &[u8], _now: u64) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -137,7 +137,7 @@ impl Compiled {
         let seen = call.seen.map(|revision| format!("1.{revision}"));
         let head = inbound::Head {
             path: call.path,
-            token: Token::One(""),
+            token: Token::One(b""),
             tenant: named(&call.tenants),
             tenant_revision: seen.as_deref(),
             txn_token: match call.txn {
@@ -189,7 +189,7 @@ fn named<'a>(values: &[&'a str]) -> Named<'a> {
 struct Tokens(Txn);
 
 impl Credentials for Tokens {
-    fn verify(&mut self, _peer: Peer<'_>, _token: &str, _now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, _peer: Peer<'_>, _token: &[u8], _now: u64) -> Result<(), Refusal> {
         Ok(())
     }
 

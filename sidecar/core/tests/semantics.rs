@@ -115,7 +115,7 @@ fn inbound(section: &Section, records: &Records, tenants: &Held, row: &Row) -> S
     let peer = if section.with_partner && caller == "partner" { Peer::Outside(caller) } else { Peer::Service(caller) };
     let head = inbound::Head {
         path: row.text_of("path").expect("the cell is filled in"),
-        token: Token::One("token"),
+        token: Token::One(b"token"),
         tenant: named(row.text_of("tenant")),
         tenant_revision: row.word("seen"),
         txn_token: named(row.word("token")),
@@ -180,7 +180,7 @@ fn named(cell: Option<&str>) -> Named<'_> {
 struct Tokens;
 
 impl Credentials for Tokens {
-    fn verify(&mut self, _peer: Peer<'_>, _token: &str, _now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, _peer: Peer<'_>, _token: &[u8], _now: u64) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -92,7 +92,7 @@ impl CallBody {
         // A body already at its end is never polled: Trailers-Only answers end here. A status in the head says so too, also
         // where a reset without error has come right behind it, as it does when the request was not read to its end.
         let status = parts.headers.get("grpc-status");
-        if answer.is_end_stream() || (call.facts.grpc && status.is_some()) {
+        if answer.is_end_stream() || (call.facts().grpc && status.is_some()) {
             call.finish(status);
             return Response::from_parts(parts, Self::Empty);
         }
@@ -175,7 +175,7 @@ impl Following {
     fn cut_short(&mut self, refusal: &Refusal) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.close();
         let trailers = self.call.refuse_open(refusal);
-        if self.call.facts.grpc {
+        if self.call.facts().grpc {
             Poll::Ready(Some(Ok(Frame::trailers(trailers))))
         } else {
             Poll::Ready(Some(Err(BodyError::HungUp(h2::Reason::CANCEL.into()))))
@@ -195,7 +195,7 @@ impl Following {
         }
         self.close();
         self.call.broken(&error);
-        if self.call.facts.grpc && (!error.is_reset() || error.reason() == Some(h2::Reason::NO_ERROR)) {
+        if self.call.facts().grpc && (!error.is_reset() || error.reason() == Some(h2::Reason::NO_ERROR)) {
             let mut trailers = HeaderMap::with_capacity(2);
             trailers.insert("grpc-status", HeaderValue::from_static("14"));
             trailers.insert("grpc-message", HeaderValue::from_static("the connection to the other side was lost"));

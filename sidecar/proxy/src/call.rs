@@ -27,7 +27,7 @@ use crate::{
     in_flight::Serving,
     limits::Admission,
     metrics::{Calls, Direction, Outcome},
-    open::Place,
+    open::{OpenCall, OpenCalls, Place, Question},
     pool::Lease,
     refuse::{self, Revisions},
     said::Said,
@@ -37,8 +37,10 @@ use crate::{
 /// What the two directions of a call and whoever decides open calls again share.
 ///
 /// A call is hung up at most once: by its deadline, or because what it was allowed by has changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Line {
+    /// For refusals, the log, and deciding it again.
+    pub facts: Facts,
     refusal: OnceLock<(Refusal, Option<Box<Grounds>>)>,
     /// The call has ended, however: what of the request is not sent yet never will be.
     over: AtomicBool,
@@ -54,6 +56,20 @@ pub struct Line {
 }
 
 impl Line {
+    /// Of a call that has just come in.
+    pub fn new(facts: Facts) -> Self {
+        Self {
+            facts,
+            refusal: OnceLock::new(),
+            over: AtomicBool::new(false),
+            request: AtomicWaker::new(),
+            response: AtomicWaker::new(),
+            upstream: Mutex::default(),
+            answer: Mutex::default(),
+            unread: AtomicU32::new(0),
+        }
+    }
+
     /// Ends the call with `refusal`: the stream to the other side is reset at once, and the caller told when it reads.
     pub fn hang_up(&self, refusal: Refusal) {
         self.hang_up_on(refusal, None);
@@ -197,8 +213,6 @@ pub struct Call {
     /// a count that two cores change costs each of them more than all else here.
     worker: Arc<Worker>,
     started: Instant,
-    /// For refusals and the log.
-    pub facts: Facts,
     /// Shared with the bodies of the call.
     pub line: Arc<Line>,
     /// It was not sent to the app: the caller's sidecar may be told so.
@@ -206,7 +220,7 @@ pub struct Call {
     /// When the whole call must be over.
     pub deadline: Option<tokio::time::Instant>,
     /// Held until the call ends: its place among the open calls.
-    pub place: Option<Place>,
+    place: Option<Place>,
     /// Held until the call ends: its tenant is in flight.
     pub serving: Option<Serving>,
     /// Held until the call ends: its seat at the app.
@@ -232,8 +246,7 @@ impl Call {
             direction,
             worker: Arc::clone(worker),
             started: Instant::now(),
-            facts,
-            line: Arc::new(Line::default()),
+            line: Arc::new(Line::new(facts)),
             unsent: direction == Direction::Inbound,
             deadline: None,
             place: None,
@@ -246,6 +259,17 @@ impl Call {
             noted: false,
             ended: false,
         }
+    }
+
+    /// What is known of it.
+    pub fn facts(&self) -> &Facts {
+        &self.line.facts
+    }
+
+    /// Takes a place among the open calls.
+    pub fn enter(&mut self, calls: &Arc<OpenCalls>, question: Question) {
+        let call = OpenCall { line: Arc::clone(&self.line), deadline: self.deadline, question };
+        self.place = Some(calls.enter(call));
     }
 
     fn counters(&self) -> &Calls {
@@ -266,7 +290,7 @@ impl Call {
     /// Makes the refusal the answer: the only place a status is made before an answer has begun.
     pub fn refuse(mut self, refusal: &Refusal) -> Response<CallBody> {
         let revisions = self.note(refusal);
-        let mut response = refuse::response(refusal, &self.facts, &revisions);
+        let mut response = refuse::response(refusal, self.facts(), &revisions);
         if self.unsent && matches!(refusal.reason, Reason::UpstreamConnect | Reason::Overloaded) {
             response.headers_mut().insert(headers::UNSENT, HeaderValue::from_static("1"));
         }
@@ -280,7 +304,7 @@ impl Call {
     /// Makes the refusal the trailers of an answer that has begun.
     pub fn refuse_open(&mut self, refusal: &Refusal) -> http::HeaderMap {
         let revisions = self.note(refusal);
-        let trailers = refuse::trailers(refusal, &self.facts, &revisions);
+        let trailers = refuse::trailers(refusal, self.facts(), &revisions);
         self.end(Outcome::Refused, Some(refusal.reason.as_str()));
         trailers
     }
@@ -313,10 +337,10 @@ impl Call {
             target: "tenon::audit",
             direction = self.direction.as_str(),
             reason = refusal.reason.as_str(),
-            service = &*self.facts.service,
-            caller = &*self.facts.caller,
-            path = self.facts.uri.path(),
-            request_id = self.facts.request_id(),
+            service = &*self.facts().service,
+            caller = &*self.facts().caller,
+            path = self.facts().uri.path(),
+            request_id = self.facts().request_id(),
             unlogged,
             "passed in audit mode"
         );
@@ -352,10 +376,10 @@ impl Call {
             direction = self.direction.as_str(),
             reason = refusal.reason.as_str(),
             message = %refusal.message,
-            service = &*self.facts.service,
-            caller = &*self.facts.caller,
-            path = self.facts.uri.path(),
-            request_id = self.facts.request_id(),
+            service = &*self.facts().service,
+            caller = &*self.facts().caller,
+            path = self.facts().uri.path(),
+            request_id = self.facts().request_id(),
             policy_revision = %policy,
             tenant_revision = %tenants,
             nearest = refusal.nearest.as_ref().map(tracing::field::display),
@@ -379,12 +403,17 @@ impl Call {
 
     fn count(&self, decision: Decision) {
         let service = match self.direction {
-            Direction::Inbound => &self.facts.service,
+            Direction::Inbound => &self.facts().service,
             // What the app wrote is a service only when there is one.
-            Direction::Outbound if self.worker.live.is_service(&self.facts.service) => &self.facts.service,
+            Direction::Outbound if self.worker.live.is_service(&self.facts().service) => &self.facts().service,
             Direction::Outbound => "",
         };
-        self.worker.ledger.count(Flow { caller: &self.facts.caller, service, path: self.facts.uri.path(), decision });
+        self.worker.ledger.count(Flow {
+            caller: &self.facts().caller,
+            service,
+            path: self.facts().uri.path(),
+            decision,
+        });
     }
 
     /// Comes back with the revisions that are in force.
@@ -400,11 +429,11 @@ impl Call {
             at_unix_ms: i64::try_from(at).unwrap_or(i64::MAX),
             direction: self.direction,
             decision,
-            request_id: self.facts.request_id().into(),
-            caller: Arc::clone(&self.facts.caller),
-            service: (*self.facts.service).into(),
-            path: self.facts.uri.path().into(),
-            tenant: self.facts.tenant().into(),
+            request_id: self.facts().request_id().into(),
+            caller: Arc::clone(&self.facts().caller),
+            service: (*self.facts().service).into(),
+            path: self.facts().uri.path().into(),
+            tenant: self.facts().tenant().into(),
             message: (*refusal.message).into(),
             nearest: refusal.nearest.as_ref().map(ToString::to_string).unwrap_or_default().into(),
             grounds: grounds.cloned().unwrap_or(Grounds { policy, ..Grounds::default() }),
@@ -433,11 +462,11 @@ impl Call {
                 direction = self.direction.as_str(),
                 ?outcome,
                 status,
-                method = %self.facts.method,
-                service = &*self.facts.service,
-                caller = &*self.facts.caller,
-                path = self.facts.uri.path(),
-                request_id = self.facts.request_id(),
+                method = %self.facts().method,
+                service = &*self.facts().service,
+                caller = &*self.facts().caller,
+                path = self.facts().uri.path(),
+                request_id = self.facts().request_id(),
                 microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             );
         }

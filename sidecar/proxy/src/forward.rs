@@ -362,6 +362,6 @@ pub fn revoked_refusal(call: &Call) -> Option<Refusal> {
 }
 
 fn revoked(call: &Call) -> Refusal {
-    let message = format!("the identity of service {} is revoked, or that of its instance", call.facts.service);
+    let message = format!("the identity of service {} is revoked, or that of its instance", call.facts().service);
     Refusal::new(Reason::UpstreamConnect, message)
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use mesh_identity::clock;
 use sidecar_core::{
-    Lookup, Reason, Refusal, Token,
+    Lookup, Reason, Refusal, Token, Transaction,
     inbound::{self, Head, Stop, Verdict, Waited},
 };
 use tokio::time::timeout;
@@ -20,7 +20,7 @@ use crate::{
     in_flight::Serving,
     live::FRESHNESS_WAIT,
     metrics::Direction,
-    open::{OpenCall, Question},
+    open::Question,
     pool::Target,
     said::{Said, Stale},
     tenants::{Answered, TenantRef},
@@ -49,6 +49,8 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<In
 struct Admitted {
     /// Whose context the app is handed.
     tenant: Option<TenantRef>,
+    /// What its transaction token proved, where a rule looked at it.
+    transaction: Option<Transaction>,
     /// What of the head is not for the app.
     stale: Stale,
     /// What held the token is not for it either.
@@ -75,26 +77,22 @@ async fn admit(
     call.admission = Some(limits.admit(&worker.seats, tenant, &caller.name, request.uri().path())?);
     call.passes(verdict.audited.as_ref());
     call.deadline = forward::deadline(said);
-    call.place = Some(worker.open.enter(OpenCall {
-        line: Arc::clone(&call.line),
-        deadline: call.deadline,
-        question: question(caller, call, &verdict, request.headers().get(&held_by).cloned()),
-    }));
-    call.serving = serving(worker, &verdict);
     let stale = said.stale(tenant);
-    Ok(Some(Admitted { tenant: verdict.tenant, stale, token: held_by }))
+    Ok(Some(Admitted { tenant: verdict.tenant, transaction: verdict.transaction, stale, token: held_by }))
 }
 
 /// To the app.
 async fn send(
     worker: &Arc<Worker>,
-    caller: &Caller,
+    caller: &Arc<Caller>,
     mut request: Request<Incoming>,
     admitted: Option<Admitted>,
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
     if let Some(admitted) = admitted {
-        rewrite(worker, request.headers_mut(), caller, &admitted, call);
+        let token = rewrite(worker, request.headers_mut(), caller, &admitted, call);
+        let question = Question::Inbound { caller: Arc::clone(caller), transaction: admitted.transaction, token };
+        call.enter(&worker.open, question);
     }
     let Some(app) = worker.live.config.app.clone() else {
         return Err(Refusal::new(Reason::UpstreamConnect, format!("service {} has no app to call", worker.service)));
@@ -159,6 +157,7 @@ async fn have_key(worker: &Worker, caller: &Caller, said: &Said<'_>, token: Toke
     if worker.credentials().remembers(&caller.name, token, now) {
         return Ok(());
     }
+    let Ok(token) = std::str::from_utf8(token) else { return Ok(()) };
     // Boxed: it is rare, and every call's future would otherwise have room for it.
     let known = Box::pin(client.wait_for_key(&worker.live.identity, token, now));
     forward::before(forward::deadline(said), known).await
@@ -177,12 +176,19 @@ fn ask(
     let decision = inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited);
     let decision = decision.and_then(|verdict| worker.live.limits.rate(&state, &caller.name, verdict));
     call.decided_on(&state, &decision);
+    call.serving = decision.as_ref().ok().and_then(|verdict| serving(worker, &state, verdict));
     decision
 }
 
-/// What the app is handed instead of what came over the wire (DESIGN §3).
-fn rewrite(worker: &Worker, headers: &mut HeaderMap, caller: &Caller, admitted: &Admitted, call: &Call) {
-    headers.remove(&admitted.token);
+/// What the app is handed instead of what came over the wire (DESIGN §3). Comes back with what held the token.
+fn rewrite(
+    worker: &Worker,
+    headers: &mut HeaderMap,
+    caller: &Caller,
+    admitted: &Admitted,
+    call: &Call,
+) -> Option<HeaderValue> {
+    let token = headers.remove(&admitted.token);
     admitted.stale.strip_with_host(headers);
     if let Some(tenant) = &admitted.tenant {
         if let (false, Ok(id)) = (admitted.stale.keeps_tenant(), HeaderValue::from_str(tenant.id())) {
@@ -193,22 +199,13 @@ fn rewrite(worker: &Worker, headers: &mut HeaderMap, caller: &Caller, admitted: 
         }
     }
     headers.insert(headers::CALLER, caller.header.clone());
-    headers.insert(headers::REQUEST_ID, call.facts.request_id.clone());
+    headers.insert(headers::REQUEST_ID, call.facts().request_id.clone());
+    token
 }
 
 /// Only services that may not originate calls pay for the count.
-fn serving(worker: &Worker, verdict: &Verdict<TenantRef>) -> Option<Serving> {
+fn serving(worker: &Worker, state: &inbound::State, verdict: &Verdict<TenantRef>) -> Option<Serving> {
     let tenant = verdict.tenant.as_ref()?;
-    let originates = worker.live.inbound().policy.as_ref().is_some_and(|policy| policy.originates());
+    let originates = state.policy.as_ref().is_some_and(|policy| policy.originates());
     (!originates).then(|| worker.live.in_flight.enter(tenant.id()))
-}
-
-fn question(caller: &Arc<Caller>, call: &Call, verdict: &Verdict<TenantRef>, token: Option<HeaderValue>) -> Question {
-    Question::Inbound {
-        caller: Arc::clone(caller),
-        uri: call.facts.uri.clone(),
-        tenant: call.facts.tenant.clone(),
-        transaction: verdict.transaction,
-        token,
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::{HeaderValue, Uri};
+use http::HeaderValue;
 use sidecar_core::Transaction;
 use tokio::time::Instant;
 
@@ -29,27 +29,20 @@ pub struct OpenCall {
     pub question: Question,
 }
 
-/// What was asked when the call began.
+/// What was asked when the call began; the rest is in the facts of its line.
 #[derive(Debug, Clone)]
 pub enum Question {
     /// May this caller call this path for this tenant?
     Inbound {
         /// The peer of its connection.
         caller: Arc<Caller>,
-        /// Path of the request.
-        uri: Uri,
-        /// `x-tenant-id`, where a rule looked at it.
-        tenant: Option<HeaderValue>,
         /// What its transaction token proved, where a rule looked at it. That the token ends does not end the call.
         transaction: Option<Transaction>,
         /// What held its ASAP token, as it came: its key may be revoked.
         token: Option<HeaderValue>,
     },
     /// May this service call that one?
-    Outbound {
-        /// The destination's name.
-        service: Arc<str>,
-    },
+    Outbound,
 }
 
 /// A call's place among the open ones; it is given back when dropped.
@@ -111,9 +104,13 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{call::Facts, said::Said};
 
     fn call() -> OpenCall {
-        OpenCall { line: Arc::default(), deadline: None, question: Question::Outbound { service: "media".into() } }
+        let request = http::Request::new(());
+        let said = Said::of(request.headers());
+        let facts = Facts::of(&request, &said, ("media".into(), "issues".into()), HeaderValue::from_static("1"));
+        OpenCall { line: Arc::new(Line::new(facts)), deadline: None, question: Question::Outbound }
     }
 
     #[test]

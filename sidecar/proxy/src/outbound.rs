@@ -26,7 +26,7 @@ use crate::{
     health::now,
     lookups,
     metrics::Direction,
-    open::{OpenCall, Question},
+    open::Question,
     pool::Target,
     said::{Said, Stale},
     tenants::{Answered, TenantRef},
@@ -75,8 +75,7 @@ async fn admit<'s>(
     let (route, memory) = (verdict.destination.route(), verdict.destination.memory());
     let retries = Retries::new(route, memory, request.uri().path(), now());
     call.deadline = forward::deadline_within(said, retries.method().timeout, call);
-    let question = Question::Outbound { service: Arc::clone(&call.facts.service) };
-    call.place = Some(worker.open.enter(OpenCall { line: Arc::clone(&call.line), deadline: call.deadline, question }));
+    call.enter(&worker.open, Question::Outbound);
     let stale = said.stale(verdict.tenant.id());
     Ok(Admitted { verdict, retries, stale })
 }
@@ -134,7 +133,7 @@ async fn attempt(
     call: &Call,
 ) -> Tried {
     let service = verdict.destination.service();
-    if let Some(after) = retries.hedge_after(call.facts.uri.path()) {
+    if let Some(after) = retries.hedge_after(call.facts().uri.path()) {
         // Boxed: it is rare, and every call's future would otherwise have room for it.
         let to = (worker, service);
         return Box::pin(hedge::race(to, endpoint, &mut verdict.candidates, outgoing, retries, after, call)).await;
@@ -206,7 +205,7 @@ fn prepare(
         stale.strip(headers);
         name_tenant(worker, headers, stale, &verdict.tenant);
         headers.insert(headers::ASAP_TOKEN, token);
-        headers.insert(headers::REQUEST_ID, call.facts.request_id.clone());
+        headers.insert(headers::REQUEST_ID, call.facts().request_id.clone());
     }
     // What the app wrote, mostly: then nothing is made anew.
     let authority = match request.uri().authority().filter(|authority| *authority == service.as_str()) {

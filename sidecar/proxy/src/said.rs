@@ -96,17 +96,13 @@ impl<'h> Said<'h> {
     pub fn token(&self, headers: &'h HeaderMap) -> (Token<'h>, HeaderName) {
         match self.asap_token.first {
             Some(_) if self.asap_token.several => return (Token::Ambiguous, ASAP_TOKEN),
-            // Other than `to_str` this looks at many bytes at once.
-            Some(value) => {
-                let text = value.as_bytes().is_ascii().then(|| std::str::from_utf8(value.as_bytes()).ok());
-                return (Token::One(text.flatten().unwrap_or_default()), ASAP_TOKEN);
-            }
+            Some(value) => return (Token::One(value.as_bytes()), ASAP_TOKEN),
             None if !self.authorization => return (Token::Missing, header::AUTHORIZATION),
             None => {}
         }
         // Some other scheme is the app's own affair: it is no token, and says nothing about one.
         let token = match bearer(headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes)) {
-            Ok(token) => Token::One(token),
+            Ok(token) => Token::One(token.as_bytes()),
             Err(BearerError::Missing) => Token::Missing,
             Err(BearerError::Malformed) => Token::Ambiguous,
         };
@@ -124,9 +120,9 @@ impl<'h> Said<'h> {
 
     /// The request id of another sidecar, when it has the form of one.
     pub fn foreign_request_id(&self) -> Option<HeaderValue> {
-        let Named::One(id) = self.request_id.named() else { return None };
-        let fits = (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        self.request_id.first.filter(|_| fits).cloned().map(headers::never_indexed)
+        let id = self.request_id.first.filter(|_| !self.request_id.several)?;
+        let letters = id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+        ((1..=64).contains(&id.len()) && letters).then(|| headers::never_indexed(id.clone()))
     }
 
     /// What of the head must not go on as it is, when the tenant is `tenant`.
@@ -246,7 +242,7 @@ mod tests {
         let text = match token {
             Token::Missing => "missing".to_owned(),
             Token::Ambiguous => "many".to_owned(),
-            Token::One(token) => token.to_owned(),
+            Token::One(token) => String::from_utf8(token.to_vec()).unwrap(),
         };
         (text, held_by)
     }

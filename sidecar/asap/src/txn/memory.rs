@@ -19,7 +19,7 @@ impl Memory {
     /// As [`verify`]; refusals are not remembered.
     pub fn verify(&mut self, token: &str, expect: &Expect<'_>, keys: &impl Keys, now: u64) -> Result<&Verified, Error> {
         let serves = |verified: &Verified| now <= verified.expires_at && *verified.trust_domain == *expect.trust_domain;
-        self.0.recall_or(token, serves, || verify(token, expect, keys, now))
+        self.0.recall_or(token.as_bytes(), serves, || verify(token, expect, keys, now))
     }
 
     /// Forgets everything: keys were replaced as a whole.

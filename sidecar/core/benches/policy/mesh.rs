@@ -54,7 +54,7 @@ impl Mesh {
         let call = &self.calls[index % CALLS];
         let head = inbound::Head {
             path: &call.path,
-            token: Token::One("token"),
+            token: Token::One(b"token"),
             tenant: Named::One(&call.tenant),
             tenant_revision: Some("1.5"),
             txn_token: Named::None,

@@ -17,9 +17,9 @@ const REACHED: Position = Position { epoch: 5, revision: 10 };
 struct Tokens;
 
 impl Credentials for Tokens {
-    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, peer: Peer<'_>, token: &[u8], now: u64) -> Result<(), Refusal> {
         assert_eq!(now, NOW);
-        match token {
+        match std::str::from_utf8(token).unwrap() {
             "good" => Ok(()),
             reason => Err(Refusal::new(reason.parse().unwrap(), format!("token of {}", peer.name()))),
         }
@@ -125,7 +125,7 @@ fn tenants() -> Held {
 
 fn head<'a>(path: &'a str, tenant: Option<&'a str>) -> Head<'a> {
     let tenant = tenant.map_or(Named::None, Named::One);
-    Head { path, token: Token::One("good"), tenant, tenant_revision: None, txn_token: Named::None }
+    Head { path, token: Token::One(b"good"), tenant, tenant_revision: None, txn_token: Named::None }
 }
 
 fn decide_as(state: &State, peer: &str, head: &Head<'_>) -> Result<Verdict<Arc<Tenant>>, Stop> {
@@ -148,9 +148,9 @@ fn credentials_are_checked_before_all_else() {
     for (token, expected) in [
         (Token::Missing, "ASAP_MISSING"),
         (Token::Ambiguous, "ASAP_MALFORMED"),
-        (Token::One("ASAP_SIGNATURE"), "ASAP_SIGNATURE"),
-        (Token::One("ASAP_KEYS_UNAVAILABLE"), "ASAP_KEYS_UNAVAILABLE"),
-        (Token::One("good"), "QUARANTINED"),
+        (Token::One(b"ASAP_SIGNATURE"), "ASAP_SIGNATURE"),
+        (Token::One(b"ASAP_KEYS_UNAVAILABLE"), "ASAP_KEYS_UNAVAILABLE"),
+        (Token::One(b"good"), "QUARANTINED"),
     ] {
         let outcome = decide_as(&state, "wiki", &Head { token, ..head("/m.M/Required", None) });
         assert_eq!(reason(&outcome), expected, "{token:?}");

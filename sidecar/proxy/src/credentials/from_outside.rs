@@ -31,7 +31,7 @@ impl FromOutside {
         client: &Arc<Client>,
         identity: &Identity,
         audience: &str,
-        token: &str,
+        token: &[u8],
         now: u64,
     ) -> Result<(), VerifyError> {
         let expect = Expect { grants: &client.grants, ..Expect::new(audience, Some(&client.issuer)) };
@@ -40,7 +40,10 @@ impl FromOutside {
             Ok(_) => Ok(()),
             // No key was asked for that is not the client's own: so what is wrong is the issuer, not the lack of a key.
             Err(VerifyError::KeyUnknown | VerifyError::KeysUnavailable)
-                if precheck(token).is_ok_and(|token| token.issuer != client.issuer) =>
+                if std::str::from_utf8(token)
+                    .ok()
+                    .and_then(|token| precheck(token).ok())
+                    .is_some_and(|token| token.issuer != client.issuer) =>
             {
                 Err(VerifyError::Issuer)
             }
@@ -49,7 +52,7 @@ impl FromOutside {
     }
 
     /// Whether the token would be taken without a look at any key.
-    pub(super) fn remembers(&mut self, client: &Arc<Client>, audience: &str, token: &str, now: u64) -> bool {
+    pub(super) fn remembers(&mut self, client: &Arc<Client>, audience: &str, token: &[u8], now: u64) -> bool {
         let expect = Expect::new(audience, Some(&client.issuer));
         self.of(client).get(token, &expect, now).is_some()
     }

@@ -88,7 +88,7 @@ impl TokenMemory {
     }
 
     /// Whether this token of an outside client is verified and good now, so that no key is needed for it.
-    pub fn remembers(&mut self, client: &str, token: &str, now: u64) -> bool {
+    pub fn remembers(&mut self, client: &str, token: &[u8], now: u64) -> bool {
         self.forget();
         let client = self.clients.get(client);
         client.is_some_and(|client| self.from_outside.remembers(&client, &self.audience, token, now))
@@ -119,7 +119,7 @@ impl TokenMemory {
 }
 
 impl Credentials for TokenMemory {
-    fn verify(&mut self, peer: Peer<'_>, token: &str, now: u64) -> Result<(), Refusal> {
+    fn verify(&mut self, peer: Peer<'_>, token: &[u8], now: u64) -> Result<(), Refusal> {
         self.forget();
         let verified = match peer {
             Peer::Service(service) => {

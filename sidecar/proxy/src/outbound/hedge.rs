@@ -166,7 +166,7 @@ impl<'a> Race<'a> {
         if hedge {
             self.worker.live.metrics.retries().hedge(Hedge::Won);
             if let Some(first) = self.runners.iter().find(|runner| !runner.hedge) {
-                retries.took(self.call.facts.uri.path(), now.saturating_sub(first.began));
+                retries.took(self.call.facts().uri.path(), now.saturating_sub(first.began));
             }
         }
     }

@@ -45,14 +45,14 @@ pub async fn attempt(
 impl Tried {
     /// From what became of an attempt that began at `began`.
     pub fn of(result: Result<Answer, Failed>, slot: Slot, began: u64, retries: &Retries<'_>, call: &Call) -> Self {
-        let ended = ended(&result, call.facts.grpc);
+        let ended = ended(&result, call.facts().grpc);
         let now = now();
         let took = now.saturating_sub(began);
         if let Some(shown) = shown(&result, ended, took) {
             slot.report(shown, now);
         }
         if ended == Ended::ForGood && result.is_ok() {
-            retries.took(call.facts.uri.path(), took);
+            retries.took(call.facts().uri.path(), took);
         }
         let result = result.map_err(Failed::into_refusal);
         Self { ended, result, slot: Some(slot) }

@@ -143,12 +143,14 @@ impl Worker {
     /// Whether this open call would be allowed now. Its credentials were proven when it began.
     fn still(&self, call: &OpenCall, answer: Option<&Lookup<TenantRef>>) -> Still {
         match &call.question {
-            Question::Inbound { caller, uri, tenant, transaction, token: _ } => {
+            Question::Inbound { caller, transaction, token: _ } => {
                 if let Err(refusal) = caller.check() {
                     return Still::Refused(refusal, None);
                 }
-                let tenant = tenant.as_ref().map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
-                let (path, token, txn_token) = (uri.path(), Token::One(""), Named::One(""));
+                let facts = &call.line.facts;
+                let tenant = facts.tenant.as_ref();
+                let tenant = tenant.map_or(Named::None, |id| Named::One(id.to_str().unwrap_or_default()));
+                let (path, token, txn_token) = (facts.uri.path(), Token::One(b""), Named::One(""));
                 let head = Head { path, token, tenant, tenant_revision: None, txn_token };
                 let mut proven = Proven { transaction: *transaction };
                 let (state, now) = (self.live.inbound(), clock::unix_seconds());
@@ -163,8 +165,8 @@ impl Worker {
                     Err(Stop::Resolve(wanted)) => Still::Unknown(wanted),
                 }
             }
-            Question::Outbound { service } => {
-                let checked = self.live.outbound().quarantined.check(&self.service, service);
+            Question::Outbound => {
+                let checked = self.live.outbound().quarantined.check(&self.service, &call.line.facts.service);
                 checked.map_or_else(|refusal| Still::Refused(refusal, None), |()| Still::Allowed)
             }
         }

@@ -54,11 +54,11 @@ impl World {
     /// As a call does it: wait for the key unless the token is remembered, then verify. Whether it was remembered, too.
     async fn call(&mut self, token: &str) -> (bool, Result<(), VerifyError>) {
         let client = self.clients.get("billing").expect("the policy has it");
-        let remembered = self.memory.remembers(&client, "media", token, now());
+        let remembered = self.memory.remembers(&client, "media", token.as_bytes(), now());
         if !remembered {
             client.wait_for_key(&self.identity, token, now()).await;
         }
-        (remembered, self.memory.verify(&client, &self.identity, "media", token, now()))
+        (remembered, self.memory.verify(&client, &self.identity, "media", token.as_bytes(), now()))
     }
 }
 
