@@ -1,11 +1,13 @@
 //! `tenon.policy.v1.Fleet`: what sidecars report, and what they are asked.
 //!
-//! `batch` is what a sidecar may report, `session` its stream, `sidecars` who is connected. What is done with flows stands in
+//! `batch` is what a sidecar may report, `session` its stream, `sidecars` who is connected,
+//! `taps` which calls operators watch. What is done with flows stands in
 //! `crate::flows`.
 
 mod batch;
 mod session;
 mod sidecars;
+mod taps;
 
 use std::{
     collections::HashSet,
@@ -27,7 +29,7 @@ use mesh_identity::{
     grpc::{Rpc, Who},
 };
 use tenon_proto::policy::v1::{
-    ExplainRequest, ExplainResponse, Flow, FlowsRequest, FlowsResponse, ReportRequest, ReportResponse,
+    ExplainRequest, ExplainResponse, Flow, FlowsRequest, FlowsResponse, ReportRequest, ReportResponse, TapRequest,
     fleet_server::{Fleet as FleetRpcs, FleetServer},
 };
 use tokio::sync::{Semaphore, broadcast};
@@ -39,7 +41,8 @@ use crate::{
     flows::{self, Recording},
     leases::Leases,
 };
-use session::Front;
+pub(crate) use taps::TapStream;
+use {session::Front, sidecars::Sidecars, taps::Taps};
 
 /// Who may call what of this service.
 pub(crate) const FLEET_AUTHORIZATION: &[Rpc] = &[Rpc { path: "/tenon.policy.v1.Fleet/Report", who: Who::Services }];
@@ -123,7 +126,9 @@ impl Fleet {
         shutdown: &CancellationToken,
     ) -> Result<(Arc<Self>, Recording), ReadError> {
         let (intake, recording) = flows::record(Arc::clone(&journal), writer, others, shutdown).await?;
-        let front = Front { intake, sidecars: Arc::default(), ending: shutdown.clone(), refused: Often::default() };
+        let sidecars: Arc<Sidecars> = Arc::default();
+        let taps = Taps::new(Arc::clone(&sidecars));
+        let front = Front { intake, sidecars, taps, ending: shutdown.clone(), refused: Often::default() };
         let (summing, asking) = (Semaphore::new(SUMMING), Semaphore::new(ASKING));
         Ok((Arc::new(Self { front: Arc::new(front), journal, summing, asking }), recording))
     }
@@ -180,6 +185,14 @@ impl Fleet {
         }
         let _turn = turn(&self.asking).await?;
         Ok(self.front.sidecars.ask(&id).await)
+    }
+
+    /// Tells of calls as they end, as the connected sidecars see them, until the stream is dropped.
+    ///
+    /// # Errors
+    /// A filter that makes no sense, or too many who watch.
+    pub fn tap(&self, request: TapRequest) -> Result<TapStream, Status> {
+        self.front.taps.watch(request, &self.front.ending)
     }
 }
 

@@ -11,7 +11,8 @@ use mesh_identity::{
 use tenon_proto::policy::v1::{
     ApplyRequest, ApplyResponse, Attestor, Conflict, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
     ExplainRequest, ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, PolicyFile,
-    PolicyRevision, Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy,
+    PolicyRevision, Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy, TapFilter,
+    TapRequest,
     policy_server::{Policy, PolicyServer},
 };
 use tonic::{Request, Response, Status};
@@ -20,7 +21,7 @@ use crate::{
     engine::{
         Applied, ApplyError, Author, Engine, InForce, Origin, chain, kind_positions, records_of, to_proto, to_revision,
     },
-    fleet::Fleet,
+    fleet::{Fleet, TapStream},
     rollout::{self, Proposed, Rollouts},
 };
 
@@ -34,6 +35,7 @@ pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.policy.v1.Policy/EndRollout", who: Who::Operators(OperatorRole::Operator) },
     Rpc { path: "/tenon.policy.v1.Policy/Flows", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.policy.v1.Policy/Explain", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.policy.v1.Policy/Tap", who: Who::Operators(OperatorRole::Operator) },
 ];
 
 /// The largest policy that can be applied, all files together.
@@ -121,6 +123,22 @@ impl Policy for PolicyService {
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         self.fleet.explain(request.into_inner()).await.map(Response::new)
+    }
+
+    type TapStream = TapStream;
+
+    async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("who watches is not known: call over mTLS"))?;
+        let request = request.into_inner();
+        if !request.headers.is_empty() && peer.role != Some(OperatorRole::Admin) {
+            return Err(Status::permission_denied("values of headers are told to admins alone: leave the headers out"));
+        }
+        let TapFilter { service, caller, tenant, path, .. } = request.filter.clone().unwrap_or_default();
+        let headers = request.headers.join(",");
+        let stream = self.fleet.tap(request)?;
+        tracing::info!(target: "tenon::audit", by = %peer.id, service, caller, tenant, path, headers, "watches calls");
+        Ok(Response::new(stream))
     }
 }
 

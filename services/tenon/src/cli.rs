@@ -7,6 +7,7 @@ mod policy;
 mod policy_mesh;
 mod roles;
 mod rotate;
+mod tap;
 mod tcs;
 mod tenants;
 mod txn_token;
@@ -26,6 +27,7 @@ pub use self::policy_mesh::{
 };
 pub use self::roles::{IdentityServe, JoinArgs, PastArgs, PolicyServe, RoleArgs, TcsServe};
 pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
+pub use self::tap::Tap;
 pub use self::tcs::{Backup, BackupKey, Restore, VerifyBackup, When};
 pub use self::tenants::{GetTenant, LifecycleEventArgs, Watch};
 pub use self::txn_token::TxnToken;
@@ -64,6 +66,7 @@ pub enum Command {
     #[command(subcommand)]
     Asap(Asap),
     Explain(ExplainRequest),
+    Tap(Tap),
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),

@@ -19,6 +19,7 @@ mod probe;
 mod roles;
 mod sidecars;
 mod spawn_child;
+mod tap;
 mod tcs;
 mod tenants;
 mod up;
@@ -97,6 +98,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Tcs(cli::Tcs::Guard(command)) => block_on(guard::run(command)),
         Command::Asap(command) => block_on(asap::run(command)),
         Command::Explain(args) => block_on(policy::explain_request(args)),
+        Command::Tap(args) => block_on(tap::run(args)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),

@@ -18,6 +18,7 @@ mod reason;
 mod refusal;
 pub mod retry;
 pub mod route;
+pub mod tap;
 pub mod tenancy;
 mod wire;
 

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use h2::{RecvStream, SendStream};
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use sidecar_core::{
     Position, Reason, Refusal,
     balance::{Ended, Slot, is_own_fault},
@@ -31,6 +31,7 @@ use crate::{
     pool::Lease,
     refuse::{self, Revisions},
     said::Said,
+    tap::{self, Noted},
     worker::Worker,
 };
 
@@ -229,6 +230,8 @@ pub struct Call {
     pub slot: Option<Slot>,
     /// Held until the call ends: its place on the connection it went over.
     pub lease: Option<Lease>,
+    /// Of its head, while somebody watches.
+    head: Option<Box<Noted>>,
     /// What it was refused on, or let pass on in audit mode.
     grounds: Option<Box<Grounds>>,
     /// It was decided that it may be made.
@@ -254,6 +257,7 @@ impl Call {
             admission: None,
             slot: None,
             lease: None,
+            head: None,
             grounds: None,
             passed: false,
             noted: false,
@@ -264,6 +268,18 @@ impl Call {
     /// What is known of it.
     pub fn facts(&self) -> &Facts {
         &self.line.facts
+    }
+
+    /// Notes its head where somebody watches.
+    pub fn watch(&mut self, head: &HeaderMap) {
+        self.head = self.worker.live.taps.note(head);
+    }
+
+    /// Whose call it has turned out to be, for whoever watches.
+    pub fn is_of(&mut self, tenant: Option<&str>) {
+        if let (Some(noted), Some(tenant)) = (&mut self.head, tenant) {
+            noted.is_of(tenant);
+        }
     }
 
     /// Takes a place among the open calls.
@@ -302,7 +318,7 @@ impl Call {
     }
 
     /// Makes the refusal the trailers of an answer that has begun.
-    pub fn refuse_open(&mut self, refusal: &Refusal) -> http::HeaderMap {
+    pub fn refuse_open(&mut self, refusal: &Refusal) -> HeaderMap {
         let revisions = self.note(refusal);
         let trailers = refuse::trailers(refusal, self.facts(), &revisions);
         self.end(Outcome::Refused, Some(refusal.reason.as_str()));
@@ -455,6 +471,10 @@ impl Call {
         self.counters().ended(outcome, took);
         if let Some(slot) = &self.slot {
             slot.ended(shown_at_the_end(outcome, status), health::now());
+        }
+        if self.worker.live.taps.watched() {
+            let (direction, noted) = (self.direction, self.head.take());
+            self.worker.live.taps.ended(tap::Ended { direction, facts: self.facts(), noted, outcome, status, took });
         }
         if self.worker.live.config.access_log {
             info!(

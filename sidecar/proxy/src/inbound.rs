@@ -35,6 +35,7 @@ pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<In
     let id = id.unwrap_or_else(headers::new_request_id);
     let facts = Facts::of(&request, &said, (Arc::clone(&worker.service), Arc::clone(&caller.name)), id);
     let mut call = Call::start(Direction::Inbound, &worker, facts);
+    call.watch(request.headers());
     let answer = match admit(&worker, &caller, &request, &said, &mut call).await {
         Ok(admitted) => send(&worker, &caller, request, admitted, &mut call).await,
         Err(refusal) => Err(refusal),

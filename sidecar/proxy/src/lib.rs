@@ -44,6 +44,7 @@ mod register;
 mod replay;
 mod report;
 mod said;
+mod tap;
 pub mod tenants;
 pub mod wait;
 mod worker;

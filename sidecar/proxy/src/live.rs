@@ -33,6 +33,7 @@ use crate::{
     policy_record::{self, PolicyRecord},
     register::{self, Registration},
     report::{Reporter, Told},
+    tap::Taps,
     tenants::{TenantMap, position},
 };
 
@@ -82,6 +83,8 @@ pub struct Live {
     pub limits: Arc<Limits>,
     /// What the workers decided.
     pub decisions: Arc<Ledgers>,
+    /// Calls that operators watch.
+    pub taps: Arc<Taps>,
     /// Callers outside of the mesh.
     pub outside: Arc<Clients>,
     /// Where this instance takes calls, as others are to know it.
@@ -114,7 +117,9 @@ impl Live {
             key: sources.identity(kind::KEY, &mut tasks),
             trust: sources.trust(identity, &mut tasks),
         };
+        let (taps, wanted) = Taps::new();
         let live = Arc::new(Self {
+            taps,
             config: Arc::clone(config),
             instance: instance.into(),
             identity: Arc::clone(identity),
@@ -138,6 +143,7 @@ impl Live {
         let told = Told {
             ledgers: Arc::clone(&live.decisions),
             counters: Arc::clone(metrics.reports()),
+            wanted,
             registration: Arc::clone(&live.registration),
             region: config.region.as_ref().map(ToString::to_string).unwrap_or_default(),
             zone: config.zone.as_ref().map(ToString::to_string).unwrap_or_default(),

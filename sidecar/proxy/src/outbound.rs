@@ -42,6 +42,7 @@ pub async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<
     let mut facts = Facts::of(&request, &said, parties, headers::new_request_id());
     facts.tenant = facts.tenant.or_else(|| said.tenant_host.first().cloned());
     let mut call = Call::start(Direction::Outbound, &worker, facts);
+    call.watch(request.headers());
     let state = worker.live.outbound();
     let answer = match admit(&worker, &state, &request, &said, &mut call).await {
         Ok(admitted) => handle(&worker, request, admitted, &mut call).await,
@@ -70,6 +71,7 @@ async fn admit<'s>(
 ) -> Result<Admitted<'s>, Refusal> {
     forward::refuse_tunnels(request)?;
     let verdict = decide(worker, state, authority(request), said).await?;
+    call.is_of(verdict.tenant.id());
     worker.live.limits.spare_memory()?;
     call.passes(None);
     let (route, memory) = (verdict.destination.route(), verdict.destination.memory());

@@ -20,8 +20,8 @@ use rand::Rng as _;
 use tenon_proto::policy::v1::{
     ReportRequest, ReportResponse,
     fleet_client::FleetClient,
-    report_request::{Found, Hello, Request},
-    report_response::{Find, FlowsTaken, Registered, Response},
+    report_request::{Found, Hello, Request, Tapped},
+    report_response::{Find, FlowsTaken, Registered, Response, Taps},
 };
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
@@ -37,6 +37,7 @@ use crate::{
     decisions::{Decision, Ledgers},
     metrics::Reports,
     register::Registration,
+    tap::Wanted,
 };
 
 /// How often flows are reported when there are any.
@@ -82,6 +83,7 @@ pub struct Reporter<F> {
     fleets: Vec<F>,
     hello: Hello,
     book: Book,
+    wanted: Wanted,
     registering: Registering,
     /// What a policy service last said that has too many sidecars.
     full: String,
@@ -93,6 +95,8 @@ pub struct Told {
     pub ledgers: Arc<Ledgers>,
     /// How far it is told.
     pub counters: Arc<Reports>,
+    /// Calls that operators watch.
+    pub wanted: Wanted,
     /// Where this instance takes calls.
     pub registration: Arc<Registration>,
     /// Where it runs; empty: nobody said.
@@ -111,9 +115,9 @@ impl<F: Fleet> Reporter<F> {
     /// `instance` names this process as everywhere else.
     pub fn new(fleets: Vec<F>, instance: &str, told: Told) -> Self {
         let hello = Hello { instance: instance.to_owned(), boot: rand::random() };
-        let Told { ledgers, counters, registration, region, zone } = told;
+        let Told { ledgers, counters, wanted, registration, region, zone } = told;
         let registering = Registering::new(registration, Arc::clone(&counters), region, zone);
-        Self { fleets, hello, book: Book::new(ledgers, counters), registering, full: String::new() }
+        Self { fleets, hello, book: Book::new(ledgers, counters), wanted, registering, full: String::new() }
     }
 
     /// Reports until `end`, and then the last of it, for which it takes no longer than `drain`.
@@ -132,6 +136,8 @@ impl<F: Fleet> Reporter<F> {
                     talked = self.talk(open) => talked,
                 };
                 self.registering.ended();
+                // Who wanted to know is told by the next policy service that asks.
+                self.wanted.set(Vec::new());
                 debug!(error = talked.err().map(tracing::field::display), "the policy service takes no flows any more");
                 // One that answers and ends at once is asked no more often than one that is gone.
                 wait = if began.elapsed() > longest { RETRY.0 } else { wait };
@@ -189,6 +195,7 @@ impl<F: Fleet> Reporter<F> {
                 },
                 () = self.book.due() => self.book.read(),
                 () = self.registering.due() => {}
+                told = self.wanted.due() => tell(told, &stream.requests)?,
                 () = sleep_until(acknowledged + ACKNOWLEDGING), if self.book.backlog.is_sent() => {
                     return Err(Status::deadline_exceeded("flows are not acknowledged"));
                 }
@@ -229,6 +236,10 @@ impl<F: Fleet> Reporter<F> {
             }
             Some(Response::Registered(Registered { sequence, problem, .. })) => {
                 self.registering.answered(sequence, problem);
+                Ok(false)
+            }
+            Some(Response::Taps(Taps { taps })) => {
+                self.wanted.set(taps);
                 Ok(false)
             }
             // Something newer than this sidecar.
@@ -314,6 +325,16 @@ impl Book {
         self.counters.reported(self.backlog.taken(sequence));
         self.counters.waiting(self.backlog.waiting());
     }
+}
+
+/// Calls that are watched: what a slow policy service has no room for is lost, as what a slow operator does not read.
+fn tell(told: Vec<Tapped>, requests: &mpsc::Sender<ReportRequest>) -> Result<(), Status> {
+    for tapped in told {
+        if let Err(TrySendError::Closed(_)) = requests.try_send(request(Request::Tapped(tapped))) {
+            return Err(Status::cancelled("the stream has ended"));
+        }
+    }
+    Ok(())
 }
 
 fn request(request: Request) -> ReportRequest {

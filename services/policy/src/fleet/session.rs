@@ -9,9 +9,12 @@ use prost::Message as _;
 use tenon_proto::policy::v1::{
     RecentDecision, ReportRequest, ReportResponse,
     report_request::{FlowBatch, Found, Hello, Register, Request},
-    report_response::{Find, FlowsTaken, Registered, Response},
+    report_response::{Find, FlowsTaken, Registered, Response, Taps as Wanted},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -19,6 +22,7 @@ use super::{
     Often, ReportStream,
     batch::{Accepted, accept},
     sidecars::{Question, Registration, Sidecars},
+    taps::Taps,
 };
 use crate::{
     flows::Intake,
@@ -45,6 +49,7 @@ const DECISION: usize = 16 << 10;
 pub(super) struct Front {
     pub intake: Arc<Intake>,
     pub sidecars: Arc<Sidecars>,
+    pub taps: Arc<Taps>,
     /// This service ends.
     pub ending: CancellationToken,
     /// Of what sidecars may not say.
@@ -58,6 +63,7 @@ struct Session {
     registration: Registration,
     boot: u64,
     questions: mpsc::Receiver<Question>,
+    wanted: watch::Receiver<Wanted>,
     unanswered: VecDeque<Question>,
     /// Batches that wait, in their order.
     taking: FuturesOrdered<BoxFuture<'static, Result<u64, Status>>>,
@@ -73,6 +79,7 @@ enum Step {
     Taken(Result<u64, Status>),
     Registered(Registered),
     Asked(Question),
+    Wanted,
     Request(Box<Result<ReportRequest, Status>>),
     /// By the sidecar.
     Ended,
@@ -105,8 +112,10 @@ pub(super) async fn begin(
     let (registration, questions) = front.sidecars.register(service.into(), instance.into())?;
     let sidecar = &registration.sidecar;
     let lease = leases.map(|it| it.stream(Arc::clone(&sidecar.service), Arc::clone(&sidecar.instance), boot));
+    let wanted = front.taps.wanted();
     let session = Session {
         front,
+        wanted,
         requests,
         registration,
         boot,
@@ -131,12 +140,13 @@ impl Session {
     /// The next message, or how the stream ends: with a status, or well.
     async fn next(&mut self) -> Result<Response, Option<Status>> {
         loop {
-            let Self { front, requests, questions, taking, registering, .. } = &mut *self;
+            let Self { front, requests, questions, wanted, taking, registering, .. } = &mut *self;
             let step = tokio::select! {
                 () = front.ending.cancelled() => Step::Ending,
                 Some(taken) = taking.next() => Step::Taken(taken),
                 Some(registered) = registering.next() => Step::Registered(registered),
                 Some(question) = questions.recv() => Step::Asked(question),
+                Ok(()) = wanted.changed() => Step::Wanted,
                 request = requests.next() => request.map_or(Step::Ended, |request| Step::Request(request.into())),
             };
             match step {
@@ -147,12 +157,14 @@ impl Session {
                 }
                 Step::Registered(registered) => return Ok(Response::Registered(registered)),
                 Step::Asked(question) => return Ok(Response::Find(self.ask(question))),
+                Step::Wanted => return Ok(Response::Taps(self.wanted.borrow_and_update().clone())),
                 Step::Request(request) => match request.map_err(Some)?.request {
                     Some(Request::Flows(batch)) => self.take(batch).map_err(Some)?,
                     Some(Request::Found(found)) => self.answer(found),
                     Some(Request::Hello(_)) => {
                         return Err(Some(Status::invalid_argument("hello comes once, and first")));
                     }
+                    Some(Request::Tapped(tapped)) => self.front.taps.told(&self.registration.sidecar, tapped),
                     Some(Request::Register(register)) => self.register(register).map_err(Some)?,
                     // A newer sidecar says something that is not known here.
                     None => {}

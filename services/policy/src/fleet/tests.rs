@@ -113,18 +113,14 @@ impl Sidecar {
     async fn taken(&mut self) -> u64 {
         match self.next().await.unwrap() {
             report_response::Response::Taken(taken) => taken.sequence,
-            report_response::Response::Find(_) | report_response::Response::Registered(_) => {
-                panic!("not asked for anything")
-            }
+            other => panic!("not asked for anything: {other:?}"),
         }
     }
 
     async fn asked(&mut self) -> Find {
         match self.next().await.unwrap() {
             report_response::Response::Find(find) => find,
-            report_response::Response::Taken(_) | report_response::Response::Registered(_) => {
-                panic!("nothing was reported")
-            }
+            other => panic!("nothing was reported: {other:?}"),
         }
     }
 

@@ -6,8 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
+pub(super) use self::values::span;
 pub use self::values::{Percent, Revision};
-use self::values::{note, percent, span};
+use self::values::{note, percent};
 use super::{MeshArgs, OutputArgs};
 
 #[derive(Debug, Subcommand)]

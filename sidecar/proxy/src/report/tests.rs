@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     decisions::{Flow, Grounds, Remembered},
     metrics::Direction,
+    tap::Taps,
 };
 
 /// One stream as the policy service sees it.
@@ -99,6 +100,7 @@ fn told(ledgers: &Arc<Ledgers>, counters: &Arc<Reports>, registration: &Arc<Regi
     Told {
         ledgers: Arc::clone(ledgers),
         counters: Arc::clone(counters),
+        wanted: Taps::new().1,
         registration: Arc::clone(registration),
         region: "us-east".to_owned(),
         zone: String::new(),

@@ -43,7 +43,7 @@ impl FromStr for Revision {
 }
 
 /// Whole numbers with their units, the larger one first: `30s`, `10m`, `1h30m`, `7d`.
-pub(super) fn span(text: &str) -> Result<Duration, String> {
+pub(in crate::cli) fn span(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a time with its unit, not 0: 30s, 10m, 12h, 7d".to_owned();
     let (mut rest, mut total, mut last) = (text, 0_u64, u64::MAX);
     while !rest.is_empty() {
