@@ -191,8 +191,8 @@ impl Tap {
     /// Whether one more call is within the rate (GCRA): a second's worth at once, and then one each `apart`.
     fn take(&self, now: u64) -> bool {
         let taken = self.next.fetch_update(Relaxed, Relaxed, |next| {
-            let next = next.max(now);
-            (next < now + 1_000_000_000).then(|| next + self.apart)
+            let next = next.max(now) + self.apart;
+            (next <= now + 1_000_000_000).then_some(next)
         });
         taken.is_ok()
     }

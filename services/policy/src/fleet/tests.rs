@@ -1,6 +1,7 @@
 //! The fleet over mTLS: what sidecars report, what operators see of it, and what a store that fails does to it.
 
 mod store;
+mod taps;
 
 use std::time::Instant;
 

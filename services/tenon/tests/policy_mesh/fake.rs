@@ -21,7 +21,7 @@ use tenon_proto::{
     policy::v1::{
         ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, EndRolloutRequest, ExplainRequest,
         ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, KindPosition, RollbackRequest,
-        RolloutRequest, RolloutResponse,
+        RolloutRequest, RolloutResponse, TapRequest, TapResponse,
         policy_server::{Policy, PolicyServer},
     },
     replication::v1::{
@@ -100,6 +100,12 @@ impl Policy for Fake {
 
     async fn explain(&self, _: Request<ExplainRequest>) -> Answer<ExplainResponse> {
         Ok(Response::new(self.0.lock().unwrap().explain.clone()))
+    }
+
+    type TapStream = futures_util::stream::Pending<Result<TapResponse, Status>>;
+
+    async fn tap(&self, _: Request<TapRequest>) -> Answer<Self::TapStream> {
+        Err(Status::unimplemented("no calls are made here"))
     }
 }
 
