@@ -112,17 +112,15 @@ impl Sidecar {
     }
 
     async fn taken(&mut self) -> u64 {
-        match self.next().await.unwrap() {
-            report_response::Response::Taken(taken) => taken.sequence,
-            other => panic!("not asked for anything: {other:?}"),
-        }
+        let next = self.next().await.unwrap();
+        let report_response::Response::Taken(taken) = next else { panic!("not asked for anything: {next:?}") };
+        taken.sequence
     }
 
     async fn asked(&mut self) -> Find {
-        match self.next().await.unwrap() {
-            report_response::Response::Find(find) => find,
-            other => panic!("nothing was reported: {other:?}"),
-        }
+        let next = self.next().await.unwrap();
+        let report_response::Response::Find(find) = next else { panic!("nothing was reported: {next:?}") };
+        find
     }
 
     async fn found(&self, find: &Find, decision: Option<RecentDecision>) {

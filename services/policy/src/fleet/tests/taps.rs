@@ -10,10 +10,9 @@ use super::*;
 impl Sidecar {
     /// What is wanted by now.
     async fn wanted(&mut self) -> Vec<Tap> {
-        match self.next().await.unwrap() {
-            report_response::Response::Taps(taps) => taps.taps,
-            other => panic!("something else was wanted: {other:?}"),
-        }
+        let next = self.next().await.unwrap();
+        let report_response::Response::Taps(taps) = next else { panic!("something else was wanted: {next:?}") };
+        taps.taps
     }
 
     async fn tell(&self, tap: u64, calls: Vec<TappedCall>, left_out: u64) {
