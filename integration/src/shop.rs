@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
 };
@@ -40,6 +40,8 @@ pub struct Shop {
     calls: AtomicU32,
     waiting: AtomicU32,
     asked: AtomicU32,
+    /// Of the last call.
+    head: Mutex<HeaderMap>,
 }
 
 impl Shop {
@@ -55,6 +57,7 @@ impl Shop {
             calls: AtomicU32::default(),
             waiting: AtomicU32::default(),
             asked: AtomicU32::default(),
+            head: Mutex::default(),
         });
         let served = Arc::clone(&shop);
         tokio::spawn(async move {
@@ -78,6 +81,11 @@ impl Shop {
     /// Calls that have reached it.
     pub fn calls(&self) -> u32 {
         self.calls.load(Relaxed)
+    }
+
+    /// The headers of the last call that has reached it.
+    pub fn head(&self) -> HeaderMap {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Calls that wait for their answer now.
@@ -110,6 +118,7 @@ impl Shop {
                 Health::Silent => return std::future::pending().await,
             }
         } else {
+            self.head.lock().unwrap_or_else(PoisonError::into_inner).clone_from(request.headers());
             self.calls.fetch_add(1, Relaxed);
             self.waiting.fetch_add(1, Relaxed);
             let mut answers = self.answers.subscribe();

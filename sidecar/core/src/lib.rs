@@ -20,6 +20,7 @@ pub mod retry;
 pub mod route;
 pub mod tap;
 pub mod tenancy;
+pub mod trace_context;
 mod wire;
 
 pub use position::{Position, PositionError};

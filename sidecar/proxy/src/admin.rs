@@ -209,6 +209,7 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
         "settleMs": u64::try_from(config.settle.as_millis()).unwrap_or(u64::MAX),
         "drainSeconds": config.drain.as_secs(),
         "accessLog": config.access_log,
+        "spans": config.spans.as_ref().map(|spans| json!({"otlp": spans.collector, "traceShare": spans.share})),
         "svid": svid,
         "membership": membership,
         "missing": admin.missing(),

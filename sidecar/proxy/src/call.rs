@@ -32,6 +32,7 @@ use crate::{
     refuse::{self, Revisions},
     said::Said,
     tap::{self, Noted},
+    trace::{self, Span},
     worker::Worker,
 };
 
@@ -232,6 +233,8 @@ pub struct Call {
     pub lease: Option<Lease>,
     /// Of its head, while somebody watches.
     head: Option<Box<Noted>>,
+    /// While its trace is recorded.
+    span: Option<Box<Span>>,
     /// What it was refused on, or let pass on in audit mode.
     grounds: Option<Box<Grounds>>,
     /// It was decided that it may be made.
@@ -258,6 +261,7 @@ impl Call {
             slot: None,
             lease: None,
             head: None,
+            span: None,
             grounds: None,
             passed: false,
             noted: false,
@@ -270,15 +274,27 @@ impl Call {
         &self.line.facts
     }
 
-    /// Notes its head where somebody watches.
+    /// Looks at its head where somebody watches, or wants spans.
     pub fn watch(&mut self, head: &HeaderMap) {
         self.head = self.worker.live.taps.note(head);
+        self.span = self.worker.live.tracer.as_ref().and_then(|tracer| tracer.begin(head));
+    }
+
+    /// Tells the next hop which span calls, where one does.
+    pub fn continue_trace(&self, head: &mut HeaderMap) {
+        if let Some(span) = &self.span {
+            span.continue_in(head);
+        }
     }
 
     /// Whose call it has turned out to be, for whoever watches.
     pub fn is_of(&mut self, tenant: Option<&str>) {
-        if let (Some(noted), Some(tenant)) = (&mut self.head, tenant) {
+        let Some(tenant) = tenant else { return };
+        if let Some(noted) = &mut self.head {
             noted.is_of(tenant);
+        }
+        if let Some(span) = &mut self.span {
+            span.is_of(tenant);
         }
     }
 
@@ -327,6 +343,10 @@ impl Call {
 
     /// Keeps what an inbound decision was made from, where somebody may ask about it.
     pub fn decided_on<R>(&mut self, state: &inbound::State, decision: &Result<inbound::Verdict<R>, inbound::Stop>) {
+        if let (Some(span), Ok(verdict)) = (&mut self.span, decision) {
+            let rule = verdict.rule.and_then(|index| state.policy.as_ref()?.rule(index));
+            span.passed(rule.map(|rule| (rule.allowlist(), rule.name())), verdict.audited.is_some());
+        }
         self.grounds = match decision {
             Err(inbound::Stop::Refused(refusal)) => Some(Grounds::of(state, refusal, false)),
             Ok(inbound::Verdict { audited: Some(refusal), .. }) => Some(Grounds::of(state, refusal, true)),
@@ -475,6 +495,10 @@ impl Call {
         if self.worker.live.taps.watched() {
             let (direction, noted) = (self.direction, self.head.take());
             self.worker.live.taps.ended(tap::Ended { direction, facts: self.facts(), noted, outcome, status, took });
+        }
+        if let (Some(span), Some(tracer)) = (self.span.take(), &self.worker.live.tracer) {
+            let (direction, facts) = (self.direction, self.facts());
+            tracer.ended(&span, &trace::Ended { direction, facts, outcome, status, took });
         }
         if self.worker.live.config.access_log {
             info!(

@@ -125,6 +125,13 @@ pub struct Flags {
     /// Write one log line for every call, not only for refused ones
     #[arg(long, env = "TENON_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub access_log: Option<bool>,
+    /// Collector that takes spans of calls, OTLP over gRPC without TLS: http://HOST:4317 [default: no spans]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp: Option<String>,
+    /// With --otlp: the share of calls that come without a trace and begin one, from 0 to 1. Those whose trace is recorded
+    /// by who calls are recorded always [default: 0]
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
+    pub trace_share: Option<f64>,
     /// Forward every call without looking at who makes it and for which tenant: what the checks cost is measured by this
     #[cfg(feature = "bench-no-checks")]
     // Not TENON_..: `tenon up` keeps variables of that name from its sidecars.
@@ -144,6 +151,15 @@ pub enum SvidFrom {
     },
     /// A SPIFFE Workload API, such as that of SPIRE's agent.
     WorkloadApi(Socket),
+}
+
+/// What of calls is told to a collector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spans {
+    /// An http URL, without TLS.
+    pub collector: String,
+    /// Of calls that come without a trace so many begin one, from 0 to 1.
+    pub share: f64,
 }
 
 /// A configuration that is complete and consistent.
@@ -199,6 +215,8 @@ pub struct Config {
     pub memory_limit: u64,
     /// One line a call.
     pub access_log: bool,
+    /// Who takes spans, and of which calls.
+    pub spans: Option<Spans>,
     /// Only the benchmark's own build has it.
     #[cfg(feature = "bench-no-checks")]
     pub no_checks: bool,
@@ -270,6 +288,8 @@ impl Flags {
             drain_seconds: self.drain_seconds.or(file.drain_seconds),
             memory_limit: self.memory_limit.or(file.memory_limit),
             access_log: self.access_log.or(file.access_log),
+            otlp: self.otlp.or(file.otlp),
+            trace_share: self.trace_share.or(file.trace_share),
             #[cfg(feature = "bench-no-checks")]
             no_checks: self.no_checks || file.no_checks,
         }
@@ -284,7 +304,7 @@ impl Flags {
         let app = problems.optional("app", self.app.as_deref());
         let outbound = problems.outbound(self.outbound.as_deref().unwrap_or("127.0.0.1:15001"));
         let app_uids = problems.app_uids(&self.app_uid, outbound.as_ref());
-        let settle = problems.settle(self.settle.as_deref().unwrap_or("500ms"));
+        let settle = problems.settle(self.settle.as_deref().unwrap_or("500ms")).unwrap_or_default();
         let inbound = problems.address("inbound", self.inbound.as_deref().unwrap_or("0.0.0.0:15006"));
         let advertise = problems.advertise(self.advertise.as_deref());
         let admin = problems.address("admin", self.admin.as_deref().unwrap_or("127.0.0.1:15000"));
@@ -293,17 +313,20 @@ impl Flags {
         let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
         let require_signed = self.require_signed.map(|path| problems.public_keys(&path)).unwrap_or_default();
         let policy = problems.replicas("policy", &self.policy, "127.0.0.1:15030");
-        let proofs = (self.join_token_file, self.oidc_token_file);
-        let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
+        let (pin, proofs) = (self.trust_bundle_sha256, (self.join_token_file, self.oidc_token_file));
+        let svid_from = problems.svid_from(self.workload_api, pin, proofs);
         let state_dir = problems.state_dir(self.state_dir);
         let memory_limit = problems.memory_limit(self.memory_limit.as_deref());
-        let workers = problems.workers(self.workers);
-        let listeners = (service, trust_domain, outbound, inbound, admin);
-        let others = (identity, tcs, policy, svid_from, state_dir);
-        let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {
-            return Err(ConfigError(problems.0));
-        };
-        let (Some(identity), Some(tcs), Some(policy), Some(svid_from), Some(state_dir)) = others else {
+        let (workers, spans) = (problems.workers(self.workers), problems.spans(self.otlp, self.trace_share));
+        let who = service.zip(trust_domain).zip(svid_from).zip(state_dir);
+        let listeners = outbound.zip(inbound).zip(admin);
+        let sources = identity.zip(tcs).zip(policy);
+        let (
+            Some((((service, trust_domain), svid_from), state_dir)),
+            Some(((outbound, inbound), admin)),
+            Some(((identity, tcs), policy)),
+        ) = (who, listeners, sources)
+        else {
             return Err(ConfigError(problems.0));
         };
         problems.none()?;
@@ -328,11 +351,12 @@ impl Flags {
             serve_workload_api: self.serve_workload_api,
             state_dir,
             workers,
-            settle: settle.unwrap_or_default(),
+            settle,
             take_over: self.take_over.unwrap_or(false),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),
             memory_limit,
             access_log: self.access_log.unwrap_or(false),
+            spans,
             #[cfg(feature = "bench-no-checks")]
             no_checks: self.no_checks,
         })

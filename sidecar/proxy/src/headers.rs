@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, uri};
 use mesh_identity::clock;
-use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use sidecar_core::Named;
 
 pub const TENANT_ID: HeaderName = HeaderName::from_static("x-tenant-id");
@@ -52,10 +52,17 @@ thread_local! {
     static RANDOM: RefCell<SmallRng> = RefCell::new(SmallRng::from_os_rng());
 }
 
+/// Bytes that are hard to repeat, and need not be hard to guess.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    RANDOM.with_borrow_mut(|random| random.fill_bytes(&mut bytes));
+    bytes
+}
+
 /// A new request id: UUID v7, so that ids sort by time.
 pub fn new_request_id() -> HeaderValue {
     let milliseconds = u64::try_from(clock::since_epoch().as_millis()).unwrap_or_default();
-    let random: [u8; 10] = RANDOM.with_borrow_mut(SmallRng::random);
+    let random: [u8; 10] = random();
     let mut buffer = uuid::Uuid::encode_buffer();
     let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid();
     let text = id.hyphenated().encode_lower(&mut buffer);

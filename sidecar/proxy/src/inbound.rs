@@ -201,6 +201,7 @@ fn rewrite(
     }
     headers.insert(headers::CALLER, caller.header.clone());
     headers.insert(headers::REQUEST_ID, call.facts().request_id.clone());
+    call.continue_trace(headers);
     token
 }
 

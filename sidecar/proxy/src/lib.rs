@@ -46,5 +46,6 @@ mod report;
 mod said;
 mod tap;
 pub mod tenants;
+mod trace;
 pub mod wait;
 mod worker;

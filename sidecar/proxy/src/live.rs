@@ -35,6 +35,7 @@ use crate::{
     report::{Reporter, Told},
     tap::Taps,
     tenants::{TenantMap, position},
+    trace::{Tracer, export},
 };
 
 /// A record that is kept as the message it is.
@@ -85,6 +86,8 @@ pub struct Live {
     pub decisions: Arc<Ledgers>,
     /// Calls that operators watch.
     pub taps: Arc<Taps>,
+    /// Of those who want spans.
+    pub tracer: Option<Tracer>,
     /// Callers outside of the mesh.
     pub outside: Arc<Clients>,
     /// Where this instance takes calls, as others are to know it.
@@ -118,8 +121,15 @@ impl Live {
             trust: sources.trust(identity, &mut tasks),
         };
         let (taps, wanted) = Taps::new();
+        let tracer = config.spans.as_ref().map(|wanted| {
+            let (tracer, spans) = Tracer::new(wanted.share, Arc::clone(metrics.spans()));
+            let to = (wanted.collector.clone(), Arc::clone(config), instance.to_owned());
+            tasks.push(tokio::spawn(export::run(to, spans, Arc::clone(metrics.spans()), shutdown.clone())));
+            tracer
+        });
         let live = Arc::new(Self {
             taps,
+            tracer,
             config: Arc::clone(config),
             instance: instance.into(),
             identity: Arc::clone(identity),

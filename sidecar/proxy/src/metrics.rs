@@ -28,6 +28,7 @@ mod membership;
 mod replication;
 mod reports;
 mod retries;
+mod spans;
 
 pub use self::closed::Closed;
 pub use self::endpoints::DestinationGauges;
@@ -35,6 +36,7 @@ pub use self::lookups::Lookups;
 pub use self::replication::{ParentGauges, ReplicaGauges};
 pub use self::reports::Reports;
 pub use self::retries::{Hedge, Retries};
+pub use self::spans::Spans;
 
 /// Which listener a call came in by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +206,7 @@ pub struct Metrics {
     inbound: Arc<Calls>,
     lookups: Arc<Lookups>,
     reports: Arc<Reports>,
+    spans: Arc<Spans>,
     retries: Retries,
     closed: Arc<Closed>,
 }
@@ -222,6 +225,12 @@ impl Metrics {
     #[must_use]
     pub fn lookups(&self) -> &Arc<Lookups> {
         &self.lookups
+    }
+
+    /// The counters of what became of spans.
+    #[must_use]
+    pub fn spans(&self) -> &Arc<Spans> {
+        &self.spans
     }
 
     /// The counters of what is reported to the policy service.
@@ -297,6 +306,7 @@ impl Collector for Scrape {
         endpoints::encode(&mut encoder, &self.gauges.destinations)?;
         limits::encode(&mut encoder, &self.gauges.limits)?;
         self.metrics.lookups.encode(&mut encoder)?;
+        self.metrics.spans.encode(&mut encoder)?;
         self.metrics.reports.encode(&mut encoder, self.gauges.remembered)?;
         replication::encode(&mut encoder, &self.gauges.replicas)?;
         if let Some(cache) = &self.gauges.cache {

@@ -208,6 +208,7 @@ fn prepare(
         name_tenant(worker, headers, stale, &verdict.tenant);
         headers.insert(headers::ASAP_TOKEN, token);
         headers.insert(headers::REQUEST_ID, call.facts().request_id.clone());
+        call.continue_trace(headers);
     }
     // What the app wrote, mostly: then nothing is made anew.
     let authority = match request.uri().authority().filter(|authority| *authority == service.as_str()) {

@@ -10,7 +10,7 @@ use std::{
 
 use mesh_identity::{join::Attestation, policy_signature::PublicKey};
 
-use super::{ConfigError, HeldTenants, LocalAddress, ReplicaAddress, SvidFrom, default_workers, tcs::size};
+use super::{ConfigError, HeldTenants, LocalAddress, ReplicaAddress, Spans, SvidFrom, default_workers, tcs::size};
 use crate::limits::default_budget;
 
 /// A sidecar needs as much with nothing to do.
@@ -23,6 +23,24 @@ const LONGEST_SETTLE: Duration = Duration::from_secs(600);
 pub(super) struct Problems(pub(super) Vec<String>);
 
 impl Problems {
+    /// Who takes spans, at an URL without TLS, and of which share of calls.
+    pub(super) fn spans(&mut self, url: Option<String>, share: Option<f64>) -> Option<Spans> {
+        let share = share.unwrap_or_default();
+        if !(0.0..=1.0).contains(&share) {
+            self.0.push(format!("--trace-share {share}: expected a share from 0 to 1: 0.01 is one of a hundred"));
+        }
+        let collector = url?;
+        let fits = collector.parse::<http::Uri>().is_ok_and(|uri| {
+            uri.scheme_str() == Some("http") && uri.authority().is_some() && matches!(uri.path(), "" | "/")
+        });
+        if !fits {
+            self.0.push(format!(
+                "--otlp {collector}: expected http://HOST:PORT of a collector that takes OTLP over gRPC"
+            ));
+        }
+        Some(Spans { collector, share })
+    }
+
     pub(super) fn workers(&mut self, workers: Option<usize>) -> usize {
         let workers = workers.unwrap_or_else(default_workers);
         if workers == 0 || workers > 256 {

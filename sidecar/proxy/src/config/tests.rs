@@ -30,6 +30,25 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
+fn spans_go_to_an_http_url_and_a_share_is_from_0_to_1() {
+    let with =
+        |otlp: &str, share| Flags { otlp: Some(otlp.into()), trace_share: Some(share), ..complete() }.into_config();
+    let taken = with("http://127.0.0.1:4317", 0.25).expect("good").spans;
+    assert_eq!(taken, Some(Spans { collector: "http://127.0.0.1:4317".into(), share: 0.25 }));
+    for (otlp, share, option) in [
+        ("https://collector:4317", 0.0, "--otlp"),
+        ("127.0.0.1:4317", 0.0, "--otlp"),
+        ("http://collector:4318/v1/traces", 0.0, "--otlp"),
+        ("http://collector:4317/", 1.5, "--trace-share"),
+        ("http://collector:4317/", f64::NAN, "--trace-share"),
+    ] {
+        let ConfigError(problems) = with(otlp, share).expect_err("wrong");
+        assert!(matches!(problems.as_slice(), [problem] if problem.starts_with(option)), "{problems:?}");
+    }
+    assert_eq!(complete().into_config().expect("complete").spans, None);
+}
+
+#[test]
 fn a_workload_api_stands_instead_of_pin_and_proofs_and_not_beside_them() {
     let alone =
         Flags { workload_api: Some("unix:///run/spire/agent.sock".into()), trust_bundle_sha256: None, ..complete() };
