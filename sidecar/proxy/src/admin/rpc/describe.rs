@@ -24,6 +24,8 @@ pub(super) fn describe(admin: &Admin, request: &DescribeRequest) -> Result<Descr
         whole.retain(|section, _| request.sections.contains(section));
     }
     let omitted = shorten(&mut whole);
+    // A field that is absent says the same, and there is no null in a message.
+    whole.retain(|_, value| !value.is_null());
     let document = serde_json::from_value(Value::Object(whole));
     let document = document.map_err(|error| Status::internal(format!("the document is not one: {error}")))?;
     Ok(DescribeResponse { document: Some(document), omitted })
@@ -49,6 +51,7 @@ fn cut(name: &str, value: &mut Value, omitted: &mut BTreeMap<String, u32>) {
             list.iter_mut().for_each(|entry| cut(name, entry, omitted));
         }
         Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
             fields.iter_mut().for_each(|(field, value)| cut(&format!("{name}.{field}"), value, omitted));
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
@@ -67,6 +70,7 @@ mod tests {
             "destinations": [{"service": "a", "instances": vec![1; 600]}, {"service": "b", "instances": vec![1; 700]}],
             "routes": vec!["x"; 501],
             "replicas": ["y"],
+            "svid": {"serial": "1", "gone": null},
         }) else {
             panic!("an object");
         };
@@ -74,5 +78,6 @@ mod tests {
         assert_eq!(omitted, BTreeMap::from([("destinations.instances".to_owned(), 300), ("routes".to_owned(), 1)]));
         assert_eq!(document["destinations"][1]["instances"].as_array().map(Vec::len), Some(LONGEST_LIST));
         assert_eq!(document["replicas"], json!(["y"]));
+        assert_eq!(document["svid"], json!({"serial": "1"}));
     }
 }
