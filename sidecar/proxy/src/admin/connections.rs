@@ -298,6 +298,25 @@ mod tests {
         assert!(!idle.is_over(doing.since + IDLE) && idle.is_over(doing.since + IDLE + LOOK));
     }
 
+    /// An answer of theirs is large, and it is known when it should have been read.
+    #[test]
+    fn who_asks_the_admin_services_is_not_waited_for_as_who_watches_health_is() {
+        for (path, requests, calls) in
+            [("/grpc.health.v1.Health/Watch", 0, 1), ("/tenon.admin.v1.Sidecar/Describe", 1, 0), ("/metrics", 1, 0)]
+        {
+            let connection = Arc::new(Connection::new());
+            let mut request = Request::builder().uri(path);
+            if path != "/metrics" {
+                request = request.header(header::CONTENT_TYPE, "application/grpc");
+            }
+            let answering = Answering::begin(&connection, &request.body(()).expect("a request"));
+            let doing = *connection.doing();
+            assert_eq!((doing.requests, doing.calls), (requests, calls), "{path}");
+            drop(answering);
+            assert_eq!((connection.doing().requests, connection.doing().calls), (0, 0), "{path}");
+        }
+    }
+
     #[tokio::test]
     async fn a_header_that_is_too_large_is_refused() {
         let served = Served::start().await;

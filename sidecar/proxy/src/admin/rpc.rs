@@ -123,3 +123,32 @@ impl Tenants for Server {
         tenants::get(&*self.live()?, request.into_inner()).await.map(Answer::new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(from: &str, version: Version, origin: Option<&str>) -> Result<(), tonic::Code> {
+        let mut request = Request::new(Body::empty());
+        *request.version_mut() = version;
+        if let Some(origin) = origin {
+            request.headers_mut().insert(header::ORIGIN, origin.parse().expect("a value"));
+        }
+        request.extensions_mut().insert(Visitor(from.parse().expect("an address")));
+        may_ask(&request).map_err(|status| status.code())
+    }
+
+    #[test]
+    fn who_is_on_the_machine_may_ask_and_no_web_page() {
+        let refused = Err(tonic::Code::PermissionDenied);
+        for from in ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(asks(from, Version::HTTP_2, None), Ok(()), "{from}");
+        }
+        for from in ["10.0.0.1:1", "[::ffff:10.0.0.1]:1", "[fd00::1]:1", "0.0.0.0:1"] {
+            assert_eq!(asks(from, Version::HTTP_2, None), refused, "{from}");
+        }
+        assert_eq!(asks("127.0.0.1:1", Version::HTTP_11, None), refused);
+        assert_eq!(asks("127.0.0.1:1", Version::HTTP_2, Some("http://evil.example")), refused);
+        assert!(may_ask(&Request::new(Body::empty())).is_err(), "nobody knows who asks");
+    }
+}

@@ -270,6 +270,43 @@ mod tests {
     }
 
     #[test]
+    fn all_are_looked_at_newest_first_and_each_once_also_while_others_come() {
+        let mut recent = Recent::new(300, usize::MAX);
+        for number in 0..500 {
+            recent.push(decision(&format!("{number}")));
+        }
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            before = recent.look(&Wanted::default(), before, 64, &mut found);
+            if before.is_none() {
+                break;
+            }
+            recent.push(decision("late"));
+        }
+        let ids: Vec<_> = found.iter().map(|decision| decision.request_id.clone()).collect();
+        // Each that came late has pushed out the oldest.
+        let expected: Vec<_> = (204..500).rev().map(|number| number.to_string()).collect();
+        assert_eq!(ids, expected);
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_found() {
+        let mut recent = Recent::new(10, usize::MAX);
+        recent.push(decision("a"));
+        recent.push(Remembered { caller: "issues".into(), tenant: "".into(), ..decision("b") });
+        let find = |wanted: Wanted| {
+            let mut found = Vec::new();
+            recent.look(&wanted, None, 10, &mut found);
+            found.into_iter().map(|decision| decision.request_id).collect::<Vec<_>>()
+        };
+        assert_eq!(find(Wanted::default()), ["b", "a"]);
+        assert_eq!(find(Wanted { caller: "wiki".into(), ..Wanted::default() }), ["a"]);
+        assert_eq!(find(Wanted { tenant: "acme".into(), caller: "issues".into(), ..Wanted::default() }), [""; 0]);
+        assert_eq!(find(Wanted { request_id: "b".into(), ..Wanted::default() }), ["b"]);
+        assert_eq!(find(Wanted { reason: "TENANT_STALE".into(), ..Wanted::default() }), [""; 0]);
+    }
+
+    #[test]
     fn one_decision_that_is_too_large_leaves_nothing_and_harms_nothing() {
         let mut recent = Recent::new(10, 10);
         recent.push(decision("a"));
