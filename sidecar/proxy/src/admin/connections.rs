@@ -313,7 +313,8 @@ mod tests {
             let doing = *connection.doing();
             assert_eq!((doing.requests, doing.calls), (requests, calls), "{path}");
             drop(answering);
-            assert_eq!((connection.doing().requests, connection.doing().calls), (0, 0), "{path}");
+            let doing = *connection.doing();
+            assert_eq!((doing.requests, doing.calls), (0, 0), "{path}");
         }
     }
 
