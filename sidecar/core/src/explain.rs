@@ -21,7 +21,7 @@ use crate::{
 
 use self::proposal::Refused;
 pub use self::{
-    here::{Granted, inbound, stranger},
+    here::{Asked, Granted, inbound, stranger},
     proposal::{Change, Place, Proposal},
 };
 

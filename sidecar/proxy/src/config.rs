@@ -62,7 +62,7 @@ pub struct Flags {
     /// Register this instance for callers while its app accepts connections [default: true]
     #[arg(long, env = "TENON_REGISTER", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub register: Option<bool>,
-    /// Listener for /metrics, /live, /ready, /config and gRPC health and reflection [default: 127.0.0.1:15000]
+    /// Listener for /metrics, /live, /ready, /config, and over gRPC tenon.admin.v1, health and reflection [default: 127.0.0.1:15000]
     #[arg(long, env = "TENON_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// Address of the identity service [default: 127.0.0.1:15010]

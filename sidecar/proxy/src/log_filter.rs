@@ -130,9 +130,12 @@ pub fn begin<W: for<'w> MakeWriter<'w> + Send + Sync + 'static>(writer: W) {
     }
 }
 
+/// Puts a filter into effect.
+type Set = dyn Fn(&Filter) -> Result<(), String> + Send + Sync;
+
 struct Log {
     start: Filter,
-    set: Box<dyn Fn(&Filter) -> Result<(), String> + Send + Sync>,
+    set: Box<Set>,
     state: Arc<Mutex<State>>,
 }
 
@@ -149,7 +152,7 @@ struct State {
 /// What is logged, and until when, in Unix seconds; `None`: it stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InEffect {
-    /// Since when does not matter.
+    /// As it was asked for.
     pub filter: String,
     /// When it goes back.
     pub until: Option<u64>,

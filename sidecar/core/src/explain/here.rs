@@ -18,6 +18,9 @@ pub struct Granted<R> {
     pub tenant: Option<R>,
 }
 
+/// What would happen, and where the call passes what its limits depend on.
+pub type Asked<R> = Result<(Explanation, Option<Granted<R>>), Stop>;
+
 /// What the callee's sidecar says of the call at `now` (Unix seconds), with the caller's credentials taken for good. Neither
 /// what the rule's rate has left nor any other limit is looked at: that is for whoever asks, where the call passes so far.
 ///
@@ -30,7 +33,7 @@ pub fn inbound<T: Tenants>(
     call: &Call<'_>,
     now: u64,
     waited: inbound::Waited,
-) -> Result<(Explanation, Option<Granted<T::Ref>>), Stop> {
+) -> Asked<T::Ref> {
     let nothing = Policy::empty();
     let policy = state.policy.as_deref().unwrap_or(&nothing);
     let (mut explanation, granted) = match ask(state, tenants, peer, call, now, waited) {

@@ -90,10 +90,8 @@ fn membership(admin: &Admin) -> Option<Value> {
 fn in_effect(live: &Live) -> Value {
     let (inbound, gauges) = (live.inbound(), live.limits.gauges());
     let quarantines = live.quarantines().entries();
-    let quarantines: Vec<_> = quarantines
-        .iter()
-        .map(|record| json!({"service": record.message.service, "reason": record.message.reason}))
-        .collect();
+    // The operator's reasons are not for whoever reaches the listener.
+    let quarantines: Vec<_> = quarantines.iter().map(|record| record.message.service.as_str()).collect();
     let (policy, tenants) = live.revisions();
     json!({
         "svid": svid(&live.identity),

@@ -45,7 +45,8 @@ pub(super) fn endpoints(live: &Live, request: &EndpointsRequest) -> Result<Endpo
     }
     let after = place(page_token)?;
     let mut all: Vec<&Destination> = known.into_iter().flat_map(|known| known.iter()).collect();
-    all.retain(|one| services.is_empty() || services.iter().any(|service| service == one.service().as_str()));
+    let wanted: HashSet<&str> = services.iter().map(String::as_str).collect();
+    all.retain(|one| wanted.is_empty() || wanted.contains(one.service().as_str()));
     all.sort_by_key(|one| one.service().as_str());
     let places = all.into_iter().flat_map(|destination| {
         let candidates = destination.endpoints().candidates(None);

@@ -1,5 +1,5 @@
 //! `Explain`: what would happen to a call at this moment. The decisions are those of calls, from what calls are decided from;
-//! nothing is counted, and nothing is sent.
+//! nothing is counted, and nobody is called.
 
 use std::sync::LazyLock;
 
