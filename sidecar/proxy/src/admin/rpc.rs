@@ -30,10 +30,11 @@ use crate::live::Live;
 const PATH: &str = "/tenon.admin.v1.";
 /// The services, for reflection.
 pub(super) const SERVICES: [&str; 2] = ["tenon.admin.v1.Sidecar", "tenon.admin.v1.Tenants"];
-/// Answers that are made or read at once. Each may be some hundred kilobytes.
+/// Answers that are made or read at once. Most are some kilobytes.
 pub(super) const ANSWERS: usize = 8;
-/// The longest request.
+/// The longest request, and the longest answer, which is what clients take where nothing else is said.
 const LARGEST_REQUEST_BYTES: usize = 64 << 10;
+const LARGEST_ANSWER_BYTES: usize = 4 << 20;
 
 /// Who is at the other end of the connection.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +54,12 @@ pub(super) async fn serve(admin: Admin, request: Request) -> Response {
         return Status::resource_exhausted(format!("{ANSWERS} answers are being read: try again")).into_http();
     };
     let server = Arc::new(Server(admin));
-    let sidecar = SidecarServer::from_arc(Arc::clone(&server)).max_decoding_message_size(LARGEST_REQUEST_BYTES);
-    let tenants = TenantsServer::from_arc(server).max_decoding_message_size(LARGEST_REQUEST_BYTES);
+    let sidecar = SidecarServer::from_arc(Arc::clone(&server))
+        .max_decoding_message_size(LARGEST_REQUEST_BYTES)
+        .max_encoding_message_size(LARGEST_ANSWER_BYTES);
+    let tenants = TenantsServer::from_arc(server)
+        .max_decoding_message_size(LARGEST_REQUEST_BYTES)
+        .max_encoding_message_size(LARGEST_ANSWER_BYTES);
     let Ok(response) = Routes::new(sidecar).add_service(tenants).call(request).await;
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
