@@ -353,3 +353,29 @@ async fn a_web_page_cannot_ask_a_sidecar_anything() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("PermissionDenied"), "{output:?}");
     assert_eq!(list(&mesh, "acme").await, "ALLOWED");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_reads_no_answer_keeps_others_out_for_a_quarter_of_a_minute_at_most() {
+    let mesh = settled(demo()).await;
+    let admin = mesh.admin("media", "us-east");
+    let tcp = TcpStream::connect(admin).await.expect("connected");
+    let connection = h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(tcp);
+    let (client, connection) = connection.await.expect("HTTP/2");
+    let driver = tokio::spawn(connection);
+    let mut client = client.ready().await.expect("open");
+    let mut unread = Vec::new();
+    for _ in 0..8 {
+        let request = http::Request::post(format!("http://{admin}/tenon.admin.v1.Sidecar/Describe"));
+        let request = request.header("content-type", "application/grpc").header("te", "trailers").body(());
+        let (answer, mut body) = client.send_request(request.expect("a request"), false).expect("sent");
+        body.send_data(bytes::Bytes::from_static(&[0; 5]), true).expect("sent");
+        // Its head is there; the rest waits for whoever reads it.
+        unread.push(answer.await.expect("an answer"));
+    }
+    let full = complaint(admin, "Sidecar/Decisions", &json!({}));
+    assert!(full.contains("ResourceExhausted") && full.contains("try again"), "{full}");
+    assert!(http_get(admin, "/live").await.is_ok(), "a probe is answered");
+    eventually(2 * SOON, "there is room again", || Ok(ask(admin, "Sidecar/Decisions", &json!({})).is_ok()))
+        .expect("room");
+    tokio::time::timeout(SOON, driver).await.expect("the connection is closed").expect("it ends").ok();
+}
