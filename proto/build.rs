@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "tenon/tcs/v1/tcs.proto",
     "tenon/policy/v1/policy.proto",
     "tenon/identity/v1/identity.proto",
+    "tenon/admin/v1/admin.proto",
     "spiffe/workload/workload.proto",
     "media/v1/media.proto",
     "issues/v1/issues.proto",

@@ -8,6 +8,7 @@ pub mod bench;
 pub mod by_hand;
 pub mod calls;
 pub mod changes;
+pub mod guide;
 pub mod mesh;
 pub mod nats;
 pub mod open_loop;

@@ -36,6 +36,13 @@ pub mod identity {
     }
 }
 
+/// What a sidecar tells those who run it.
+pub mod admin {
+    pub mod v1 {
+        tonic::include_proto!("tenon.admin.v1");
+    }
+}
+
 /// The SPIFFE Workload API.
 pub mod spiffe {
     tonic::include_proto!("_");

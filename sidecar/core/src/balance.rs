@@ -49,10 +49,27 @@ pub struct Endpoint {
 
 /// How far an endpoint is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Tier {
+pub enum Tier {
+    /// In the own zone.
     Zone,
+    /// In the own region.
     Region,
+    /// Elsewhere.
     Other,
+}
+
+impl Tier {
+    /// Nearest first.
+    const ALL: [Self; 3] = [Self::Zone, Self::Region, Self::Other];
+
+    /// In a word, for people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Zone => "zone",
+            Self::Region => "region",
+            Self::Other => "other",
+        }
+    }
 }
 
 /// The endpoints of a destination in the order of their nearness to one sidecar.
@@ -193,6 +210,15 @@ impl<'s> Candidates<'s> {
         self.tried[self.attempts] = index;
         self.attempts += 1;
         self.endpoints.get(index)
+    }
+
+    /// All of them, nearest first. Claims nothing.
+    pub fn in_order(&self) -> impl Iterator<Item = (Tier, &'s Endpoint)> {
+        let (endpoints, tiers) = (self.endpoints, self.tiers.clone());
+        Tier::ALL
+            .into_iter()
+            .zip(tiers)
+            .flat_map(move |(tier, range)| endpoints[range].iter().map(move |one| (tier, one)))
     }
 
     /// Whether [`Candidates::next`] has another one. Claims nothing.

@@ -2,6 +2,7 @@
 //! from [`outbound::decide`] and [`inbound::decide`], with the caller's credentials taken for good. A caller outside of
 //! the mesh has no outbound side, and one that nobody defines has no credentials.
 
+mod here;
 mod proposal;
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
@@ -12,14 +13,17 @@ use prost::Message as _;
 use tenon_proto::{policy::v1 as proto, tcs::v1::TenantContext};
 
 use crate::{
-    Named, Peer, Position, Proven, Quarantined, Reason, Refusal, Tenants as _, Token, Transaction, inbound,
+    Named, Peer, Position, Quarantined, Reason, Refusal, Tenants as _, inbound,
     outbound::{self, Destinations},
     policy::{Condition, Match, Nearest, Policy, Rate, Residency, Rule, TenantRequirement},
     tenancy::{Held, Tenant},
 };
 
 use self::proposal::Refused;
-pub use self::proposal::{Change, Place, Proposal};
+pub use self::{
+    here::{Asked, Granted, inbound, stranger},
+    proposal::{Change, Place, Proposal},
+};
 
 /// A mesh as its records describe it, ready to be asked.
 #[derive(Debug)]
@@ -95,6 +99,18 @@ pub struct Limited {
     pub of_the_tenant: bool,
     /// It is logged, and not enforced.
     pub audit: bool,
+}
+
+impl Explanation {
+    /// Of a refusal that `policy` was the ground of.
+    pub fn of(policy: &Policy, refusal: Refusal) -> Self {
+        refused(policy, refusal, Vec::new())
+    }
+
+    /// The rule that decided.
+    pub fn rule_of<'p>(&self, policy: &'p Policy) -> Option<&'p Rule> {
+        policy.rules().iter().find(|rule| self.rule.as_deref() == Some(rule.name()))
+    }
 }
 
 impl Mesh {
@@ -175,7 +191,7 @@ impl Mesh {
                 Explanation { proposal, ..self::refused(&policy, refusal, assumed) }
             }
         };
-        let rule = policy.rules().iter().find(|rule| explanation.rule.as_deref() == Some(rule.name()));
+        let rule = explanation.rule_of(&policy);
         if [explanation.reason, explanation.audited].contains(&Some(Reason::TenantNotAllowed)) {
             explanation.condition = missed(&policy, rule, tenant.as_deref());
         }
@@ -209,14 +225,7 @@ impl Mesh {
         if let Err(refusal) = self.defined(call.service) {
             return refusal;
         }
-        let Call { caller, service, path, .. } = *call;
-        let message = format!(
-            "{caller} is neither a service of the mesh nor a client outside of it that a rule of {service} names: it \
-             cannot connect"
-        );
-        // No `*` is meant for it.
-        let nearest = policy.nearest(Peer::Outside(caller), path).map(Box::new);
-        Refusal { nearest, ..Refusal::new(Reason::PathNotAllowed, message) }
+        stranger(policy, call)
     }
 
     /// What a quarantine is answered with, where a rule would let the call pass.
@@ -298,12 +307,7 @@ fn inbound_of(
     call: &Call<'_>,
     now: u64,
 ) -> Result<(Option<u32>, Option<Refusal>), Refusal> {
-    let tenant = named(call);
-    let txn_token = call.transaction.map_or(Named::None, |_| Named::One(""));
-    let transaction = call.transaction.map(|token| Transaction::compare(token.tenant, tenant));
-    let head = inbound::Head { path: call.path, token: Token::One(b""), tenant, tenant_revision: None, txn_token };
-    let waited = inbound::Waited::FOR_ALL;
-    match inbound::decide(state, tenants, &mut Proven { transaction }, peer, &head, now, waited) {
+    match here::ask(state, tenants, peer, call, now, inbound::Waited::FOR_ALL) {
         Ok(verdict) => Ok((verdict.rule, verdict.audited)),
         Err(inbound::Stop::Refused(refusal)) => Err(refusal),
         // Nothing is waited for: everything was, as far as the decision knows.

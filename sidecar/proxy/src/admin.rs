@@ -1,6 +1,8 @@
-//! The admin listener: `/metrics`, `/live`, `/ready`, `/config` over HTTP, health and reflection over gRPC.
+//! The admin listener: `/metrics`, `/live`, `/ready`, `/config` over HTTP; `tenon.admin.v1`, health and reflection over gRPC.
 
 mod connections;
+mod document;
+mod rpc;
 
 use std::{borrow::Cow, io, sync::Arc};
 
@@ -14,13 +16,13 @@ use axum::{
     routing::get,
 };
 use mesh_identity::join::Membership;
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::Service as _;
 
 use crate::{
-    config::{Config, SvidFrom},
+    config::Config,
     live::Live,
     metrics::{Metrics, Snapshot},
     reflection::Reflection,
@@ -36,12 +38,23 @@ pub struct Admin {
     /// Why the last attempt to join failed.
     refused: Arc<ArcSwapOption<String>>,
     stopping: CancellationToken,
+    /// Of answers that are made or read.
+    places: Arc<Semaphore>,
 }
 
 impl Admin {
     /// `live` is set once the sidecar has joined; `stopping` makes it unready before its listeners close.
     pub fn new(config: Arc<Config>, metrics: Arc<Metrics>, stopping: CancellationToken) -> Self {
-        Self { config, metrics, live: Arc::default(), membership: Arc::default(), refused: Arc::default(), stopping }
+        let places = Arc::new(Semaphore::new(rpc::ANSWERS));
+        Self {
+            config,
+            metrics,
+            live: Arc::default(),
+            membership: Arc::default(),
+            refused: Arc::default(),
+            stopping,
+            places,
+        }
     }
 
     /// An attempt to join the mesh failed.
@@ -68,9 +81,9 @@ impl Admin {
             .route("/live", get(|| async { "live\n" }))
             .route("/ready", get(ready))
             .route("/config", get(config))
-            .with_state(self)
+            .with_state(self.clone())
             .merge(grpc.into_axum_router())
-            .fallback(reflection);
+            .fallback(move |request| other(self.clone(), request));
         let served = connections::serve(listener, router, shutdown).await;
         watch.abort();
         served
@@ -123,9 +136,12 @@ impl Admin {
     }
 }
 
-/// Reflection, and nothing else.
-async fn reflection(request: Request) -> Response {
-    static REFLECTION: Reflection = Reflection::of("grpc.health.v1.Health");
+/// What is made when it is asked for: an idle sidecar has no room for it.
+async fn other(admin: Admin, request: Request) -> Response {
+    static REFLECTION: Reflection = Reflection::of(&["grpc.health.v1.Health", rpc::SERVICES[0], rpc::SERVICES[1]]);
+    if rpc::is_meant(request.uri().path()) {
+        return rpc::serve(admin, request).await;
+    }
     if !Reflection::is_asked(&request) {
         return nothing_here(request.headers());
     }
@@ -137,7 +153,8 @@ async fn reflection(request: Request) -> Response {
 fn nothing_here(headers: &HeaderMap) -> Response {
     let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
     if grpc {
-        return tonic::Status::unimplemented("this listener serves health and reflection").into_http::<Body>();
+        return tonic::Status::unimplemented("this listener serves tenon.admin.v1, health and reflection")
+            .into_http::<Body>();
     }
     (StatusCode::NOT_FOUND, "try /metrics, /live, /ready or /config\n").into_response()
 }
@@ -158,62 +175,5 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
 
 /// Everything effective, nothing secret.
 async fn config(State(admin): State<Admin>) -> Json<Value> {
-    let config = &admin.config;
-    let live = admin.live.load();
-    let svid = live.as_ref().map(|live| {
-        let svid = live.identity.svid();
-        json!({
-            "spiffeId": svid.id().to_string(),
-            "serial": svid.serial(),
-            "notBefore": svid.not_before(),
-            "notAfter": svid.not_after(),
-        })
-    });
-    let membership = admin.membership.load().as_ref().map(|membership| {
-        let standing = membership.standing();
-        json!({
-            "instance": &**membership.instance(),
-            "asapKey": membership.asap_key().borrow().kid().as_str(),
-            "asapKeyCreated": standing.asap_key_created,
-            "renewalError": standing.renewals.error,
-            "confirmationError": standing.confirmations.error,
-            "rekeyingError": standing.rekeyings.error,
-            "stateError": standing.state_error,
-        })
-    });
-    let (pin, workload_api) = match &config.svid_from {
-        SvidFrom::IdentityService { pin, .. } => (Some(pin), None),
-        SvidFrom::WorkloadApi(socket) => (None, Some(socket.to_string())),
-    };
-    Json(json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "service": config.service.as_str(),
-        "trustDomain": config.trust_domain.as_str(),
-        "region": config.region.as_ref().map(|region| region.as_str()),
-        "zone": config.zone.as_ref().map(|zone| zone.as_str()),
-        "app": config.app.as_ref().map(ToString::to_string),
-        "appUids": config.app_uids,
-        "outbound": config.outbound.to_string(),
-        "inbound": config.inbound.to_string(),
-        "admin": config.admin.to_string(),
-        "identity": config.identity.to_string(),
-        "tcs": config.tcs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "tenants": config.tenants.as_str(),
-        "tenantCacheBytes": config.tenants.cache_bytes(),
-        "policy": config.policy.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "requireSigned": !config.require_signed.is_empty(),
-        "trustBundleSha256": pin,
-        "workloadApi": workload_api,
-        "stateDir": config.state_dir.display().to_string(),
-        "workers": config.workers,
-        "settleMs": u64::try_from(config.settle.as_millis()).unwrap_or(u64::MAX),
-        "drainSeconds": config.drain.as_secs(),
-        "accessLog": config.access_log,
-        "spans": config.spans.as_ref().map(|spans| json!({"otlp": spans.collector, "traceShare": spans.share})),
-        "svid": svid,
-        "membership": membership,
-        "missing": admin.missing(),
-        "destinations": admin.snapshot().destinations,
-        "replicas": admin.snapshot().replicas,
-    }))
+    Json(Value::Object(document::document(&admin)))
 }

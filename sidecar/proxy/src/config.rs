@@ -62,7 +62,7 @@ pub struct Flags {
     /// Register this instance for callers while its app accepts connections [default: true]
     #[arg(long, env = "TENON_REGISTER", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub register: Option<bool>,
-    /// Listener for /metrics, /live, /ready, /config and gRPC health and reflection [default: 127.0.0.1:15000]
+    /// Listener for /metrics, /live, /ready, /config, and over gRPC tenon.admin.v1, health and reflection [default: 127.0.0.1:15000]
     #[arg(long, env = "TENON_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<String>,
     /// Address of the identity service [default: 127.0.0.1:15010]
@@ -299,8 +299,7 @@ impl Flags {
         let mut problems = Problems(Vec::new());
         let service = problems.required("service", self.service.as_deref());
         let trust_domain = problems.required("trust-domain", self.trust_domain.as_deref());
-        let region = problems.optional("region", self.region.as_deref());
-        let zone = problems.optional("zone", self.zone.as_deref());
+        let (region, zone) = problems.place(self.region.as_deref(), self.zone.as_deref());
         let app = problems.optional("app", self.app.as_deref());
         let outbound = problems.outbound(self.outbound.as_deref().unwrap_or("127.0.0.1:15001"));
         let app_uids = problems.app_uids(&self.app_uid, outbound.as_ref());
@@ -313,20 +312,17 @@ impl Flags {
         let tenants = problems.tenants(self.tenants.as_deref(), self.tenant_cache_bytes.as_deref());
         let require_signed = self.require_signed.map(|path| problems.public_keys(&path)).unwrap_or_default();
         let policy = problems.replicas("policy", &self.policy, "127.0.0.1:15030");
-        let (pin, proofs) = (self.trust_bundle_sha256, (self.join_token_file, self.oidc_token_file));
-        let svid_from = problems.svid_from(self.workload_api, pin, proofs);
+        let proofs = (self.join_token_file, self.oidc_token_file);
+        let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
         let state_dir = problems.state_dir(self.state_dir);
-        let memory_limit = problems.memory_limit(self.memory_limit.as_deref());
-        let (workers, spans) = (problems.workers(self.workers), problems.spans(self.otlp, self.trace_share));
-        let who = service.zip(trust_domain).zip(svid_from).zip(state_dir);
-        let listeners = outbound.zip(inbound).zip(admin);
-        let sources = identity.zip(tcs).zip(policy);
-        let (
-            Some((((service, trust_domain), svid_from), state_dir)),
-            Some(((outbound, inbound), admin)),
-            Some(((identity, tcs), policy)),
-        ) = (who, listeners, sources)
-        else {
+        let (workers, memory_limit) = problems.bounds(self.workers, self.memory_limit.as_deref());
+        let spans = problems.spans(self.otlp, self.trace_share);
+        let listeners = (service, trust_domain, outbound, inbound, admin);
+        let others = (identity, tcs, policy, svid_from, state_dir);
+        let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {
+            return Err(ConfigError(problems.0));
+        };
+        let (Some(identity), Some(tcs), Some(policy), Some(svid_from), Some(state_dir)) = others else {
             return Err(ConfigError(problems.0));
         };
         problems.none()?;

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 pub use self::{
     flows::{Flow, Flows},
-    recent::{Grounds, Recent, Remembered},
+    recent::{Grounds, Recent, Remembered, Wanted},
 };
 
 /// Flows that one worker tells apart between two takings.
@@ -26,6 +26,9 @@ const FLOWS_OF_A_WORKER: usize = 2_048;
 /// Decisions that are remembered, and what they may take, of all workers.
 const REMEMBERED: usize = 4_096;
 const REMEMBERED_BYTES: usize = 4 << 20;
+
+/// Decisions that are looked at while a worker may wait to remember another.
+const AT_ONCE: usize = 128;
 
 /// What was decided about a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,6 +137,27 @@ impl Ledgers {
     pub fn find(&self, request_id: &str) -> Option<RecentDecision> {
         let found = |ledger: &Arc<Ledger>| lock(&ledger.recent).find(request_id).map(Remembered::to_proto);
         self.ledgers.iter().filter_map(found).max_by_key(|decision| decision.at_unix_ms)
+    }
+
+    /// The latest decisions that are `wanted`, newest first, so many at most; and whether there are more. Workers are kept
+    /// waiting for no longer than it takes to look at [`AT_ONCE`] of them.
+    pub fn latest(&self, wanted: &Wanted, most: usize) -> (Vec<RecentDecision>, bool) {
+        let mut found = Vec::new();
+        for ledger in &self.ledgers {
+            let (mut next, mut of_worker) = (None, Vec::new());
+            // One more, to know that there is one.
+            while of_worker.len() <= most {
+                next = lock(&ledger.recent).look(wanted, next, AT_ONCE, &mut of_worker);
+                if next.is_none() {
+                    break;
+                }
+            }
+            found.append(&mut of_worker);
+        }
+        found.sort_by_key(|decision| std::cmp::Reverse(decision.at_unix_ms));
+        let more = found.len() > most;
+        found.truncate(most);
+        (found, more)
     }
 
     /// How many decisions are remembered.

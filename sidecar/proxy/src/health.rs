@@ -48,6 +48,7 @@ struct Streak {
 /// Watches until `shutdown`. Only destinations that were called are looked at: nobody asks for the others' health.
 pub async fn look_after(live: Arc<Live>, shutdown: CancellationToken) {
     let pool = Pool::new(Arc::clone(&live.identity));
+    live.pools.enter(&pool);
     let asker = Arc::new(Asker { live: Arc::clone(&live), pool, silent: Mutex::default() });
     let mut asking: HashMap<(ServiceName, SocketAddr), JoinHandle<()>> = HashMap::new();
     let mut look = tokio::time::interval(LOOK);

@@ -29,6 +29,7 @@ mod limits;
 mod line_budget;
 mod listen;
 mod live;
+pub mod log_filter;
 mod lookups;
 pub mod metrics;
 mod open;

@@ -1,6 +1,7 @@
 //! What this sidecar takes on for its app: the rate of a rule per tenant, calls at the app at once, and its own memory.
 //! The deciding is `sidecar-core`'s (`limits`); here are the clock, the parties by name, and the seats of calls.
 
+mod asked;
 mod memory;
 mod seats;
 
@@ -21,6 +22,7 @@ use sidecar_core::{
         gradient::Gradient,
         rate::{Bearer, Rates, Use},
     },
+    policy::{Rate, Rule},
     route,
 };
 use tokio::time::MissedTickBehavior;
@@ -140,13 +142,7 @@ impl Limits {
         let party = verdict.tenant.as_deref().map_or(Bearer::Caller(caller), |tenant| Bearer::Tenant(tenant.id()));
         let by = Use { allowlist: rule.allowlist(), rule: rule.name(), party };
         let Err(delay) = self.rates.take(rate, &by, self.now_ns()) else { return Ok(verdict) };
-        let who = match party {
-            Bearer::Tenant(tenant) => format!("tenant {tenant}"),
-            Bearer::Caller(caller) => format!("service {caller} without tenant"),
-        };
-        let (count, seconds) = (rate.count, rate.per.as_secs());
-        let message = format!("{who} has used up the rate of rule {}: {count} calls in {seconds} s", rule.name());
-        let refusal = Refusal::new(Reason::TenantRateLimited, message).until(delay).by_rule(verdict.rule);
+        let refusal = used_up(rule, rate, party, delay).by_rule(verdict.rule);
         if rule.audit {
             verdict.audited.get_or_insert(refusal);
             return Ok(verdict);
@@ -222,6 +218,17 @@ impl Limits {
         let parties = tenants.values().chain(callers.values()).chain(crowd).map(|party| &**party);
         self.app.look(gradient, parties, bounds, times);
     }
+}
+
+/// The refusal of a rate that is used up, for so long.
+fn used_up(rule: &Rule, rate: Rate, party: Bearer<'_>, delay: Duration) -> Refusal {
+    let who = match party {
+        Bearer::Tenant(tenant) => format!("tenant {tenant}"),
+        Bearer::Caller(caller) => format!("service {caller} without tenant"),
+    };
+    let (count, seconds) = (rate.count, rate.per.as_secs());
+    let message = format!("{who} has used up the rate of rule {}: {count} calls in {seconds} s", rule.name());
+    Refusal::new(Reason::TenantRateLimited, message).until(delay)
 }
 
 /// Those who share the app, by name.

@@ -31,6 +31,7 @@ use crate::{
     metrics::{Metrics, Snapshot},
     outside::Clients,
     policy_record::{self, PolicyRecord},
+    pool::Pools,
     register::{self, Registration},
     report::{Reporter, Told},
     tap::Taps,
@@ -92,6 +93,8 @@ pub struct Live {
     pub outside: Arc<Clients>,
     /// Where this instance takes calls, as others are to know it.
     pub registration: Arc<Registration>,
+    /// Connections to other sidecars, of all workers.
+    pub pools: Pools,
     inbound: ArcSwap<inbound::State>,
     outbound: ArcSwap<outbound::State>,
     replicas: Replicas,
@@ -142,6 +145,7 @@ impl Live {
             decisions: Arc::new(Ledgers::new(config.workers)),
             outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
             registration: Registration::new(),
+            pools: Pools::default(),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
             replicas,
@@ -169,6 +173,11 @@ impl Live {
         self.inbound.load()
     }
 
+    /// The same, for whoever waits with it.
+    pub fn inbound_now(&self) -> Arc<inbound::State> {
+        self.inbound.load_full()
+    }
+
     /// The snapshot that outbound decisions are made from. Owned, since candidates borrow from it across awaits.
     pub fn outbound(&self) -> Arc<outbound::State> {
         self.outbound.load_full()
@@ -182,6 +191,16 @@ impl Live {
     /// Public ASAP keys.
     pub fn keys(&self) -> &Replica<Decoded<KeyRecord>> {
         &self.replicas.key
+    }
+
+    /// The instances of every service, as they were recorded.
+    pub fn endpoints(&self) -> &Replica<Decoded<Proto<policy_proto::Endpoint>>> {
+        &self.replicas.endpoint
+    }
+
+    /// Services that are cut off.
+    pub fn quarantines(&self) -> &Replica<Decoded<Proto<policy_proto::Quarantine>>> {
+        &self.replicas.quarantine
     }
 
     /// Moves whenever something that open calls were allowed by may have changed.

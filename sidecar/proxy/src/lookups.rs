@@ -57,7 +57,7 @@ pub fn routes(live: &Arc<Live>) -> Routes {
 
 /// Answers one call.
 pub async fn serve(routes: &Routes, request: Request<Incoming>) -> Response<CallBody> {
-    static REFLECTION: Reflection = Reflection::of("tenon.tcs.v1.TenantContexts");
+    static REFLECTION: Reflection = Reflection::of(&["tenon.tcs.v1.TenantContexts"]);
     let mut routes = if Reflection::is_asked(&request) { REFLECTION.routes() } else { routes.clone() };
     let Ok(response) = routes.call(request).await;
     response.map(CallBody::own)
@@ -164,16 +164,22 @@ fn wanted(key: &TenantKey) -> Result<Wanted, Status> {
             let id = TenantId::try_from(id.as_str());
             id.map(Wanted::Id).map_err(|error| Status::invalid_argument(format!("tenant_id: {error}")))
         }
-        Some(By::Host(host)) if (1..=LONGEST_HOST).contains(&host.len()) => {
-            Ok(Wanted::Host(host.to_ascii_lowercase().into()))
-        }
-        Some(By::Host(_)) => Err(Status::invalid_argument("host: expected a host name")),
+        Some(By::Host(host)) => wanted_host(host),
         None => Err(Status::invalid_argument("expected tenant_id or host")),
     }
 }
 
+/// # Errors
+/// INVALID_ARGUMENT: it is not the name of any host.
+pub fn wanted_host(host: &str) -> Result<Wanted, Status> {
+    if !(1..=LONGEST_HOST).contains(&host.len()) {
+        return Err(Status::invalid_argument("host: expected a host name"));
+    }
+    Ok(Wanted::Host(host.to_ascii_lowercase().into()))
+}
+
 /// The context as the TCS shows it to this service, with the revision of its record.
-fn context(tenant: &TenantRef) -> Result<TenantContext, Status> {
+pub fn context(tenant: &TenantRef) -> Result<TenantContext, Status> {
     let context = TenantContext::decode(tenant.context());
     let context = context.map_err(|_| Status::internal("what is held of the tenant does not decode"))?;
     Ok(TenantContext { revision: tenant.revision(), ..context })

@@ -5,6 +5,7 @@
 //! On the `h2` crate itself and not on hyper's client: a stream must be resettable while its request waits for the other
 //! side to read (`docs/adr/0002-hyper-for-the-data-path.md`).
 
+mod opened;
 mod silence;
 
 use std::{
@@ -29,6 +30,7 @@ use tokio::{
     time::timeout,
 };
 
+pub use self::opened::Pools;
 use self::silence::{Heard, Signs, silence};
 use crate::{
     ahead::Ahead,
@@ -74,7 +76,7 @@ pub enum ConnectError {
     TimedOut(Arc<str>),
 }
 
-/// All connections of one worker. The locks are the worker's own: nobody else takes them.
+/// All connections of one worker. The locks are the worker's own; but for that of `alive` nobody else takes them.
 pub struct Pool {
     identity: Arc<Identity>,
     upstreams: Mutex<HashMap<Target, Arc<Upstream>, RandomState>>,
@@ -82,9 +84,9 @@ pub struct Pool {
     alive: Arc<Alive>,
 }
 
-/// Connections to other sidecars that are open, with what drives them.
+/// Connections to other sidecars that are open, with what drives them and where they lead.
 #[derive(Default)]
-struct Alive(Mutex<Vec<(Weak<State>, AbortHandle)>>);
+struct Alive(Mutex<Vec<(Weak<State>, AbortHandle, SocketAddr)>>);
 
 /// What a connection and the calls on it share.
 #[derive(Debug, Default)]
@@ -226,7 +228,7 @@ impl Pool {
 
     /// Closes every connection whose peer is revoked; the calls on it break, and their leases say why.
     pub fn close_revoked(&self) {
-        lock(&self.alive.0).retain(|(state, driver)| {
+        lock(&self.alive.0).retain(|(state, driver, _)| {
             let Some(state) = state.upgrade() else { return false };
             let revoked = state.peer.as_ref().is_some_and(|peer| self.identity.is_revoked(peer));
             if revoked {
@@ -333,8 +335,8 @@ impl Upstream {
                 let app = UnixStream::connect(path).await.map_err(unreachable)?;
                 Ok(http2_client(Ahead::new(app), None).await.map_err(refused)?.0)
             }
-            Target::Sidecar(address, service) => {
-                let tcp = tcp(*address).await.map_err(unreachable)?;
+            Target::Sidecar(target, service) => {
+                let tcp = tcp(*target).await.map_err(unreachable)?;
                 let address: Arc<str> = self.target.address();
                 let tls = tls::connect(&tls::client_config(identity, service), Ahead::new(tcp))
                     .await
@@ -342,7 +344,7 @@ impl Upstream {
                 let peer = tls::peer(tls.get_ref().1);
                 let (connection, driver) =
                     http2_client(tls, peer).await.map_err(|error| ConnectError::Tls(Arc::clone(&address), error))?;
-                alive.enter(&connection, driver);
+                alive.enter(&connection, driver, *target);
                 // Revoked after the handshake had looked, and before this connection stood among the others.
                 if connection.state.peer.as_ref().is_some_and(|peer| identity.is_revoked(peer)) {
                     return Err(ConnectError::Tls(address, "its certificate is revoked".into()));
@@ -354,12 +356,12 @@ impl Upstream {
 }
 
 impl Alive {
-    fn enter(&self, connection: &Connection, driver: AbortHandle) {
+    fn enter(&self, connection: &Connection, driver: AbortHandle, address: SocketAddr) {
         let mut alive = lock(&self.0);
         if alive.len() == alive.capacity() {
-            alive.retain(|(state, driver)| state.strong_count() > 0 && !driver.is_finished());
+            alive.retain(|(state, driver, _)| state.strong_count() > 0 && !driver.is_finished());
         }
-        alive.push((Arc::downgrade(&connection.state), driver));
+        alive.push((Arc::downgrade(&connection.state), driver, address));
     }
 }
 

@@ -9,16 +9,16 @@ use tonic::service::Routes;
 /// How the paths of its requests begin, in both of its versions.
 const PATH: &str = "/grpc.reflection.";
 
-/// Tells of one service.
+/// Tells of some services.
 pub struct Reflection {
-    service: &'static str,
+    services: &'static [&'static str],
     routes: OnceLock<Routes>,
 }
 
 impl Reflection {
-    /// Tells of the service of this full name, one of Tenon's or of gRPC's own.
-    pub const fn of(service: &'static str) -> Self {
-        Self { service, routes: OnceLock::new() }
+    /// Tells of the services of these full names, Tenon's or gRPC's own.
+    pub const fn of(services: &'static [&'static str]) -> Self {
+        Self { services, routes: OnceLock::new() }
     }
 
     /// Whether this request is for reflection.
@@ -33,10 +33,10 @@ impl Reflection {
 
     fn make(&self) -> Routes {
         let descriptors = || {
-            tonic_reflection::server::Builder::configure()
+            let all = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET)
-                .with_service_name(self.service)
+                .register_encoded_file_descriptor_set(tenon_proto::FILE_DESCRIPTOR_SET);
+            self.services.iter().fold(all, |all, service| all.with_service_name(*service))
         };
         // Only descriptors that do not decode are an error, and these come from the compiler.
         match (descriptors().build_v1(), descriptors().build_v1alpha()) {

@@ -197,6 +197,11 @@ impl Load {
         self.group.backs_off_until(until);
     }
 
+    /// Connects that failed in a row.
+    pub fn failed_connects(&self) -> u32 {
+        self.failures.load(Relaxed)
+    }
+
     /// Notes a good connect.
     pub fn connected(&self) {
         // Mostly it is so already, and a line that is only read stays in every core's cache.

@@ -152,6 +152,15 @@ impl Standing {
         (age as f64 / slow_start as f64).max(LEAST_WEIGHT)
     }
 
+    /// Whether it gets less than its share at `now`. For whoever only looks: a slow start that nobody has begun is not begun.
+    fn is_starting(&self, slow_start: u64, now: u64) -> bool {
+        match self.since.load(Relaxed) {
+            0 => false,
+            UNSEEN => slow_start > 0,
+            since => now.saturating_sub(since) < slow_start,
+        }
+    }
+
     /// Makes the caller the one whose call decides whether the endpoint comes back, once its ejection is over.
     pub(super) fn offer(&self, now: u64) -> bool {
         let until = self.until();
@@ -246,11 +255,22 @@ impl Load {
             State::Ejected
         } else if !self.is_available(now) {
             State::BackingOff
-        } else if self.standing.weight(self.group.slow_start(), now) < 1.0 {
+        } else if self.standing.is_starting(self.group.slow_start(), now) {
             State::Starting
         } else {
             State::InUse
         }
+    }
+
+    /// When its ejection ends, monotonic ns, and why it was ejected; `None` while it is not.
+    pub fn ejected(&self) -> Option<(u64, Cause)> {
+        let cause = Cause::ALL[self.standing.cause.load(Relaxed) as usize % Cause::ALL.len()];
+        self.standing.is_ejected().then(|| (self.standing.until(), cause))
+    }
+
+    /// Calls that failed in a row by its fault.
+    pub fn failures(&self) -> u32 {
+        self.standing.in_a_row.load(Relaxed)
     }
 
     /// A call failed by its fault.

@@ -113,6 +113,21 @@ impl Rates {
     }
 }
 
+impl Rates {
+    /// What [`Rates::take`] would say at `now`. Counts nothing.
+    ///
+    /// # Errors
+    /// The rate is used up: in how long one more call would be let in.
+    pub fn look(&self, rate: Rate, by: &Use<'_>, now: u64) -> Result<(), Duration> {
+        let key = self.hashes.hash_one(by).max(VACANT + 1);
+        let Some(sets) = self.sets.get() else { return Ok(()) };
+        let set = &sets[usize::try_from(key).unwrap_or(usize::MAX) % sets.len()];
+        // Whoever has no cell has room for a call.
+        let found = set.cells.iter().find(|cell| cell.key.load(Acquire) == key);
+        found.map_or(Ok(()), |cell| Pace::of(rate).pay(cell.tat.load(Acquire), now).1)
+    }
+}
+
 impl Set {
     /// Gives the caller a cell and counts its first call; `None`: look again.
     fn enter(&self, key: u64, pace: Pace, now: u64) -> Option<Result<(), Duration>> {
@@ -148,14 +163,7 @@ impl Cell {
         if self.key.load(Acquire) != key {
             return None;
         }
-        // What a slower rate had booked ahead before the policy changed does not count beyond what this one can book.
-        let tat = held.clamp(now, now.saturating_add(pace.burst).saturating_add(pace.interval));
-        let ahead = tat - now;
-        let (paid, outcome) = if ahead > pace.burst {
-            (tat, Err(Duration::from_nanos(ahead - pace.burst)))
-        } else {
-            (tat.saturating_add(pace.interval), Ok(()))
-        };
+        let (paid, outcome) = pace.pay(held, now);
         if paid != held {
             self.tat.compare_exchange(held, paid, AcqRel, Relaxed).ok()?;
         }
@@ -178,6 +186,18 @@ impl Pace {
         let per = u64::try_from(rate.per.as_nanos()).unwrap_or(u64::MAX);
         let interval = (per / rate.count.max(1)).max(1);
         Self { interval, burst: interval.saturating_mul(rate.burst.max(1) - 1) }
+    }
+
+    /// What the TAT becomes by a call at `now`, and whether it passes.
+    fn pay(self, held: u64, now: u64) -> (u64, Result<(), Duration>) {
+        // What a slower rate had booked ahead before the policy changed does not count beyond what this one can book.
+        let tat = held.clamp(now, now.saturating_add(self.burst).saturating_add(self.interval));
+        let ahead = tat - now;
+        if ahead > self.burst {
+            (tat, Err(Duration::from_nanos(ahead - self.burst)))
+        } else {
+            (tat.saturating_add(self.interval), Ok(()))
+        }
     }
 }
 

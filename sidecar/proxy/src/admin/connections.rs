@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +12,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Request, header},
+    http::{Request, header},
 };
 use http_body_util::BodyExt as _;
 use hyper::service::service_fn;
@@ -26,6 +27,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::codegen::Service as _;
+
+use super::rpc::{self, Visitor};
 
 /// Connections that are open at once. A scraper, a probe and an operator have one each.
 const CONNECTIONS: usize = 64;
@@ -64,7 +67,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
                 open.values().filter(|connection| connection.doing().is_over(now)).for_each(|over| over.close.cancel());
             }
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
                     if open.len() >= CONNECTIONS {
                         make_room(&mut open);
                     }
@@ -73,7 +76,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
                     open.insert(number, Arc::clone(&connection));
                     let (router, shutdown) = (router.clone(), shutdown.clone());
                     tasks.spawn(async move {
-                        connection.serve(stream, router, shutdown).await;
+                        connection.serve(stream, from, router, shutdown).await;
                         number
                     });
                 }
@@ -143,9 +146,10 @@ impl Connection {
         self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn serve(self: &Arc<Self>, stream: TcpStream, router: Router, shutdown: CancellationToken) {
-        let answer = service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (mut router, answering) = (router.clone(), Answering::begin(self, request.headers()));
+    async fn serve(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, router: Router, shutdown: CancellationToken) {
+        let answer = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+            let (mut router, answering) = (router.clone(), Answering::begin(self, &request));
+            request.extensions_mut().insert(Visitor(from));
             async move {
                 let response = router.call(request).await?;
                 // It is answered when its last byte is handed on, or nobody wants it any more.
@@ -184,9 +188,11 @@ struct Answering {
 }
 
 impl Answering {
-    fn begin(connection: &Arc<Connection>, headers: &HeaderMap) -> Self {
-        let grpc =
-            headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    fn begin<B>(connection: &Arc<Connection>, request: &Request<B>) -> Self {
+        let content = request.headers().get(header::CONTENT_TYPE);
+        // Answers of the admin services end by themselves, and are large.
+        let grpc = content.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+            && !rpc::is_meant(request.uri().path());
         let answering = Self { connection: Arc::clone(connection), grpc };
         answering.count(|requests| *requests += 1);
         connection.doing().heard = true;
@@ -290,6 +296,26 @@ mod tests {
         assert!(!watched.is_over(doing.since + 1000 * IDLE));
         let idle = Doing { requests: 0, ..doing };
         assert!(!idle.is_over(doing.since + IDLE) && idle.is_over(doing.since + IDLE + LOOK));
+    }
+
+    /// An answer of theirs is large, and it is known when it should have been read.
+    #[test]
+    fn who_asks_the_admin_services_is_not_waited_for_as_who_watches_health_is() {
+        for (path, requests, calls) in
+            [("/grpc.health.v1.Health/Watch", 0, 1), ("/tenon.admin.v1.Sidecar/Describe", 1, 0), ("/metrics", 1, 0)]
+        {
+            let connection = Arc::new(Connection::new());
+            let mut request = Request::builder().uri(path);
+            if path != "/metrics" {
+                request = request.header(header::CONTENT_TYPE, "application/grpc");
+            }
+            let answering = Answering::begin(&connection, &request.body(()).expect("a request"));
+            let doing = *connection.doing();
+            assert_eq!((doing.requests, doing.calls), (requests, calls), "{path}");
+            drop(answering);
+            let doing = *connection.doing();
+            assert_eq!((doing.requests, doing.calls), (0, 0), "{path}");
+        }
     }
 
     #[tokio::test]

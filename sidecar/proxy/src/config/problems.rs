@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_config::names::{RegionName, ZoneName};
 use mesh_identity::{join::Attestation, policy_signature::PublicKey};
 
 use super::{ConfigError, HeldTenants, LocalAddress, ReplicaAddress, Spans, SvidFrom, default_workers, tcs::size};
@@ -41,7 +42,17 @@ impl Problems {
         Some(Spans { collector, share })
     }
 
-    pub(super) fn workers(&mut self, workers: Option<usize>) -> usize {
+    /// Threads, and bytes of memory.
+    pub(super) fn bounds(&mut self, workers: Option<usize>, memory: Option<&str>) -> (usize, u64) {
+        (self.workers(workers), self.memory_limit(memory))
+    }
+
+    /// Where this instance runs.
+    pub(super) fn place(&mut self, region: Option<&str>, zone: Option<&str>) -> (Option<RegionName>, Option<ZoneName>) {
+        (self.optional("region", region), self.optional("zone", zone))
+    }
+
+    fn workers(&mut self, workers: Option<usize>) -> usize {
         let workers = workers.unwrap_or_else(default_workers);
         if workers == 0 || workers > 256 {
             self.0.push(format!("--workers {workers}: expected 1 to 256"));
@@ -102,7 +113,7 @@ impl Problems {
         })
     }
 
-    pub(super) fn memory_limit(&mut self, given: Option<&str>) -> u64 {
+    fn memory_limit(&mut self, given: Option<&str>) -> u64 {
         let Some(text) = given else { return default_budget() };
         size(text).filter(|bytes| *bytes >= SMALLEST_MEMORY).unwrap_or_else(|| {
             self.0.push(format!("--memory-limit {text}: expected a number of KiB, MiB or GiB, 16MiB at least: 512MiB"));

@@ -141,18 +141,44 @@ pub struct Recent {
     bytes: usize,
     most: usize,
     most_bytes: usize,
+    /// Of all that were ever remembered: numbers the last one.
+    pushed: u64,
+}
+
+/// Which decisions are looked for; what is empty says nothing.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Of this request.
+    pub request_id: String,
+    /// With this reason.
+    pub reason: String,
+    /// That named this tenant.
+    pub tenant: String,
+    /// Of this caller.
+    pub caller: String,
+}
+
+impl Wanted {
+    fn is(&self, decision: &Remembered) -> bool {
+        let same = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
+        same(&self.request_id, &decision.request_id)
+            && same(&self.reason, decision.decision.reason())
+            && same(&self.tenant, &decision.tenant)
+            && same(&self.caller, &decision.caller)
+    }
 }
 
 impl Recent {
     /// Keeps `most` decisions at most, and `most_bytes` of them.
     pub fn new(most: usize, most_bytes: usize) -> Self {
-        Self { decisions: VecDeque::new(), hasher: RandomState::new(), bytes: 0, most, most_bytes }
+        Self { decisions: VecDeque::new(), hasher: RandomState::new(), bytes: 0, most, most_bytes, pushed: 0 }
     }
 
     /// Remembers this one, and forgets the oldest for it.
     pub fn push(&mut self, decision: Remembered) {
         let decision = decision.bounded();
         self.bytes += decision.bytes();
+        self.pushed += 1;
         self.decisions.push_back((self.hasher.hash_one(&*decision.request_id), Box::new(decision)));
         while self.decisions.len() > self.most || self.bytes > self.most_bytes {
             let Some((_, oldest)) = self.decisions.pop_front() else { break };
@@ -166,6 +192,23 @@ impl Recent {
         let mut latest_first = self.decisions.iter().rev();
         let found = latest_first.find(|(other, decision)| *other == hash && *decision.request_id == *request_id);
         found.map(|(_, decision)| &**decision)
+    }
+
+    /// Looks at so many decisions at most, from the newest that is older than the one of the number `before`, and hands out
+    /// those that are wanted. Comes back with what is `before` the next time; `None`: these were the oldest.
+    pub fn look(
+        &self,
+        wanted: &Wanted,
+        before: Option<u64>,
+        at_once: usize,
+        found: &mut Vec<RecentDecision>,
+    ) -> Option<u64> {
+        let newer = before.map_or(0, |before| self.pushed.saturating_sub(before - 1));
+        let newer = usize::try_from(newer).unwrap_or(usize::MAX);
+        let looked = self.decisions.iter().rev().skip(newer).take(at_once);
+        found.extend(looked.filter(|(_, decision)| wanted.is(decision)).map(|(_, decision)| decision.to_proto()));
+        let seen = newer.saturating_add(at_once);
+        (seen < self.decisions.len()).then(|| self.pushed - seen as u64 + 1)
     }
 
     /// How many are held.
@@ -224,6 +267,43 @@ mod tests {
         assert_eq!(recent.bytes, held, "what is forgotten is no longer counted");
         let path = &recent.find("x").unwrap().path;
         assert!(path.len() < LONGEST_TEXT + 4 && path.ends_with("é…"), "{}", path.len());
+    }
+
+    #[test]
+    fn all_are_looked_at_newest_first_and_each_once_also_while_others_come() {
+        let mut recent = Recent::new(300, usize::MAX);
+        for number in 0..500 {
+            recent.push(decision(&format!("{number}")));
+        }
+        let (mut found, mut before) = (Vec::new(), None);
+        loop {
+            before = recent.look(&Wanted::default(), before, 64, &mut found);
+            if before.is_none() {
+                break;
+            }
+            recent.push(decision("late"));
+        }
+        let ids: Vec<_> = found.iter().map(|decision| decision.request_id.clone()).collect();
+        // Each that came late has pushed out the oldest.
+        let expected: Vec<_> = (204..500).rev().map(|number| number.to_string()).collect();
+        assert_eq!(ids, expected);
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_found() {
+        let mut recent = Recent::new(10, usize::MAX);
+        recent.push(decision("a"));
+        recent.push(Remembered { caller: "issues".into(), tenant: "".into(), ..decision("b") });
+        let find = |wanted: Wanted| {
+            let mut found = Vec::new();
+            recent.look(&wanted, None, 10, &mut found);
+            found.into_iter().map(|decision| decision.request_id).collect::<Vec<_>>()
+        };
+        assert_eq!(find(Wanted::default()), ["b", "a"]);
+        assert_eq!(find(Wanted { caller: "wiki".into(), ..Wanted::default() }), ["a"]);
+        assert_eq!(find(Wanted { tenant: "acme".into(), caller: "issues".into(), ..Wanted::default() }), [""; 0]);
+        assert_eq!(find(Wanted { request_id: "b".into(), ..Wanted::default() }), ["b"]);
+        assert_eq!(find(Wanted { reason: "TENANT_STALE".into(), ..Wanted::default() }), [""; 0]);
     }
 
     #[test]

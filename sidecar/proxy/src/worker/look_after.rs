@@ -31,6 +31,7 @@ impl Worker {
     /// Ends calls whose deadline has passed unnoticed, decides open calls again when something changed, and closes
     /// connections nobody uses, or whose peer is revoked.
     pub(super) async fn look_after(self: Arc<Self>) {
+        self.live.pools.enter(&self.pool);
         let mut changes = self.live.changes();
         let mut trust = self.live.identity.changes();
         // Those who came before this was read have been looked at since.

@@ -51,7 +51,10 @@ proptest! {
             // Bursts, pauses of about one interval, and long ones.
             now += [0, interval / 3, interval, interval * 7][usize::try_from(wait).unwrap()];
             let name = format!("t{tenant}");
+            // Looking says the same before, and uses nothing up.
+            let looked = [(); 2].map(|()| rates.look(rate, &of("get", &name), now));
             let got = rates.take(rate, &of("get", &name), now);
+            prop_assert_eq!(looked, [got; 2]);
             let full = u128::from(burst) * u128::from(interval);
             let bucket = naive.entry(tenant).or_insert(Naive { level: full, at: now });
             let expected = bucket.take(interval, burst, now).map_err(Duration::from_nanos);
