@@ -226,9 +226,18 @@ impl Instance {
         fs::read_to_string(self.scratch.join("sidecar.log")).unwrap_or_default()
     }
 
-    fn spawn(&self, mut command: Command, log: &str) -> anyhow::Result<Child> {
-        let log = File::options().create(true).append(true).open(self.scratch.join(format!("{log}.log")))?;
-        command.current_dir(&self.scratch).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    /// What the sidecar has written to its standard output.
+    #[must_use]
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.scratch.join("sidecar.out")).unwrap_or_default()
+    }
+
+    fn spawn(&self, mut command: Command, name: &str) -> anyhow::Result<Child> {
+        let open = |end: &str| {
+            let path = self.scratch.join(format!("{name}.{end}"));
+            File::options().create(true).append(true).open(path)
+        };
+        command.current_dir(&self.scratch).stdin(Stdio::null()).stdout(open("out")?).stderr(open("log")?);
         command.spawn().with_context(|| format!("starting {command:?}"))
     }
 }

@@ -79,6 +79,7 @@ async fn the_tap_of_one_tenant_shows_its_calls_and_no_others() {
     assert!(output.status.success(), "{output:?}");
     let told = told(&output);
     assert_eq!(told.len(), 20, "of {calls}");
+    let mut begun_before = 0;
     for call in &told {
         assert_eq!(
             (&call["tenant"], &call["caller"], &call["service"]),
@@ -89,6 +90,10 @@ async fn the_tap_of_one_tenant_shows_its_calls_and_no_others() {
             (&json!("inbound"), &json!("finished"), &json!(0))
         );
         let headers = call["headers"].as_array().expect("headers");
+        if headers.is_empty() {
+            begun_before += 1;
+            continue;
+        }
         let value =
             |name: &str| headers.iter().find(|header| header["name"] == name).map(|header| header["value"].clone());
         assert_eq!(value("content-type"), Some(json!("application/grpc")));
@@ -96,6 +101,7 @@ async fn the_tap_of_one_tenant_shows_its_calls_and_no_others() {
             assert_eq!(value(hidden), Some(Value::Null), "{hidden} is told by name alone");
         }
     }
+    assert!(begun_before <= 1, "one call at a time was open when it began");
     assert!(!String::from_utf8_lossy(&output.stdout).contains("of-a-user"), "a credential");
 }
 
@@ -127,7 +133,7 @@ async fn a_refusal_is_watched_with_the_reason_and_the_request_id_that_explain_kn
 async fn a_call_whose_tenant_was_named_by_host_is_watched_by_the_tenants_id_on_both_sides() {
     let mesh = mesh();
     let mut media = wiki(&mesh).await;
-    let tap = tap(&mesh, &["--tenant", "acme", "--both-sides", "--header", "baggage", "--count", "2", "--for", "2m"]);
+    let tap = tap(&mesh, &["--tenant", "acme", "--both-sides", "--header", "baggage", "--count", "4", "--for", "2m"]);
     while !tap.is_finished() {
         let headers = [("x-tenant-host", "acme.example.com"), ("baggage", "user=ann")];
         assert_eq!(outcome(&media.list(with_headers(&headers, ListRequest {})).await), "ALLOWED");
@@ -138,6 +144,10 @@ async fn a_call_whose_tenant_was_named_by_host_is_watched_by_the_tenants_id_on_b
     assert_eq!(sides.len(), 2, "{told:#?}");
     for call in &told {
         let headers = call["headers"].as_array().expect("headers");
+        if headers.is_empty() {
+            // It was open when the command began.
+            continue;
+        }
         assert!(headers.contains(&json!({"name": "baggage", "value": "user=ann", "length": 8})), "{headers:?}");
     }
 }

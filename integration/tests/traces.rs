@@ -1,4 +1,5 @@
-//! Traces over OTLP, with a collector that speaks the real protocol: one trace spans client, two sidecars and server.
+//! Traces over OTLP, with a collector that speaks the real protocol: one trace spans client, two sidecars and server. And the
+//! access log.
 
 use std::{
     net::SocketAddr,
@@ -7,6 +8,7 @@ use std::{
 };
 
 use integration::{
+    by_hand::Instance,
     calls::http_get,
     mesh::{Mesh, Plan, SOON},
     shop::{self, Shop},
@@ -20,6 +22,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value::Value},
     trace::v1::{ResourceSpans, ScopeSpans, Span, span::SpanKind, status::StatusCode},
 };
+
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
@@ -221,6 +224,49 @@ async fn a_refusal_is_an_error_with_its_reason_and_what_is_not_sampled_goes_as_i
     assert_eq!(text(&inbound.attributes, "tenon.reason").as_deref(), Some("PATH_NOT_ALLOWED"));
     assert_eq!(inbound.status.as_ref().map(|status| status.code()), Some(StatusCode::Error));
     assert_eq!(collector.spans().len(), 2, "of calls that nobody records there are none");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_access_log_has_a_line_of_json_for_each_call() {
+    let world = World::start(&[]).await;
+    world.settled().await;
+    let planned = Instance::plan(&world.mesh, "wiki", "logged").expect("a plan");
+    let mut instance = planned.option("--access-log", "on");
+    instance.start_sidecar().expect("it starts");
+    let end = Instant::now() + SOON;
+    while http_get(instance.admin(), "/ready").await.is_err() {
+        assert!(Instant::now() < end, "{}", instance.log());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let sender = shop::connect(instance.outbound()).await.expect("it listens");
+    let secret = ("authorization", "Bearer of-a-user");
+    for method in ["Get", "Erase"] {
+        let _refused = shop::call(sender.clone(), "shop", method, &[secret, ("x-tenant-id", "acme")]).await;
+    }
+    let _refused = shop::call(sender, "nobody", "Get", &[]).await;
+    let lines = loop {
+        let lines: Vec<serde_json::Value> =
+            instance.output().lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if lines.len() >= 3 {
+            break lines;
+        }
+        assert!(Instant::now() < end, "{}", instance.output());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    let told = |line: &serde_json::Value| {
+        let text = |field: &str| line[field].as_str().unwrap_or("-").to_owned();
+        (text("service"), text("path"), text("tenant"), text("outcome"), text("reason"), line["grpcStatus"].as_u64())
+    };
+    let row = |service: &str, path: &str, tenant: &str, outcome: &str, reason: &str, status| {
+        let (path, tenant) = (format!("/shop.v1.Shop/{path}"), tenant.to_owned());
+        (service.to_owned(), path, tenant, outcome.to_owned(), reason.to_owned(), status)
+    };
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert_eq!(told(&lines[0]), row("shop", "Get", "acme", "finished", "-", Some(0)));
+    assert_eq!(told(&lines[1]), row("shop", "Erase", "acme", "finished", "-", Some(7)), "by the callee's sidecar");
+    assert_eq!(told(&lines[2]), row("nobody", "Get", "-", "refused", "SERVICE_UNKNOWN", None));
+    assert!(!instance.output().contains("of-a-user"), "a credential");
+    instance.end_sidecar(rustix::process::Signal::TERM).await.expect("it ends");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -51,6 +51,12 @@ impl TraceContext {
         Some(Self { flags: flags[0] & RANDOM, ..context })
     }
 
+    /// In hexadecimal.
+    #[must_use]
+    pub fn trace_id(&self) -> String {
+        self.trace.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// The same trace as the next hop is to know it, when `span` calls. `None` where that is all zeroes.
     #[must_use]
     pub fn continued_by(self, span: [u8; 8]) -> Option<Self> {

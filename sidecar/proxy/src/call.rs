@@ -1,18 +1,15 @@
 //! The one object that accounts for a call.
 
+mod facts;
+mod line;
+
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
-    task::{Context, Poll},
-    time::Instant,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use futures_util::task::AtomicWaker;
-use h2::{RecvStream, SendStream};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use h2::RecvStream;
+use http::{HeaderMap, HeaderValue, Response};
 use sidecar_core::{
     Position, Reason, Refusal,
     balance::{Ended, Slot, is_own_fault},
@@ -30,181 +27,27 @@ use crate::{
     open::{OpenCall, OpenCalls, Place, Question},
     pool::Lease,
     refuse::{self, Revisions},
-    said::Said,
-    tap::{self, Noted},
-    trace::{self, Span},
+    tap::Noted,
+    trace::Span,
     worker::Worker,
 };
 
-/// What the two directions of a call and whoever decides open calls again share.
-///
-/// A call is hung up at most once: by its deadline, or because what it was allowed by has changed.
-#[derive(Debug)]
-pub struct Line {
-    /// For refusals, the log, and deciding it again.
-    pub facts: Facts,
-    refusal: OnceLock<(Refusal, Option<Box<Grounds>>)>,
-    /// The call has ended, however: what of the request is not sent yet never will be.
-    over: AtomicBool,
-    request: AtomicWaker,
-    response: AtomicWaker,
-    /// The sending half to the other side once the request is sent: with it the stream can be reset although nobody
-    /// polls the answer, as when its reader has stopped reading.
-    upstream: Mutex<Option<SendStream<Bytes>>>,
-    /// The answer, once it has begun: what waits in it can be let go although nobody reads it.
-    answer: Mutex<Option<RecvStream>>,
-    /// Since which tick of [`crate::limits::Memory`] the reader has not asked for more than it was given; 0: it waits for more.
-    unread: AtomicU32,
-}
+pub use self::{facts::Facts, line::Line};
 
-impl Line {
-    /// Of a call that has just come in.
-    pub fn new(facts: Facts) -> Self {
-        Self {
-            facts,
-            refusal: OnceLock::new(),
-            over: AtomicBool::new(false),
-            request: AtomicWaker::new(),
-            response: AtomicWaker::new(),
-            upstream: Mutex::default(),
-            answer: Mutex::default(),
-            unread: AtomicU32::new(0),
-        }
-    }
-
-    /// Ends the call with `refusal`: the stream to the other side is reset at once, and the caller told when it reads.
-    pub fn hang_up(&self, refusal: Refusal) {
-        self.hang_up_on(refusal, None);
-    }
-
-    /// The same, where it is known what the refusal was decided from.
-    pub fn hang_up_on(&self, refusal: Refusal, grounds: Option<Box<Grounds>>) {
-        if self.refusal.set((refusal, grounds)).is_ok() {
-            self.end(true);
-            self.response.wake();
-        }
-    }
-
-    /// Ends the call, and lets go at once of what waits for its reader.
-    pub fn drop_answer(&self, refusal: Refusal) {
-        self.hang_up(refusal);
-        let unread = self.answer().take();
-        drop(unread);
-    }
-
-    /// The answer has begun.
-    pub fn follow(&self, answer: RecvStream) {
-        *self.answer() = Some(answer);
-    }
-
-    /// The answer has come to its end, and there is nothing more to be read.
-    pub fn is_at_its_end(&self) -> bool {
-        self.answer().as_ref().is_some_and(RecvStream::is_end_stream)
-    }
-
-    /// What is left of the answer.
-    pub fn answer(&self) -> MutexGuard<'_, Option<RecvStream>> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Since when nobody has asked for more.
-    pub fn unread_since(&self) -> Option<u32> {
-        Some(self.unread.load(Ordering::Relaxed)).filter(|tick| *tick > 0)
-    }
-
-    /// The call is over; unless the other side has answered to its end, it is told to stop.
-    fn end(&self, reset: bool) {
-        self.over.store(true, Ordering::Release);
-        self.request.wake();
-        let upstream = self.upstream().take();
-        if let (Some(mut stream), true) = (upstream, reset) {
-            stream.send_reset(h2::Reason::CANCEL);
-        }
-    }
-
-    /// The request is sent.
-    pub fn sent(&self, mut stream: SendStream<Bytes>) {
-        let mut upstream = self.upstream();
-        if self.over.load(Ordering::Acquire) {
-            stream.send_reset(h2::Reason::CANCEL);
-        } else {
-            *upstream = Some(stream);
-        }
-    }
-
-    /// Ready once the call is over. For whoever pumps the request.
-    pub fn poll_request(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.request.register(cx.waker());
-        if self.over.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
-    }
-
-    /// Ready once the call was hung up. For whoever waits for the answer and pumps it.
-    pub fn poll_response(&self, cx: &mut Context<'_>) -> Poll<&Refusal> {
-        if self.refusal.get().is_none() {
-            self.response.register(cx.waker());
-        }
-        self.refusal.get().map_or(Poll::Pending, |(refusal, _)| Poll::Ready(refusal))
-    }
-
-    /// Whether the call was hung up.
-    fn is_hung_up(&self) -> bool {
-        self.refusal.get().is_some()
-    }
-
-    fn upstream(&self) -> MutexGuard<'_, Option<SendStream<Bytes>>> {
-        self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What refusals and log lines tell about a call. Cloned out of the request by reference count: nothing is copied.
-#[derive(Debug)]
-pub struct Facts {
-    /// The callee: this service (inbound), or the destination as named (outbound).
-    pub service: Arc<str>,
-    /// Who calls: the peer (inbound), or this service (outbound).
-    pub caller: Arc<str>,
-    /// Path of the request.
-    pub uri: Uri,
-    /// The tenant as it was named by id or host.
-    pub tenant: Option<HeaderValue>,
-    /// `x-mesh-request-id`.
-    pub request_id: HeaderValue,
-    /// Whether the answer must be a gRPC one.
-    pub grpc: bool,
-    /// For the log, and for HEAD, whose refusals have no body.
-    pub method: Method,
-}
-
-impl Facts {
-    /// Reads what can be read without deciding anything.
-    pub fn of<B>(
-        request: &Request<B>,
-        said: &Said<'_>,
-        (service, caller): (Arc<str>, Arc<str>),
-        request_id: HeaderValue,
-    ) -> Self {
-        Self {
-            service,
-            caller,
-            uri: request.uri().clone(),
-            tenant: said.tenant_id.first().cloned(),
-            request_id,
-            grpc: said.is_grpc(),
-            method: request.method().clone(),
-        }
-    }
-
-    /// The request id as text.
-    #[must_use]
-    pub fn request_id(&self) -> &str {
-        self.request_id.to_str().unwrap_or_default()
-    }
-
-    /// The tenant as text; what is not printable ASCII is not repeated.
-    #[must_use]
-    pub fn tenant(&self) -> &str {
-        self.tenant.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
+/// A call that has ended, as those are told who want to know.
+pub struct End<'a> {
+    /// On which side.
+    pub direction: Direction,
+    /// What was known of it from its beginning.
+    pub facts: &'a Facts,
+    /// Its tenant's id, or what else the app named; empty: nothing.
+    pub tenant: &'a str,
+    /// How.
+    pub outcome: Outcome,
+    /// The number of the gRPC status, the reason of a refusal, or why it broke.
+    pub status: Option<&'a str>,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// Started, then exactly one of finished, refused, cancelled, broken, by whoever lets go last. Dropping it means
@@ -235,6 +78,8 @@ pub struct Call {
     head: Option<Box<Noted>>,
     /// While its trace is recorded.
     span: Option<Box<Span>>,
+    /// Its tenant's id, for those who want to know of the call.
+    tenant: Option<Box<str>>,
     /// What it was refused on, or let pass on in audit mode.
     grounds: Option<Box<Grounds>>,
     /// It was decided that it may be made.
@@ -262,6 +107,7 @@ impl Call {
             lease: None,
             head: None,
             span: None,
+            tenant: None,
             grounds: None,
             passed: false,
             noted: false,
@@ -287,14 +133,12 @@ impl Call {
         }
     }
 
-    /// Whose call it has turned out to be, for whoever watches.
+    /// Whose call it has turned out to be, for whoever wants to know.
     pub fn is_of(&mut self, tenant: Option<&str>) {
-        let Some(tenant) = tenant else { return };
-        if let Some(noted) = &mut self.head {
-            noted.is_of(tenant);
-        }
-        if let Some(span) = &mut self.span {
-            span.is_of(tenant);
+        let live = &self.worker.live;
+        let asked = self.head.is_some() || self.span.is_some() || live.access_log.is_some();
+        if let Some(tenant) = tenant.filter(|_| asked) {
+            self.tenant = Some(tenant.into());
         }
     }
 
@@ -492,28 +336,7 @@ impl Call {
         if let Some(slot) = &self.slot {
             slot.ended(shown_at_the_end(outcome, status), health::now());
         }
-        if self.worker.live.taps.watched() {
-            let (direction, noted) = (self.direction, self.head.take());
-            self.worker.live.taps.ended(tap::Ended { direction, facts: self.facts(), noted, outcome, status, took });
-        }
-        if let (Some(span), Some(tracer)) = (self.span.take(), &self.worker.live.tracer) {
-            let (direction, facts) = (self.direction, self.facts());
-            tracer.ended(&span, &trace::Ended { direction, facts, outcome, status, took });
-        }
-        if self.worker.live.config.access_log {
-            info!(
-                target: "tenon::access",
-                direction = self.direction.as_str(),
-                ?outcome,
-                status,
-                method = %self.facts().method,
-                service = &*self.facts().service,
-                caller = &*self.facts().caller,
-                path = self.facts().uri.path(),
-                request_id = self.facts().request_id(),
-                microseconds = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            );
-        }
+        self.tell(outcome, status, took);
         self.line.end(outcome != Outcome::Finished);
         if let (Some(admission), Outcome::Refused) = (&mut self.admission, outcome)
             && status == Some(Reason::Deadline.as_str())
@@ -522,6 +345,24 @@ impl Call {
         }
         self.admission = None;
         (self.place, self.serving, self.slot, self.lease) = (None, None, None, None);
+    }
+
+    /// To whoever wants to know.
+    fn tell(&self, outcome: Outcome, status: Option<&str>, took: Duration) {
+        let live = &self.worker.live;
+        if !live.taps.watched() && self.span.is_none() && live.access_log.is_none() {
+            return;
+        }
+        let (direction, facts) = (self.direction, self.facts());
+        let tenant = self.tenant.as_deref().unwrap_or_else(|| facts.tenant());
+        let end = End { direction, facts, tenant, outcome, status, took };
+        live.taps.ended(&end, self.head.as_deref());
+        if let (Some(span), Some(tracer)) = (&self.span, &live.tracer) {
+            tracer.ended(span, &end);
+        }
+        if let Some(log) = &live.access_log {
+            log.ended(&end, self.span.as_deref());
+        }
     }
 }
 

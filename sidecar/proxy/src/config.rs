@@ -21,6 +21,7 @@ pub use self::{
     address::LocalAddress,
     tcs::{HeldTenants, ReplicaAddress},
 };
+use crate::access::Logged;
 
 /// The command line of `tenon-sidecar`. Every flag is also a key of `--config FILE` and a `TENON_*` variable.
 #[derive(Debug, Default, Args, Deserialize)]
@@ -122,9 +123,10 @@ pub struct Flags {
     /// what the control group may use, else 1GiB]
     #[arg(long, env = "TENON_MEMORY_LIMIT", value_name = "SIZE")]
     pub memory_limit: Option<String>,
-    /// Write one log line for every call, not only for refused ones
-    #[arg(long, env = "TENON_ACCESS_LOG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub access_log: Option<bool>,
+    /// Write a line of JSON to standard output for every call (on), or for a share of them (1%) [default: off]
+    #[arg(long, env = "TENON_ACCESS_LOG", num_args = 0..=1, default_missing_value = "on", value_name = "on|off|SHARE")]
+    #[serde(deserialize_with = "text")]
+    pub access_log: Option<String>,
     /// Collector that takes spans of calls, OTLP over gRPC without TLS: http://HOST:4317 [default: no spans]
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp: Option<String>,
@@ -213,8 +215,8 @@ pub struct Config {
     pub drain: Duration,
     /// Bytes of memory above which nothing new is taken.
     pub memory_limit: u64,
-    /// One line a call.
-    pub access_log: bool,
+    /// Of which calls a line is written.
+    pub access_log: Logged,
     /// Who takes spans, and of which calls.
     pub spans: Option<Spans>,
     /// Only the benchmark's own build has it.
@@ -316,7 +318,7 @@ impl Flags {
         let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
         let state_dir = problems.state_dir(self.state_dir);
         let (workers, memory_limit) = problems.bounds(self.workers, self.memory_limit.as_deref());
-        let spans = problems.spans(self.otlp, self.trace_share);
+        let (spans, access_log) = problems.told(self.otlp, self.trace_share, self.access_log.as_deref());
         let listeners = (service, trust_domain, outbound, inbound, admin);
         let others = (identity, tcs, policy, svid_from, state_dir);
         let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {
@@ -351,7 +353,7 @@ impl Flags {
             take_over: self.take_over.unwrap_or(false),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(10)),
             memory_limit,
-            access_log: self.access_log.unwrap_or(false),
+            access_log,
             spans,
             #[cfg(feature = "bench-no-checks")]
             no_checks: self.no_checks,
@@ -395,6 +397,20 @@ fn scalar(value: &saphyr::Yaml<'_>) -> Option<serde_json::Value> {
     let number = || value.as_integer().map(serde_json::Value::from);
     let truth = || value.as_bool().map(serde_json::Value::from);
     text.or_else(number).or_else(truth)
+}
+
+/// Text, or a boolean, which YAML makes of `on` and `off` in some of its versions.
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Text {
+        Text(String),
+        Truth(bool),
+    }
+    Ok(Some(match Text::deserialize(deserializer)? {
+        Text::Text(text) => text,
+        Text::Truth(truth) => truth.to_string(),
+    }))
 }
 
 /// One address, several with commas between them as in the variable, or a list.

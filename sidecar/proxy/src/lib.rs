@@ -7,6 +7,7 @@
 //! Never here: decoding of messages, decisions that are not in `sidecar-core`, requests to the control plane on the path
 //! of a call.
 
+mod access;
 mod admin;
 mod ahead;
 pub mod app;

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tracing::warn;
 
 use crate::{
+    access::AccessLog,
     config::{Config, HeldTenants, SvidFrom},
     credentials::{KeyRecord, Minting},
     decisions::Ledgers,
@@ -87,6 +88,8 @@ pub struct Live {
     pub decisions: Arc<Ledgers>,
     /// Calls that operators watch.
     pub taps: Arc<Taps>,
+    /// Of those who want a line for each call.
+    pub access_log: Option<AccessLog>,
     /// Of those who want spans.
     pub tracer: Option<Tracer>,
     /// Callers outside of the mesh.
@@ -132,6 +135,7 @@ impl Live {
         });
         let live = Arc::new(Self {
             taps,
+            access_log: AccessLog::open(config.access_log),
             tracer,
             config: Arc::clone(config),
             instance: instance.into(),
@@ -262,6 +266,7 @@ impl Live {
             ],
             destinations: DestinationGauges::of(&self.outbound.load(), health::now()),
             limits: self.limits.gauges(),
+            access_log_lost: self.access_log.as_ref().map_or(0, AccessLog::lost),
             remembered: self.decisions.remembered(),
             // What the replicas do not know is for the admin listener to add.
             ..Snapshot::default()

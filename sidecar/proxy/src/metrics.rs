@@ -77,7 +77,9 @@ pub enum Outcome {
 impl Outcome {
     const ALL: [Self; 4] = [Self::Finished, Self::Refused, Self::Cancelled, Self::Broken];
 
-    fn as_str(self) -> &'static str {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
             Self::Refused => "refused",
@@ -192,6 +194,8 @@ pub struct Snapshot {
     /// What is taken on.
     #[serde(skip)]
     pub limits: LimitGauges,
+    /// Lines of the access log that nobody read in time.
+    pub access_log_lost: u64,
     /// Refused and audited calls that are remembered.
     #[serde(skip)]
     pub remembered: usize,
@@ -306,7 +310,7 @@ impl Collector for Scrape {
         endpoints::encode(&mut encoder, &self.gauges.destinations)?;
         limits::encode(&mut encoder, &self.gauges.limits)?;
         self.metrics.lookups.encode(&mut encoder)?;
-        self.metrics.spans.encode(&mut encoder)?;
+        self.metrics.spans.encode(&mut encoder, self.gauges.access_log_lost)?;
         self.metrics.reports.encode(&mut encoder, self.gauges.remembered)?;
         replication::encode(&mut encoder, &self.gauges.replicas)?;
         if let Some(cache) = &self.gauges.cache {
@@ -417,6 +421,7 @@ mod tests {
             standing: Some(membership::everything()),
             destinations: vec![DestinationGauges::default()],
             limits: LimitGauges::default(),
+            access_log_lost: 1,
             remembered: 1,
             ready: true,
         };

@@ -22,7 +22,7 @@ use tokio::{sync::mpsc, time::sleep};
 use tracing::warn;
 
 use crate::{
-    call::Facts,
+    call::End,
     metrics::{Direction, Outcome},
 };
 
@@ -70,23 +70,6 @@ struct Tap {
 /// What is noted of a call's head, for whoever watches when it ends.
 pub struct Noted {
     headers: Vec<TappedHeader>,
-    tenant: Option<Box<str>>,
-}
-
-/// How a call ended.
-pub struct Ended<'a> {
-    /// On which side it was seen.
-    pub direction: Direction,
-    /// What was known of it from its beginning.
-    pub facts: &'a Facts,
-    /// What was noted then; `None`: nobody watched.
-    pub noted: Option<Box<Noted>>,
-    /// How it ended.
-    pub outcome: Outcome,
-    /// The number of the gRPC status, or the reason of a refusal.
-    pub status: Option<&'a str>,
-    /// How long it took.
-    pub took: Duration,
 }
 
 impl Taps {
@@ -131,24 +114,25 @@ impl Taps {
                 length: u32::try_from(value.len()).unwrap_or(u32::MAX),
             }
         });
-        Some(Box::new(Noted { headers: told.collect(), tenant: None }))
+        Some(Box::new(Noted { headers: told.collect() }))
     }
 
     /// Tells of a call that has ended to whoever wants to know.
-    pub fn ended(&self, ended: Ended<'_>) {
-        let (facts, noted) = (ended.facts, ended.noted.as_deref());
-        let tenant = noted.and_then(|noted| noted.tenant.as_deref()).unwrap_or_else(|| facts.tenant());
+    pub fn ended(&self, end: &End<'_>, noted: Option<&Noted>) {
+        if !self.watched() {
+            return;
+        }
         let seen = Seen {
-            inbound: ended.direction == Direction::Inbound,
-            refused: ended.outcome == Outcome::Refused,
-            caller: &facts.caller,
-            service: &facts.service,
-            path: facts.uri.path(),
-            tenant,
+            inbound: end.direction == Direction::Inbound,
+            refused: end.outcome == Outcome::Refused,
+            caller: &end.facts.caller,
+            service: &end.facts.service,
+            path: end.facts.uri.path(),
+            tenant: end.tenant,
         };
         let now = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         for tap in self.taps.load().iter().filter(|tap| tap.filter.matches(&seen)) {
-            let told = tap.take(now) && self.calls.try_send((Arc::clone(tap), tap.call(&ended, &seen))).is_ok();
+            let told = tap.take(now) && self.calls.try_send((Arc::clone(tap), tap.call(end, noted, &seen))).is_ok();
             if !told {
                 tap.left_out.fetch_add(1, Relaxed);
             }
@@ -201,24 +185,24 @@ impl Tap {
         Tapped { tap: self.id, calls, left_out: self.left_out.swap(0, Relaxed) }
     }
 
-    fn call(&self, ended: &Ended<'_>, seen: &Seen<'_>) -> TappedCall {
-        let headers = ended.noted.iter().flat_map(|noted| &noted.headers).map(|header| {
+    fn call(&self, end: &End<'_>, noted: Option<&Noted>, seen: &Seen<'_>) -> TappedCall {
+        let headers = noted.iter().flat_map(|noted| &noted.headers).map(|header| {
             let told = telling(&header.name) == Telling::Always || self.asks_for(&header.name);
             TappedHeader { value: header.value.clone().filter(|_| told), ..header.clone() }
         });
-        let began = clock::since_epoch().saturating_sub(ended.took).as_millis();
+        let began = clock::since_epoch().saturating_sub(end.took).as_millis();
         TappedCall {
-            request_id: ended.facts.request_id().to_owned(),
+            request_id: end.facts.request_id().to_owned(),
             at_unix_ms: i64::try_from(began).unwrap_or(i64::MAX),
             instance: String::new(),
-            direction: ended.direction.as_str().to_owned(),
+            direction: end.direction.as_str().to_owned(),
             caller: seen.caller.to_owned(),
             service: cut(seen.service),
             path: cut(seen.path),
             tenant: cut(seen.tenant),
-            outcome: outcome(ended.outcome).into(),
-            status: cut(ended.status.unwrap_or_default()),
-            microseconds: u64::try_from(ended.took.as_micros()).unwrap_or(u64::MAX),
+            outcome: outcome(end.outcome).into(),
+            status: cut(end.status.unwrap_or_default()),
+            microseconds: u64::try_from(end.took.as_micros()).unwrap_or(u64::MAX),
             headers: headers.collect(),
         }
     }
@@ -239,13 +223,6 @@ fn outcome(outcome: Outcome) -> WireOutcome {
         Outcome::Refused => WireOutcome::Refused,
         Outcome::Cancelled => WireOutcome::Cancelled,
         Outcome::Broken => WireOutcome::Broken,
-    }
-}
-
-impl Noted {
-    /// Whose call it has turned out to be.
-    pub fn is_of(&mut self, tenant: &str) {
-        self.tenant = Some(tenant.into());
     }
 }
 

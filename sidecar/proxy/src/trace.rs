@@ -16,9 +16,9 @@ use sidecar_core::trace_context::TraceContext;
 use tokio::sync::mpsc;
 
 use crate::{
-    call::Facts,
+    call::End,
     headers,
-    metrics::{Direction, Outcome, Spans},
+    metrics::{Direction, Spans},
 };
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -42,25 +42,9 @@ pub struct Span {
     /// The span that called; `None`: the trace begins here.
     parent: Option<[u8; 8]>,
     state: Option<HeaderValue>,
-    /// Its id; `None`: none was named, or nobody knows it.
-    tenant: Option<Box<str>>,
     /// The rule that let it pass, and its allowlist.
     rule: Option<(Box<str>, Box<str>)>,
     audited: bool,
-}
-
-/// How the call of a span ended.
-pub struct Ended<'a> {
-    /// On which side.
-    pub direction: Direction,
-    /// What was known of it from its beginning.
-    pub facts: &'a Facts,
-    /// How.
-    pub outcome: Outcome,
-    /// The number of the gRPC status, the reason of a refusal, or why it broke.
-    pub status: Option<&'a str>,
-    /// How long it took.
-    pub took: Duration,
 }
 
 impl Tracer {
@@ -95,12 +79,12 @@ impl Tracer {
             }
         };
         let state = parent.and_then(|_| head.get(TRACESTATE).cloned());
-        Some(Box::new(Span { own, parent, state, tenant: None, rule: None, audited: false }))
+        Some(Box::new(Span { own, parent, state, rule: None, audited: false }))
     }
 
     /// Takes the span of a call that has ended.
-    pub fn ended(&self, span: &Span, ended: &Ended<'_>) {
-        if self.spans.try_send(span.to_wire(ended)).is_err() {
+    pub fn ended(&self, span: &Span, end: &End<'_>) {
+        if self.spans.try_send(span.to_wire(end)).is_err() {
             self.counts.lost(1);
         }
     }
@@ -117,21 +101,21 @@ impl Span {
         }
     }
 
-    /// Whose call it has turned out to be.
-    pub fn is_of(&mut self, tenant: &str) {
-        self.tenant = Some(tenant.into());
-    }
-
     /// It was decided that the call may be made: by which rule of which allowlist, or in audit mode in spite of all.
     pub fn passed(&mut self, rule: Option<(&str, &str)>, audited: bool) {
         self.rule = rule.map(|(allowlist, rule)| (allowlist.into(), rule.into()));
         self.audited = audited;
     }
 
-    fn to_wire(&self, ended: &Ended<'_>) -> WireSpan {
-        let end = clock::since_epoch();
+    /// Of its trace, in hexadecimal.
+    pub fn trace_id(&self) -> String {
+        self.own.trace_id()
+    }
+
+    fn to_wire(&self, end: &End<'_>) -> WireSpan {
+        let now = clock::since_epoch();
         let nanoseconds = |moment: Duration| u64::try_from(moment.as_nanos()).unwrap_or(u64::MAX);
-        let kind = match ended.direction {
+        let kind = match end.direction {
             Direction::Outbound => SpanKind::Client,
             Direction::Inbound => SpanKind::Server,
         };
@@ -141,12 +125,12 @@ impl Span {
             trace_state: self.state.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default().to_owned(),
             parent_span_id: self.parent.map(|parent| parent.to_vec()).unwrap_or_default(),
             flags: 1,
-            name: ended.facts.uri.path().trim_start_matches('/').to_owned(),
+            name: end.facts.uri.path().trim_start_matches('/').to_owned(),
             kind: kind.into(),
-            start_time_unix_nano: nanoseconds(end.saturating_sub(ended.took)),
-            end_time_unix_nano: nanoseconds(end),
-            attributes: attributes::of(self, ended),
-            status: Some(attributes::status(ended)),
+            start_time_unix_nano: nanoseconds(now.saturating_sub(end.took)),
+            end_time_unix_nano: nanoseconds(now),
+            attributes: attributes::of(self, end),
+            status: Some(attributes::status(end)),
             ..WireSpan::default()
         }
     }

@@ -67,7 +67,7 @@ fn configuration(config: &Config) -> Value {
         "settleMs": u64::try_from(config.settle.as_millis()).unwrap_or(u64::MAX),
         "drainSeconds": config.drain.as_secs(),
         "memoryLimitBytes": config.memory_limit,
-        "accessLog": config.access_log,
+        "accessLog": config.access_log.to_string(),
         "spans": config.spans.as_ref().map(|spans| json!({"otlp": spans.collector, "traceShare": spans.share})),
     })
 }

@@ -12,7 +12,7 @@ use mesh_config::names::{RegionName, ZoneName};
 use mesh_identity::{join::Attestation, policy_signature::PublicKey};
 
 use super::{ConfigError, HeldTenants, LocalAddress, ReplicaAddress, Spans, SvidFrom, default_workers, tcs::size};
-use crate::limits::default_budget;
+use crate::{access::Logged, limits::default_budget};
 
 /// A sidecar needs as much with nothing to do.
 const SMALLEST_MEMORY: u64 = 16 << 20;
@@ -24,8 +24,18 @@ const LONGEST_SETTLE: Duration = Duration::from_secs(600);
 pub(super) struct Problems(pub(super) Vec<String>);
 
 impl Problems {
+    /// What is told of calls: spans, and lines of the access log.
+    pub(super) fn told(
+        &mut self,
+        otlp: Option<String>,
+        share: Option<f64>,
+        access_log: Option<&str>,
+    ) -> (Option<Spans>, Logged) {
+        (self.spans(otlp, share), self.optional("access-log", access_log).unwrap_or_default())
+    }
+
     /// Who takes spans, at an URL without TLS, and of which share of calls.
-    pub(super) fn spans(&mut self, url: Option<String>, share: Option<f64>) -> Option<Spans> {
+    fn spans(&mut self, url: Option<String>, share: Option<f64>) -> Option<Spans> {
         let share = share.unwrap_or_default();
         if !(0.0..=1.0).contains(&share) {
             self.0.push(format!("--trace-share {share}: expected a share from 0 to 1: 0.01 is one of a hundred"));

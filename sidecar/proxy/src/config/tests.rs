@@ -71,7 +71,7 @@ fn flags_win_over_the_file_and_unknown_keys_are_refused() {
     let merged = complete().over(file);
     assert_eq!(merged.service.as_deref(), Some("media"));
     assert_eq!(merged.workers, Some(2));
-    assert_eq!(merged.access_log, Some(true));
+    assert_eq!(merged.access_log.as_deref(), Some("true"));
     assert_eq!(merged.oidc_token_file.as_deref(), Some(Path::new("a/token")));
     assert!(yaml("servce: wiki\n").is_err());
     assert!(yaml("service: [a]\n").is_err());

@@ -1,4 +1,4 @@
-//! What became of the spans of calls.
+//! What became of the spans of calls, and of the lines of the access log.
 
 use std::{
     fmt,
@@ -9,6 +9,8 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter},
 };
+
+use super::NO_LABELS;
 
 /// Counters of the exporter.
 #[derive(Debug, Default)]
@@ -33,12 +35,14 @@ impl Spans {
         self.lost.fetch_add(u64::try_from(spans).unwrap_or(u64::MAX), Relaxed);
     }
 
-    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>, lines_lost: u64) -> fmt::Result {
         let help = "Spans of calls, by what became of them";
         let mut spans = encoder.encode_descriptor("tenon_spans", help, None, MetricType::Counter)?;
         for (outcome, count) in [("exported", &self.exported), ("lost", &self.lost)] {
             ConstCounter::new(count.load(Relaxed)).encode(spans.encode_family(&OutcomeLabel { outcome })?)?;
         }
-        Ok(())
+        let help = "Lines of the access log that were lost, since nobody read them";
+        let mut lines = encoder.encode_descriptor("tenon_access_log_lines_lost", help, None, MetricType::Counter)?;
+        ConstCounter::new(lines_lost).encode(lines.encode_family(&NO_LABELS)?)
     }
 }

@@ -2,7 +2,7 @@ use http::{HeaderValue, Request};
 use tenon_proto::policy::v1::TapFilter;
 
 use super::*;
-use crate::said::Said;
+use crate::{call::Facts, said::Said};
 
 fn tap(id: u64, rate: u32, filter: TapFilter) -> report_response::Tap {
     report_response::Tap { id, filter: Some(filter), rate, headers: vec!["baggage".to_owned()] }
@@ -27,7 +27,8 @@ fn call(taps: &Taps, tenant: &'static str, outcome: Outcome) {
     let noted = taps.note(request.headers());
     let facts = Facts::of(&request, &said, ("media".into(), "wiki".into()), HeaderValue::from_static("r-1"));
     let took = Duration::from_millis(3);
-    taps.ended(Ended { direction: Direction::Inbound, facts: &facts, noted, outcome, status: Some("0"), took });
+    let (direction, status) = (Direction::Inbound, Some("0"));
+    taps.ended(&End { direction, facts: &facts, tenant, outcome, status, took }, noted.as_deref());
 }
 
 async fn next(wanted: &mut Wanted) -> Vec<Tapped> {

@@ -5,16 +5,19 @@ use opentelemetry_proto::tonic::{
     trace::v1::{Status, status::StatusCode},
 };
 
-use super::{Ended, Span};
-use crate::metrics::{Direction, Outcome};
+use super::Span;
+use crate::{
+    call::End,
+    metrics::{Direction, Outcome},
+};
 
 /// Longest value, in bytes: what somebody else wrote may be of any length.
 const LONGEST: usize = 1_024;
 
 /// Text as the value of an attribute.
 pub fn text(key: &str, value: &str) -> KeyValue {
-    let end = (0..=LONGEST.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
-    attribute(key, Value::StringValue(value[..end].to_owned()))
+    let until = (0..=LONGEST.min(value.len())).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
+    attribute(key, Value::StringValue(value[..until].to_owned()))
 }
 
 fn attribute(key: &str, value: Value) -> KeyValue {
@@ -22,30 +25,29 @@ fn attribute(key: &str, value: Value) -> KeyValue {
 }
 
 /// Of a span whose call has ended so. Never a header's value but the tenant's id and the request id.
-pub(super) fn of(span: &Span, ended: &Ended<'_>) -> Vec<KeyValue> {
-    let facts = ended.facts;
+pub(super) fn of(span: &Span, end: &End<'_>) -> Vec<KeyValue> {
+    let facts = end.facts;
     let mut attributes = vec![
         text("rpc.system", "grpc"),
-        text("tenon.direction", ended.direction.as_str()),
+        text("tenon.direction", end.direction.as_str()),
         text("tenon.caller", &facts.caller),
         text("tenon.service", &facts.service),
         text("tenon.request_id", facts.request_id()),
-        text("tenon.decision", decision(span, ended)),
+        text("tenon.decision", decision(span, end)),
     ];
     if let Some((service, method)) = facts.uri.path().trim_start_matches('/').rsplit_once('/') {
         attributes.extend([text("rpc.service", service), text("rpc.method", method)]);
     }
-    let tenant = span.tenant.as_deref().unwrap_or_else(|| facts.tenant());
-    if !tenant.is_empty() {
-        attributes.push(text("tenon.tenant", tenant));
+    if !end.tenant.is_empty() {
+        attributes.push(text("tenon.tenant", end.tenant));
     }
     if let Some((allowlist, rule)) = &span.rule {
         attributes.extend([text("tenon.allowlist", allowlist), text("tenon.rule", rule)]);
     }
-    match ended.outcome {
-        Outcome::Refused => attributes.push(text("tenon.reason", ended.status.unwrap_or_default())),
+    match end.outcome {
+        Outcome::Refused => attributes.push(text("tenon.reason", end.status.unwrap_or_default())),
         Outcome::Finished => {
-            if let Some(code) = code(ended) {
+            if let Some(code) = code(end) {
                 attributes.push(attribute("rpc.grpc.status_code", Value::IntValue(code)));
             }
         }
@@ -54,32 +56,32 @@ pub(super) fn of(span: &Span, ended: &Ended<'_>) -> Vec<KeyValue> {
     attributes
 }
 
-fn decision(span: &Span, ended: &Ended<'_>) -> &'static str {
-    match ended.outcome {
+fn decision(span: &Span, end: &End<'_>) -> &'static str {
+    match end.outcome {
         Outcome::Refused => "refused",
         Outcome::Finished | Outcome::Cancelled | Outcome::Broken if span.audited => "audited",
         Outcome::Finished | Outcome::Cancelled | Outcome::Broken => "allowed",
     }
 }
 
-fn code(ended: &Ended<'_>) -> Option<i64> {
-    ended.status.and_then(|status| status.parse().ok())
+fn code(end: &End<'_>) -> Option<i64> {
+    end.status.and_then(|status| status.parse().ok())
 }
 
 /// By OpenTelemetry's conventions for gRPC: every failure is an error to who calls; to the callee those are that are its own.
-pub(super) fn status(ended: &Ended<'_>) -> Status {
+pub(super) fn status(end: &End<'_>) -> Status {
     // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
     const OF_THE_SERVER: [i64; 6] = [2, 4, 12, 13, 14, 15];
-    let failed = match (ended.outcome, code(ended)) {
+    let failed = match (end.outcome, code(end)) {
         (Outcome::Refused | Outcome::Broken, _) => true,
-        (Outcome::Finished, Some(code)) => match ended.direction {
+        (Outcome::Finished, Some(code)) => match end.direction {
             Direction::Outbound => code != 0,
             Direction::Inbound => OF_THE_SERVER.contains(&code),
         },
         (Outcome::Finished, None) | (Outcome::Cancelled, _) => false,
     };
-    let message = match ended.outcome {
-        Outcome::Refused | Outcome::Broken => ended.status.unwrap_or_default().to_owned(),
+    let message = match end.outcome {
+        Outcome::Refused | Outcome::Broken => end.status.unwrap_or_default().to_owned(),
         Outcome::Finished | Outcome::Cancelled => String::new(),
     };
     let code = if failed { StatusCode::Error } else { StatusCode::Unset };
