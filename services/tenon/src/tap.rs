@@ -41,8 +41,8 @@ pub async fn run(args: Tap) -> Result<Answer, Failure> {
     let processes: Vec<_> = mesh.processes().into_iter().filter(|process| process.role == Role::Policy).collect();
     let mut watching = Watching {
         states: vec![None; processes.len()],
+        away: vec![false; processes.len()],
         begun: false,
-        away: 0,
         left: args.count,
         headers: args.headers || !args.header.is_empty(),
         out: Output::stdout(args.output.output),
@@ -66,7 +66,7 @@ pub async fn run(args: Tap) -> Result<Answer, Failure> {
                     return Ok(Answer::Yes);
                 }
             }
-            News::Away(process, status) => watching.gone(&mesh, &process, &status)?,
+            News::Away(index, process, status) => watching.gone(&mesh, index, &process, &status)?,
         }
     }
     Ok(watching.left.is_none_or(|left| left == 0).into())
@@ -89,7 +89,7 @@ fn request(args: &Tap) -> TapRequest {
 enum News {
     Response(usize, Response),
     /// It does not answer, or does no more.
-    Away(Process, Status),
+    Away(usize, Process, Status),
 }
 
 /// Watches through one policy service for as long as anybody wants to know.
@@ -122,7 +122,7 @@ async fn watch(
                 }
             }
         };
-        if news.send(News::Away(process.clone(), status)).await.is_err() {
+        if news.send(News::Away(index, process.clone(), status)).await.is_err() {
             return;
         }
         sleep(wait).await;
@@ -135,8 +135,8 @@ struct Watching {
     states: Vec<Option<TapState>>,
     /// One of them has answered.
     begun: bool,
-    /// Those that have not answered to begin with.
-    away: usize,
+    /// Of each, whether it has failed to answer.
+    away: Vec<bool>,
     /// Calls that are still wanted; `None`: all.
     left: Option<u64>,
     headers: bool,
@@ -164,7 +164,7 @@ impl Watching {
     }
 
     /// A filter that is not taken is nobody's fault but the operator's; who is away may come back.
-    fn gone(&mut self, mesh: &Mesh, process: &Process, status: &Status) -> Result<(), Failure> {
+    fn gone(&mut self, mesh: &Mesh, index: usize, process: &Process, status: &Status) -> Result<(), Failure> {
         let refused = matches!(
             status.code(),
             Code::InvalidArgument
@@ -173,12 +173,17 @@ impl Watching {
                 | Code::ResourceExhausted
                 | Code::Unimplemented
         );
-        self.away += 1;
-        if refused || (!self.begun && self.away >= self.states.len()) {
+        if refused || self.nobody_answers(index) {
             return Err(mesh.failure(Role::Policy, "cannot watch calls", status));
         }
         let _ = writeln!(io::stderr(), "{} is away, trying again: {}", process.title, reason(status));
         Ok(())
+    }
+
+    /// Whether none is left to begin with, when this one does not answer.
+    fn nobody_answers(&mut self, index: usize) -> bool {
+        self.away[index] = true;
+        !self.begun && self.away.iter().all(|away| *away)
     }
 
     /// To the standard error: how many sidecars tell, and what they cannot.
@@ -327,6 +332,22 @@ mod tests {
         }
         assert_eq!(json(&call(Outcome::Refused, "TENANT_UNKNOWN"))["reason"], "TENANT_UNKNOWN");
         assert_eq!(json(&call(Outcome::Finished, "14"))["grpcStatus"], 14);
+    }
+
+    #[test]
+    fn one_of_two_policy_services_that_fails_twice_is_not_both_of_them() {
+        let mut watching = Watching {
+            states: vec![None; 2],
+            away: vec![false; 2],
+            begun: false,
+            left: None,
+            headers: false,
+            out: Output::piped(crate::cli::Format::Json, io::sink()),
+        };
+        assert!(!watching.nobody_answers(0) && !watching.nobody_answers(0));
+        assert!(watching.nobody_answers(1));
+        watching.begun = true;
+        assert!(!watching.nobody_answers(1), "who was there comes back");
     }
 
     #[test]
