@@ -7,8 +7,8 @@ use super::{MeshArgs, OutputArgs, policy_mesh::span};
 /// Watch calls of the running mesh as they end.
 ///
 /// Each call is told once, by the sidecar of its callee; one that the caller's sidecar refused, by that. Headers are told by
-/// name and length; values only of those that belong to the protocol. Bodies are never told. For operators; it is in the audit
-/// record who watched what. Ends with Ctrl-C.
+/// name and length; values only of those that belong to the protocol. Bodies are never told. For operators; the log of the
+/// policy service says who watched what. Ends with Ctrl-C.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tenon tap                                        every call, 100 a second at most\n  tenon tap --tenant acme --refused                what acme is refused, and why\n  tenon tap --service media --path '/media.v1.*'   with quotes, or the shell takes the star\n  tenon tap --service media --count 1 --for 10s    exits 1 when no call comes within 10 s\n  tenon tap -o json | jq .headers                  an object a line\n\n`tenon explain REQUEST_ID` says more about one that was refused."
