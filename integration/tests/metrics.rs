@@ -11,6 +11,7 @@ use std::{
 };
 
 use integration::{
+    by_hand::POLICY,
     calls::http_get,
     mesh::{Plan, repository},
 };
@@ -80,7 +81,10 @@ fn alerts() -> Vec<String> {
 
 #[tokio::test]
 async fn every_process_of_a_mesh_shows_what_is_documented_and_promtool_finds_nothing_to_say() {
-    let mesh = tokio::task::spawn_blocking(|| Plan::demo().expect("a plan").start().expect("a mesh"));
+    let mesh = tokio::task::spawn_blocking(|| {
+        let plan = Plan::new().expect("a plan").file("policy.yaml", POLICY).caller("wiki", "us-east");
+        plan.start().expect("a mesh")
+    });
     let mesh = mesh.await.expect("it starts");
     let file = mesh.mesh_file().expect("mesh.json");
     let control_plane = file["controlPlane"]["metrics"].as_object().expect("addresses").clone();

@@ -82,7 +82,9 @@ impl Telemetry {
     /// All metrics. Called on the process's runtime, whose numbers are among them.
     #[must_use]
     pub fn text(&self, format: Format) -> String {
-        let (observed, ready) = (self.parts().observed.clone(), self.missing().is_empty());
+        // One after the other: each takes the lock.
+        let observed = self.parts().observed.clone();
+        let ready = self.missing().is_empty();
         page::text(format, move |page| {
             const NONE: [(&str, &str); 0] = [];
             let build = [("version", env!("CARGO_PKG_VERSION"))];
