@@ -108,10 +108,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 
 fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let value = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
-    match value {
-        Value::StringValue(text) => Some(text),
-        other => Some(format!("{other:?}")),
-    }
+    if let Value::StringValue(text) = value { Some(text) } else { Some(format!("{value:?}")) }
 }
 
 /// What an app with OpenTelemetry of its own would export.

@@ -14,6 +14,7 @@ const PROTO: &str = "tenon-proto";
 const CONFIG: &str = "mesh-config";
 const CORE: &str = "sidecar-core";
 const ASAP: &str = "mesh-asap";
+const TELEMETRY: &str = "mesh-telemetry";
 const IDENTITY: &str = "mesh-identity";
 const REPLICA: &str = "replica";
 const JOURNAL: &str = "journal";
@@ -24,15 +25,16 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (CONFIG, &[PROTO]),
     (CORE, &[PROTO, CONFIG]),
     (ASAP, &[PROTO, CONFIG]),
-    (IDENTITY, &[PROTO, CONFIG, ASAP]),
+    (TELEMETRY, &[]),
+    (IDENTITY, &[PROTO, CONFIG, ASAP, TELEMETRY]),
     (REPLICA, &[PROTO, CONFIG, IDENTITY]),
-    (SIDECAR, &[PROTO, CONFIG, CORE, ASAP, IDENTITY, REPLICA]),
-    (JOURNAL, &[PROTO, CONFIG, ASAP, IDENTITY, REPLICA]),
-    ("tcs", &[PROTO, CONFIG, ASAP, IDENTITY, REPLICA, JOURNAL]),
-    ("identity", &[PROTO, CONFIG, ASAP, IDENTITY, REPLICA, JOURNAL]),
+    (SIDECAR, &[PROTO, CONFIG, CORE, ASAP, TELEMETRY, IDENTITY, REPLICA]),
+    (JOURNAL, &[PROTO, CONFIG, ASAP, TELEMETRY, IDENTITY, REPLICA]),
+    ("tcs", &[PROTO, CONFIG, ASAP, TELEMETRY, IDENTITY, REPLICA, JOURNAL]),
+    ("identity", &[PROTO, CONFIG, ASAP, TELEMETRY, IDENTITY, REPLICA, JOURNAL]),
     // To explain and to test policy with the code that decides.
-    ("policy", &[PROTO, CONFIG, ASAP, IDENTITY, REPLICA, JOURNAL, CORE]),
-    ("tenon", &[PROTO, CONFIG, ASAP, IDENTITY, REPLICA, JOURNAL, CORE, "tcs", "policy", "identity"]),
+    ("policy", &[PROTO, CONFIG, ASAP, TELEMETRY, IDENTITY, REPLICA, JOURNAL, CORE]),
+    ("tenon", &[PROTO, CONFIG, ASAP, TELEMETRY, IDENTITY, REPLICA, JOURNAL, CORE, "tcs", "policy", "identity"]),
     // The product services are somebody else's software: of the mesh they know the wire types.
     ("media", &[PROTO]),
     ("issues", &[PROTO, "media"]),

@@ -146,6 +146,11 @@ impl Ca {
         self.current.load().bundle.clone()
     }
 
+    /// The last second of the issuing CA that signs, in Unix time.
+    pub(crate) fn issuing_ends(&self) -> u64 {
+        self.current.load().state.signing().not_after
+    }
+
     /// How far the rotation of the root is.
     pub fn phase(&self) -> Phase {
         self.current.load().state.phase()

@@ -10,6 +10,7 @@ mod ca;
 mod csr;
 mod keys;
 mod limits;
+mod metrics;
 mod oidc;
 mod operators;
 mod policy_follower;
@@ -31,4 +32,4 @@ pub use ca::{
     ServerCertificate,
 };
 pub use csr::{Csr, CsrError};
-pub use serve::{AUTHORIZATION, Config, ServeError, serve};
+pub use serve::{AUTHORIZATION, Config, ServeError, serve, serve_observed};

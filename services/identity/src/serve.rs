@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use journal::metrics::{Publishers, Stores};
 use journal::{
     Embedded, Everything, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Views,
 };
 use mesh_config::names::TrustDomain;
+use mesh_identity::grpc;
 use mesh_identity::grpc::{Rpc, Server};
+use mesh_identity::metrics::OwnSvid;
 use mesh_identity::tls::Clients;
 use mesh_identity::{Identity, clock};
+use mesh_telemetry::Telemetry;
 use tenon_proto::identity::v1::identity_server::IdentityServer;
 use tenon_proto::kind;
 use tokio::net::TcpListener;
@@ -25,6 +29,7 @@ use tonic::service::Routes;
 use crate::audit::{self, Audit, AuditError};
 use crate::authority::{Authority, AuthorityError};
 use crate::keys;
+use crate::metrics::Authorities;
 use crate::policy_follower::PolicyFollower;
 use crate::repository::{self, RepositoryError};
 use crate::revocations::RevocationStoreError;
@@ -129,6 +134,18 @@ impl From<AuthorityError> for ServeError {
 /// # Errors
 /// When the CA or the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    serve_observed(config, Arc::default(), shutdown).await
+}
+
+/// As [`serve`], and `telemetry` shows how it is.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_observed(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let Config { listener, ca_dir, passphrase, data_dir, trust_domain, key_repository, key_repository_names, policy } =
         config;
     // Everything started here ends with this function, also when the server fails by itself.
@@ -144,7 +161,13 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let identity = Identity::new(own, ca.bundle());
 
     let publishers = publish(&store, &ca, &shutdown)?;
-    let journal = |kind| store.kind(kind);
+    let stores = Stores::default();
+    stores.file("identity", data_dir.join(STORE_FILE));
+    telemetry.add(OwnSvid(Arc::clone(&identity)));
+    telemetry.add(Authorities(Arc::clone(&ca)));
+    telemetry.add(Publishers(publishers.clone()));
+    telemetry.add(stores.clone());
+    let journal = |kind| store.kind(kind).map(|journal| stores.timed(kind, journal));
     let of_ca = Arc::clone(&ca);
     let authority = Authority::open(of_ca, Arc::clone(&identity), audit, publishers.clone(), journal).await?;
     let authority = Arc::new(authority);
@@ -168,7 +191,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         .add_service(ReplicationService::new(publishers).into_server());
     let routes = Routes::from(routes.into_axum_router().merge(transaction::route(authority)));
     let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
-    let outcome = server.run(shutdown).await;
+    let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
+    let outcome = server.run_measured(Some(rpcs), shutdown).await;
+    telemetry.ends();
     signing.abort();
     // What it knows of the policy and of instances goes to disk.
     drop(ending);

@@ -9,6 +9,7 @@
 pub mod backup;
 mod embedded;
 mod history;
+pub mod metrics;
 mod nats;
 mod publisher;
 mod service;

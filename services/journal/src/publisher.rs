@@ -7,6 +7,7 @@ mod fetch;
 mod follower;
 mod followers;
 mod frozen;
+mod gauges;
 mod message;
 mod parked;
 mod ring;
@@ -159,6 +160,8 @@ pub(crate) struct Inner {
     alarm: Mutex<Option<String>>,
     followers: Arc<Followers>,
     snapshots: Arc<Semaphore>,
+    /// Counts the turns at them.
+    snapshots_begun: AtomicU64,
     shutdown: CancellationToken,
     /// Whether all streams end now.
     ended: AtomicBool,
@@ -220,6 +223,7 @@ impl Publisher {
             alarm: Mutex::default(),
             followers: Arc::default(),
             snapshots: Arc::new(Semaphore::new(settings.snapshots)),
+            snapshots_begun: AtomicU64::new(0),
             shutdown,
             ended: AtomicBool::new(false),
         });

@@ -13,4 +13,4 @@ mod service;
 mod views;
 mod watch;
 
-pub use serve::{AUTHORIZATION, Config, ServeError, serve};
+pub use serve::{AUTHORIZATION, Config, ServeError, serve, serve_observed};

@@ -6,16 +6,19 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use journal::metrics::{Publishers, Stores};
 use journal::{
     Journal, OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store,
 };
 use mesh_config::names::{TrustDomain, control_plane};
 use mesh_identity::{
     Identity,
-    grpc::{Rpc, Server},
+    grpc::{self, Rpc, Server},
+    metrics::OwnSvid,
     policy_signature::PublicKey,
     tls::Clients,
 };
+use mesh_telemetry::Telemetry;
 use tenon_proto::kind;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -82,9 +85,22 @@ pub enum ServeError {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    serve_observed(config, Arc::default(), shutdown).await
+}
+
+/// As [`serve`], and `telemetry` shows how it is.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_observed(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let Config { listener, store, state_dir, folder, accept, identity } = config;
+    let stores = Stores::default();
     let trust_domain = identity.id().trust_domain().clone();
-    let (journals, holders) = open(&store, &trust_domain, &state_dir).await?;
+    let (journals, holders) = open(&store, &trust_domain, &state_dir, &stores).await?;
     let (fleet, recording) = Fleet::open(&store, &trust_domain, &state_dir, &shutdown).await?;
     let engine = Arc::new(Engine::open(trust_domain, accept, journals.clone()).await?);
     // Before anybody is served: who starts together with this service shall not meet an empty policy.
@@ -94,6 +110,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
 
     let endpoints = Arc::clone(&journals.endpoints);
     let publishers = publishers(journals, &shutdown);
+    telemetry.add(OwnSvid(Arc::clone(&identity)));
+    telemetry.add(Publishers(publishers.clone()));
+    telemetry.add(stores);
     let publisher = publishers.iter().find(|publisher| publisher.kind() == kind::ENDPOINT).cloned();
     let holder = Fleet::name(&state_dir)?;
     let places = Arc::clone(&engine) as Arc<dyn Places>;
@@ -107,7 +126,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         .add_service(FleetService::new(&fleet, Some(leases)).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
-    let outcome = server.run(shutdown).await;
+    let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
+    let outcome = server.run_measured(Some(rpcs), shutdown).await;
+    telemetry.ends();
     // The store is free for the next process only when nothing of this one holds it.
     watching.abort();
     let _ = watching.await;
@@ -124,6 +145,7 @@ async fn open(
     store: &Store,
     trust_domain: &TrustDomain,
     state_dir: &Path,
+    stores: &Stores,
 ) -> Result<(Journals, Option<Arc<dyn Journal>>), OpenError> {
     let alone = matches!(store, Store::Embedded(_));
     // What is rewritten whole each time would push the past of the records out.
@@ -131,6 +153,8 @@ async fn open(
         Store::Embedded(file) => {
             let mut sources = file.clone().into_os_string();
             sources.push(".sources");
+            stores.file("policy", file);
+            stores.file("policy-sources", &sources);
             Store::Embedded(sources.into())
         }
         Store::Nats(servers) => Store::Nats(servers.clone()),
@@ -139,12 +163,12 @@ async fn open(
     let sources = journal::open(&beside, trust_domain, &state_dir.join("journal-sources"), RETAINED_SOURCES).await?;
     let holders = if alone { None } else { Some(sources.kind("holder").await?) };
     let journals = Journals {
-        allowlists: store.kind(kind::ALLOWLIST).await?,
-        routes: store.kind(kind::ROUTE).await?,
-        endpoints: store.kind(kind::ENDPOINT).await?,
-        quarantines: store.kind(kind::QUARANTINE).await?,
-        attestors: store.kind(kind::ATTESTATION).await?,
-        sources: sources.kind("source").await?,
+        allowlists: stores.timed(kind::ALLOWLIST, store.kind(kind::ALLOWLIST).await?),
+        routes: stores.timed(kind::ROUTE, store.kind(kind::ROUTE).await?),
+        endpoints: stores.timed(kind::ENDPOINT, store.kind(kind::ENDPOINT).await?),
+        quarantines: stores.timed(kind::QUARANTINE, store.kind(kind::QUARANTINE).await?),
+        attestors: stores.timed(kind::ATTESTATION, store.kind(kind::ATTESTATION).await?),
+        sources: stores.timed("source", sources.kind("source").await?),
     };
     Ok((journals, holders))
 }

@@ -21,4 +21,4 @@ mod watch;
 mod writing;
 
 pub use backup::part_of;
-pub use serve::{AUTHORIZATION, Config, PAST, Role, ServeError, serve};
+pub use serve::{AUTHORIZATION, Config, PAST, Role, ServeError, serve, serve_observed};

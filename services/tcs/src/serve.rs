@@ -7,11 +7,14 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use journal::metrics::{Publishers, ReplicaStatus, Replicas, Stores};
 use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, RelaySource, ReplicationService};
 use mesh_config::names::{ServiceName, TrustDomain, control_plane};
 use mesh_identity::Identity;
 use mesh_identity::grpc::{self, Rpc, Server};
+use mesh_identity::metrics::OwnSvid;
 use mesh_identity::tls::Clients;
+use mesh_telemetry::Telemetry;
 use replica::{Decoded, Event, Follow, Replica};
 use tenon_proto::kind;
 use tenon_proto::tcs::v1::lifecycle_server::LifecycleServer;
@@ -117,6 +120,18 @@ struct Tenants {
 /// # Errors
 /// When the store cannot be opened, or the server fails.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), ServeError> {
+    serve_observed(config, Arc::default(), shutdown).await
+}
+
+/// As [`serve`], and `telemetry` shows how it is.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_observed(
+    config: Config,
+    telemetry: Arc<Telemetry>,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
     let Config { listener, role, state_dir, identity, instance, policy } = config;
     // Everything started here ends with this function, also when the server fails by itself.
     let shutdown = shutdown.child_token();
@@ -127,17 +142,23 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
     let follow = follow(kind::ROUTE, &identity, &instance, &parents, state_dir.clone());
     let (routes, following_routes) = follow_routes(follow, Arc::clone(&changed), shutdown.clone());
     let views = Arc::new(ProductViews::new(routes.clone()));
+    let stores = Stores::default();
+    let mut replicas = Replicas(vec![held(kind::ROUTE, routes.clone())]);
     let tenants = match role {
         Role::Leader { store, past } => {
-            lead(&store, past, identity.id().trust_domain(), &state_dir, views, &shutdown).await?
+            lead(&store, past, identity.id().trust_domain(), &state_dir, views, &stores, &shutdown).await?
         }
         Role::Relay { parents } => {
             let addresses: Vec<_> = parents.iter().map(|parent| (*parent, control_plane::TCS)).collect();
             let follow = self::follow(kind::TENANT, &identity, &instance, &addresses, state_dir);
-            relay(follow, parents.into(), views, &shutdown)
+            relay(follow, parents.into(), views, &mut replicas, &shutdown)
         }
     };
     let Tenants { reading, writing, publisher, following } = tenants;
+    telemetry.add(OwnSvid(Arc::clone(&identity)));
+    telemetry.add(Publishers(vec![publisher.clone()]));
+    telemetry.add(stores);
+    telemetry.add(replicas);
     let refreshing = tokio::spawn(refresh(publisher.clone(), changed));
 
     let services = Routes::new(TenantsServer::new(TenantsService::new(reading, writing.clone(), shutdown.clone())))
@@ -146,7 +167,9 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<(), Se
         .add_service(ReplicationService::new(vec![publisher]).into_server());
     let authorization = &AUTHORIZATION;
     let server = Server { listener, identity, clients: Clients::Required, authorization, routes: services };
-    let outcome = server.run(shutdown).await;
+    let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
+    let outcome = server.run_measured(Some(rpcs), shutdown).await;
+    telemetry.ends();
     refreshing.abort();
     drop(ending);
     // The followers' last state goes to disk.
@@ -165,6 +188,7 @@ async fn lead(
     trust_domain: &TrustDomain,
     state_dir: &Path,
     views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
+    stores: &Stores,
     shutdown: &CancellationToken,
 ) -> Result<Tenants, ServeError> {
     if let journal::Store::Embedded(file) = store
@@ -172,10 +196,13 @@ async fn lead(
     {
         create(folder)?;
     }
+    if let journal::Store::Embedded(file) = store {
+        stores.file("tcs", file);
+    }
     let unusable = |error: Box<dyn std::error::Error + Send + Sync>| ServeError::Store(error);
     let journals = journal::open(store, trust_domain, &state_dir.join(JOURNAL), past).await?;
-    let journal = journals.kind(kind::TENANT).await?;
-    let guard = journals.kind(kind::TENANT_GUARD).await?;
+    let journal = stores.timed(kind::TENANT, journals.kind(kind::TENANT).await?);
+    let guard = stores.timed(kind::TENANT_GUARD, journals.kind(kind::TENANT_GUARD).await?);
     let guards = Guards::open(Arc::clone(&guard), shutdown.clone()).await.map_err(|error| unusable(error.into()))?;
     let store = Store::open(Arc::clone(&journal), guards.clone(), shutdown.clone())
         .await
@@ -196,6 +223,7 @@ fn relay(
     follow: Follow,
     parents: Arc<[SocketAddr]>,
     views: Arc<ProductViews<Replica<Decoded<ServiceRoute>>>>,
+    replicas: &mut Replicas,
     shutdown: &CancellationToken,
 ) -> Tenants {
     let changes = Changes::default();
@@ -204,10 +232,16 @@ fn relay(
         move |event: Event<'_, Followed>| changes.observe(&event)
     };
     let (source, following) = RelaySource::follow(follow, observer, shutdown.clone());
+    replicas.0.push(held(kind::TENANT, source.replica().clone()));
     let reading = Reading::Relay(source.replica().clone(), changes);
     let rules = source.replica().guard_rules();
     let publisher = Publisher::start_guarded(kind::TENANT, source, views, rules.clone(), shutdown.clone());
     Tenants { reading, writing: Writing::Elsewhere(parents, rules), publisher, following: Some(following) }
+}
+
+/// How `replica` stands, asked at each scrape.
+fn held<T: replica::Value>(kind: &'static str, replica: Replica<T>) -> (&'static str, ReplicaStatus) {
+    (kind, Box::new(move || replica.status()))
 }
 
 /// From services of the control plane, each with its address.

@@ -1,6 +1,7 @@
 //! `mesh.json` in the data folder: how commands and people find a mesh that `tenon up` runs.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -41,6 +42,9 @@ pub struct ControlPlane {
     /// The others, in the order of the LocalMesh document.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policy_replicas: Vec<PolicyReplica>,
+    /// Where each process shows its metrics, by its name: `identity`, `tcs`, `tcs-2`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metrics: BTreeMap<String, SocketAddr>,
 }
 
 /// A policy service beside the first one.
@@ -174,6 +178,7 @@ mod tests {
                 tcs_replicas: Vec::new(),
                 policy: ([127, 0, 0, 1], 3).into(),
                 policy_replicas: Vec::new(),
+                metrics: BTreeMap::new(),
             },
             sidecars: Vec::new(),
         }

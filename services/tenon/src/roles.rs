@@ -14,6 +14,7 @@ use mesh_identity::{
     join::{self, Attestation, Joined, Membership},
     policy_signature::PublicKey,
 };
+use mesh_telemetry::Telemetry;
 use replica::{FollowTrust, Trust};
 use tokio::{
     net::TcpListener,
@@ -38,6 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// It cannot start, or had to end.
 pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
     serve(Role::Identity, async move |shutdown| {
+        let telemetry = observed(args.role.metrics, &shutdown);
         let key_repository = match args.key_repository {
             Some(address) => Some(bind_as("--key-repository", address).await?),
             None => None,
@@ -52,7 +54,7 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
             key_repository,
             policy: args.policy,
         };
-        identity::serve(config, shutdown).await.map_err(|error| ended(Role::Identity, &error))
+        identity::serve_observed(config, telemetry, shutdown).await.map_err(|error| ended(Role::Identity, &error))
     })
 }
 
@@ -62,6 +64,7 @@ pub fn identity(args: IdentityServe) -> Result<Answer, Failure> {
 /// It cannot join the mesh, cannot start, or had to end.
 pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
     serve(Role::Tcs, async move |shutdown| {
+        let telemetry = observed(args.role.metrics, &shutdown);
         let past = Options { retention: args.past.retention, retained_bytes: args.past.retained_bytes, ..tcs::PAST };
         let role = tcs_role(args.store, args.follow, past)?;
         let listener = bind(args.listen).await?;
@@ -74,7 +77,7 @@ pub fn tcs(args: TcsServe) -> Result<Answer, Failure> {
             instance: joined.instance,
             policy: args.policy,
         };
-        tcs::serve(config, shutdown).await.map_err(|error| ended(Role::Tcs, &error))
+        tcs::serve_observed(config, telemetry, shutdown).await.map_err(|error| ended(Role::Tcs, &error))
     })
 }
 
@@ -92,6 +95,7 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
         .next("leave out --folder and use `tenon policy apply --bundle FILE`, or leave out --require-signed"));
     }
     serve(Role::Policy, async move |shutdown| {
+        let telemetry = observed(args.role.metrics, &shutdown);
         let listener = bind(args.listen).await?;
         let joined = join(Role::Policy, &args.join, &args.role, &shutdown).await?;
         let config = policy::Config {
@@ -102,7 +106,7 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
             accept: args.require_signed.as_deref().map(accepted_keys).transpose()?.unwrap_or_default(),
             identity: joined.identity,
         };
-        policy::serve(config, shutdown).await.map_err(|error| ended(Role::Policy, &error))
+        policy::serve_observed(config, telemetry, shutdown).await.map_err(|error| ended(Role::Policy, &error))
     })
 }
 
@@ -148,6 +152,36 @@ async fn end_on_signal(shutdown: CancellationToken) {
         _ = terminate.recv() => {}
     }
     shutdown.cancel();
+}
+
+/// What the process shows of itself, and where. A taken address keeps no service from its work: it is tried again.
+fn observed(address: Option<SocketAddr>, shutdown: &CancellationToken) -> Arc<Telemetry> {
+    let telemetry = Arc::new(Telemetry::default());
+    if let Some(address) = address {
+        tokio::spawn(show(Arc::clone(&telemetry), address, shutdown.clone()));
+    }
+    telemetry
+}
+
+async fn show(telemetry: Arc<Telemetry>, address: SocketAddr, shutdown: CancellationToken) {
+    let mut said = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) if !said => {
+                tracing::error!(%address, %error, "cannot show metrics: end what listens there, or name another address with --metrics");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "metrics are shown");
+    }
+    if let Err(error) = telemetry.listen(listener, shutdown).await {
+        tracing::error!(%error, "metrics are no longer shown");
+    }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {

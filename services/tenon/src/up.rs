@@ -77,6 +77,7 @@ async fn up(args: cli::Up, printer: Printer) -> Result<Answer, Failure> {
         mesh: &mesh,
         local,
         pin: &credentials.pin(),
+        metrics: &children::metrics_addresses(local),
     };
     let plan = children::plan(&around, &binaries);
     plan.file.write(&data)?;

@@ -6,7 +6,7 @@ mod channel;
 mod ending;
 mod server;
 
-pub use authorization::{Rpc, Who, uncovered};
+pub use authorization::{Rpc, Who, methods, uncovered};
 pub(crate) use channel::channel_with;
 pub use channel::{channel, channel_to_any};
 pub use server::Server;

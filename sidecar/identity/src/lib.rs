@@ -15,6 +15,7 @@ mod fake;
 pub mod grpc;
 pub mod join;
 mod live;
+pub mod metrics;
 mod peer;
 pub mod policy_signature;
 pub mod repository;

@@ -16,6 +16,7 @@ use axum::{
     routing::get,
 };
 use mesh_identity::join::Membership;
+use mesh_telemetry::Format;
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -159,9 +160,10 @@ fn nothing_here(headers: &HeaderMap) -> Response {
     (StatusCode::NOT_FOUND, "try /metrics, /live, /ready or /config\n").into_response()
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    let text = admin.metrics.text(admin.snapshot());
-    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+    let format = Format::accepted(&headers);
+    let text = format.of(admin.metrics.text(admin.snapshot()));
+    ([(header::CONTENT_TYPE, format.content_type())], text)
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {

@@ -409,6 +409,8 @@ impl Scrape {
 
 #[cfg(test)]
 mod tests {
+    use mesh_telemetry::documented;
+
     use super::*;
 
     #[test]
@@ -426,19 +428,8 @@ mod tests {
             ready: true,
         };
         let text = metrics.text(gauges);
-        let mut emitted: Vec<&str> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("# TYPE "))
-            .filter_map(|line| line.split(' ').next())
-            .collect();
-        emitted.sort_unstable();
         let docs = include_str!("../../../docs/telemetry.md");
-        let mut listed: Vec<&str> = docs
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `"))
-            .filter_map(|line| line.split('`').next())
-            .collect();
-        listed.sort_unstable();
+        let (emitted, listed) = (documented::emitted(&text), documented::listed(docs, &["Sidecar"]));
         assert_eq!(emitted, listed);
     }
 

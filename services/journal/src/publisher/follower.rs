@@ -303,6 +303,7 @@ async fn turn(publisher: Arc<Inner>, view: Arc<View>, held: Bytes) -> Option<Tra
     let at_least = view.revision();
     let permit: Result<OwnedSemaphorePermit, AcquireError> = Arc::clone(&publisher.snapshots).acquire_owned().await;
     let permit = permit.ok()?;
+    publisher.snapshots_begun.fetch_add(1, Ordering::Relaxed);
     let frozen = match view.frozen(at_least) {
         Some(frozen) => frozen,
         None => publisher.freeze(&view).await?,

@@ -4,7 +4,10 @@ mod refusals;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -24,6 +27,8 @@ pub(super) struct Followers {
     connected: Mutex<Slab<Arc<Connected>>>,
     /// A follower that refuses begins another stream, or goes; why it did outlives its stream.
     refusals: Mutex<Refusals>,
+    /// All refusals since the start.
+    nacks: AtomicU64,
 }
 
 /// One of them. What it acknowledges it writes here: nobody else waits for that.
@@ -77,6 +82,16 @@ impl Followers {
         drop(refusals);
         list.sort_by(|a, b| (&a.instance, &a.spiffe_id).cmp(&(&b.instance, &b.spiffe_id)));
         list
+    }
+
+    /// Who is connected, and those of them whose last word was a refusal.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let all = self.all();
+        (all.len() as u64, all.iter().filter(|connected| connected.said().nack.is_some()).count() as u64)
+    }
+
+    pub(super) fn nacks(&self) -> u64 {
+        self.nacks.load(Relaxed)
     }
 
     /// By SPIFFE ID and instance name; of several of one name the furthest.
@@ -163,6 +178,7 @@ impl Registration {
     }
 
     pub(super) fn refused(&self, position: Position, error: &str) {
+        self.followers.nacks.fetch_add(1, Relaxed);
         let nack = format!("{position}: {error}");
         let mut said = self.connected.said();
         said.nack = Some(nack.as_str().into());

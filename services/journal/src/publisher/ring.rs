@@ -47,6 +47,14 @@ impl Ring {
         self.floor
     }
 
+    pub(super) fn changes(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn push(&mut self, change: Arc<Change>, until: u64) {
         self.bytes += size(&change);
         self.slots.push_back(Slot { change, until });

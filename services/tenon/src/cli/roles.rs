@@ -17,6 +17,9 @@ pub struct RoleArgs {
     /// Folder for what the service keeps between two starts.
     #[arg(long, value_name = "DIR", env = "TENON_STATE_DIR")]
     pub state_dir: PathBuf,
+    /// Address of /metrics, /live and /ready over HTTP, to whoever reaches it; without it they are not served.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_METRICS")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// How a service of the control plane gets its certificate.

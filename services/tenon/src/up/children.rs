@@ -1,9 +1,10 @@
 //! Which children a LocalMesh needs, and the command line of each.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fmt::Display,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
 };
 
@@ -36,6 +37,8 @@ pub struct Surroundings<'a> {
     pub local: &'a LocalMesh,
     /// SHA-256 of the trust bundle.
     pub pin: &'a str,
+    /// Where processes of the control plane show metrics, by name.
+    pub metrics: &'a BTreeMap<String, SocketAddr>,
 }
 
 /// One child to be.
@@ -108,6 +111,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
             tcs_replicas: maker.tcs_replicas(),
             policy: addresses.policy[0].address,
             policy_replicas: maker.policy_replicas(),
+            metrics: around.metrics.clone(),
         },
         sidecars: around
             .local
@@ -174,6 +178,20 @@ fn process_name(role: Role, index: usize) -> String {
     }
 }
 
+/// A free loopback address for the metrics of each process of the control plane; none where there are no ports. Whoever
+/// finds it taken later serves all the same, and waits for it.
+pub fn metrics_addresses(local: &LocalMesh) -> BTreeMap<String, SocketAddr> {
+    let plane = &local.control_plane;
+    let named = |role: Role, count: usize| (0..count).map(move |index| process_name(role, index));
+    let names = named(Role::Identity, 1)
+        .chain(named(Role::Policy, plane.policy.len()))
+        .chain(named(Role::Tcs, plane.tcs.len()));
+    // All are held until the last is known, so that no two are the same.
+    let held: Vec<_> =
+        names.filter_map(|name| Some((name, TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?))).collect();
+    held.into_iter().filter_map(|(name, listener)| Some((name, listener.local_addr().ok()?))).collect()
+}
+
 struct Maker<'a> {
     around: &'a Surroundings<'a>,
     tie: Vec<OsString>,
@@ -190,6 +208,7 @@ impl Maker<'_> {
             .path("--ca", &self.around.data.ca())
             .flag("--trust-domain", self.around.mesh.trust_domain())
             .path("--state-dir", &self.around.data.role("identity"));
+        line = self.showing("identity", line);
         let mut child = self.child("identity", line.0, None);
         child.spec.without.retain(|name| name != PASSPHRASE);
         child
@@ -273,7 +292,15 @@ impl Maker<'_> {
             .flag("--identity", self.around.local.control_plane.identity)
             .flag("--trust-bundle-sha256", self.around.pin)
             .path("--join-token-file", &dir.join(JOIN_TOKEN));
+        let line = self.showing(name, line);
         self.child(name, line.0, Some(role.service_name()))
+    }
+
+    fn showing(&self, name: &str, line: Line) -> Line {
+        match self.around.metrics.get(name) {
+            Some(address) => line.flag("--metrics", address),
+            None => line,
+        }
     }
 
     fn sidecar_line(&self, instance: &Instance, name: &str) -> Vec<OsString> {

@@ -75,6 +75,11 @@ pub fn uncovered(services: &[&str], table: &[Rpc]) -> Vec<String> {
     missing
 }
 
+/// The paths that a server with this table answers, for its metrics.
+pub fn methods(table: &'static [Rpc]) -> impl Iterator<Item = &'static str> {
+    table.iter().chain(BUILT_IN).map(|rpc| rpc.path)
+}
+
 /// Health and reflection, which every [`super::Server`] has.
 pub(super) const BUILT_IN: &[Rpc] = &[
     Rpc { path: "/grpc.health.v1.Health/Check", who: Who::ServicesAndOperators },

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_telemetry::{Measured, Rpcs};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -65,6 +66,15 @@ impl Server {
     /// # Errors
     /// The listener's; handshakes that fail are logged and end nobody else's.
     pub async fn run(self, shutdown: CancellationToken) -> io::Result<()> {
+        self.run_measured(None, shutdown).await
+    }
+
+    /// As [`Server::run`], with all calls counted, also those that are refused. Their methods are those of
+    /// [`super::methods`].
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub async fn run_measured(self, rpcs: Option<Arc<Rpcs>>, shutdown: CancellationToken) -> io::Result<()> {
         let closed = CancellationToken::new();
         let certified = matches!(self.clients, Clients::Required);
         let (ready, connections) = mpsc::channel(16);
@@ -79,7 +89,7 @@ impl Server {
         let accepting = tokio::spawn(accept(self.listener, Arc::new(acceptor), shutdown.clone()));
 
         let routes = with_built_in(self.routes, self.authorization)?;
-        let guard = Guard::new(routes, self.identity, self.authorization);
+        let guard = Measured::new(Guard::new(routes, self.identity, self.authorization), rpcs);
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(SILENCE))
             .http2_keepalive_timeout(Some(SILENCE))

@@ -56,8 +56,13 @@ fn planned_of(text: &str, store: Option<&Store>) -> Plan {
         mesh: &mesh,
         local: mesh.local().unwrap(),
         pin: "abc123",
+        metrics: &metrics(),
     };
     plan(&around, &binaries)
+}
+
+fn metrics() -> BTreeMap<String, SocketAddr> {
+    [("identity".to_owned(), ([127, 0, 0, 1], 15_012).into())].into()
 }
 
 fn line(child: &Planned) -> String {
@@ -109,6 +114,7 @@ fn roles_understand_their_command_lines() {
     let plan = planned(None);
     let Command::Identity(Identity::Serve(identity)) = parsed(&plan.identity) else { panic!("another command") };
     assert_eq!((identity.listen.port(), identity.ca.as_path()), (16010, Path::new("/data/ca")));
+    assert_eq!(identity.role.metrics, Some(([127, 0, 0, 1], 15_012).into()));
     assert_eq!(identity.key_repository, Some(([127, 0, 0, 1], 15011).into()));
     let Command::Policy(Policy::Serve(policy)) = parsed(&plan.policy[0]) else { panic!("another command") };
     assert_eq!(

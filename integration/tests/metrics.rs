@@ -1,0 +1,156 @@
+//! What the processes of a mesh show of themselves, and the alerts and the dashboard that are made of it, by the judgement of
+//! promtool.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use integration::{
+    by_hand::POLICY,
+    calls::http_get,
+    mesh::{Plan, repository},
+};
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn monitoring() -> PathBuf {
+    repository().join("mesh-config/monitoring")
+}
+
+/// Standard output and standard error, where it is content.
+fn promtool(args: &[&str], input: &str) -> String {
+    let mut child = Command::new("promtool")
+        .args(args)
+        .current_dir(monitoring())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool of the package prometheus; make deps installs it");
+    child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "promtool {args:?}: {said}");
+    said
+}
+
+/// Names and types in `docs/telemetry.md`, as the text format of Prometheus has them.
+fn documented() -> BTreeSet<(String, String)> {
+    let docs = read("docs/telemetry.md");
+    let rows = docs.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let named = rows.map(|(name, rest)| {
+        let kind = rest.split('|').nth(1).unwrap_or_default().trim();
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        (format!("{name}{suffix}"), kind.to_owned())
+    });
+    named.collect()
+}
+
+/// Every time series that the document promises.
+fn series() -> BTreeSet<String> {
+    let parts = |(name, kind): (String, String)| match kind.as_str() {
+        "histogram" => ["_bucket", "_count", "_sum"].map(|part| format!("{name}{part}")).to_vec(),
+        _ => vec![name],
+    };
+    documented().into_iter().flat_map(parts).collect()
+}
+
+/// The metrics that an expression of PromQL names.
+fn named(expression: &str) -> Vec<&str> {
+    let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    words.filter(|word| ["tenon_", "grpc_server_", "process_"].iter().any(|of| word.starts_with(of))).collect()
+}
+
+fn expressions_of_rules() -> Vec<String> {
+    let rules = read("mesh-config/monitoring/alerts.yaml");
+    rules.lines().filter_map(|line| line.trim().strip_prefix("expr: ")).map(str::to_owned).collect()
+}
+
+fn alerts() -> Vec<String> {
+    let rules = read("mesh-config/monitoring/alerts.yaml");
+    rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn every_process_of_a_mesh_shows_what_is_documented_and_promtool_finds_nothing_to_say() {
+    let mesh = tokio::task::spawn_blocking(|| {
+        let plan = Plan::new().expect("a plan").file("policy.yaml", POLICY).caller("wiki", "us-east");
+        plan.start().expect("a mesh")
+    });
+    let mesh = mesh.await.expect("it starts");
+    let file = mesh.mesh_file().expect("mesh.json");
+    let control_plane = file["controlPlane"]["metrics"].as_object().expect("addresses").clone();
+    let names: Vec<_> = control_plane.keys().map(String::as_str).collect();
+    assert_eq!(names, ["identity", "policy", "tcs"]);
+    let sidecars = file["sidecars"].as_array().expect("sidecars").iter();
+    let sidecars = sidecars.map(|sidecar| (sidecar["name"].to_string(), sidecar["admin"].clone()));
+    let (mut shown, documented) = (BTreeSet::new(), documented());
+    for (name, address) in control_plane.into_iter().chain(sidecars) {
+        let address: SocketAddr = address.as_str().and_then(|address| address.parse().ok()).expect("an address");
+        assert_eq!(http_get(address, "/live").await.expect("it lives"), "live\n", "{name}");
+        http_get(address, "/ready").await.expect("it is ready");
+        let text = http_get(address, "/metrics").await.expect("metrics");
+        let said = promtool(&["check", "metrics"], &text);
+        assert_eq!(said.trim(), "", "{name}");
+        assert!(text.contains("\ntenon_ready 1"), "{name}: {text}");
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        for (metric, kind) in types {
+            let metric = (metric.to_owned(), kind.to_owned());
+            assert!(documented.contains(&metric), "{name} shows {metric:?}, which docs/telemetry.md does not list");
+            shown.insert(metric);
+        }
+    }
+    // That of a sidecar which holds tenants on demand, of two parents, and of what has not happened yet are shown in
+    // such meshes; the crates' own tests compare them.
+    let missing: Vec<_> = documented.difference(&shown).map(|(name, _)| name.as_str()).collect();
+    let elsewhere = |name: &&str| name.starts_with("tenon_tenant_cache_") || *name == "tenon_replica_parent_connected";
+    let missing: Vec<_> = missing.into_iter().filter(|name| !elsewhere(name)).collect();
+    assert_eq!(missing, Vec::<&str>::new(), "listed in docs/telemetry.md, and shown by nobody");
+}
+
+#[test]
+fn promtool_takes_the_alert_rules_and_each_fires_and_is_quiet_as_its_test_says() {
+    promtool(&["check", "rules", "alerts.yaml"], "");
+    promtool(&["test", "rules", "alerts_test.yaml"], "");
+    let tests = read("mesh-config/monitoring/alerts_test.yaml");
+    for alert in alerts() {
+        for case in ["fires", "is quiet"] {
+            assert!(tests.contains(&format!("name: {alert} {case}\n")), "no case in which {alert} {case}");
+        }
+    }
+}
+
+#[test]
+fn rules_and_dashboard_name_only_what_is_documented() {
+    let dashboard: Value = serde_json::from_str(&read("mesh-config/monitoring/grafana.json")).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels").iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().expect("targets"));
+    let of_dashboard = targets.map(|target| target["expr"].as_str().expect("an expression").to_owned());
+    let series = series();
+    for expression in expressions_of_rules().into_iter().chain(of_dashboard) {
+        let named = named(&expression);
+        assert!(!named.is_empty(), "{expression} names no metric");
+        for name in named {
+            assert!(series.contains(name), "{name} in {expression} is not in docs/telemetry.md");
+        }
+    }
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
+    let (rules, docs) = (read("mesh-config/monitoring/alerts.yaml"), read("docs/alerts.md"));
+    let headings: Vec<_> = docs.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    assert_eq!(headings, alerts());
+    for alert in alerts() {
+        let runbook = format!("runbook: docs/alerts.md#{}\n", alert.to_lowercase());
+        assert!(rules.contains(&runbook), "{alert} lacks its {runbook}");
+    }
+}
