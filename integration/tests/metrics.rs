@@ -100,7 +100,10 @@ async fn every_process_of_a_mesh_shows_what_is_documented_and_promtool_finds_not
         let text = http_get(address, "/metrics").await.expect("metrics");
         let said = promtool(&["check", "metrics"], &text);
         assert_eq!(said.trim(), "", "{name}");
-        assert!(text.contains("\ntenon_ready 1"), "{name}: {text}");
+        assert!(text.contains("\ntenon_ready 1\n"), "{name}: {text}");
+        // A histogram without it is none to `histogram_quantile`.
+        let ends = text.lines().filter(|line| line.contains("le=\"+Inf\"")).count();
+        assert_eq!(ends, text.lines().filter(|line| line.contains("_count")).count(), "{name}: {text}");
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         for (metric, kind) in types {
             let metric = (metric.to_owned(), kind.to_owned());

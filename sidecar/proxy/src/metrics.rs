@@ -392,7 +392,7 @@ impl Scrape {
             let buckets: Vec<(f64, u64)> = BOUNDS
                 .iter()
                 .copied()
-                .chain([f64::MAX])
+                .chain([f64::INFINITY])
                 .zip(&calls.buckets)
                 .map(|(bound, count)| (bound, count.load(Relaxed)))
                 .collect();

@@ -78,8 +78,17 @@ fn plain(openmetrics: &str) -> String {
             }
             let _infallible = writeln!(plain, "# TYPE {name}{suffix} {kind}");
         } else if !line.starts_with('#') {
-            plain.push_str(without_exemplar(line));
-            plain.push('\n');
+            let sample = without_exemplar(line);
+            match sample.split_once("{} ") {
+                // No labels, as people and scripts look for it.
+                Some((name, value)) if !name.contains('{') => {
+                    let _infallible = writeln!(plain, "{name} {value}");
+                }
+                _ => {
+                    plain.push_str(sample);
+                    plain.push('\n');
+                }
+            }
         }
     }
     plain

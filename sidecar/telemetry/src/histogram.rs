@@ -63,7 +63,7 @@ impl Histogram {
     /// What was counted until now.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(&self.buckets).map(|(bound, count)| (bound, count.load(Relaxed))).collect();
         #[expect(clippy::cast_precision_loss, reason = "a sum for people")]
         let sum = self.sum.load(Relaxed) as f64 / self.scale;
@@ -82,7 +82,7 @@ mod tests {
             histogram.took(Duration::from_millis(milliseconds));
         }
         let counts = histogram.counts();
-        assert_eq!(counts.buckets, [(0.5, 2), (1.0, 2), (f64::MAX, 1)]);
+        assert_eq!(counts.buckets, [(0.5, 2), (1.0, 2), (f64::INFINITY, 1)]);
         assert_eq!(counts.count, 5);
         assert!((counts.sum - 3.002).abs() < 1e-9, "{}", counts.sum);
     }
@@ -92,7 +92,7 @@ mod tests {
         let histogram = Histogram::of_bytes(&[10.0]);
         histogram.had(10);
         histogram.had(1 << 40);
-        assert_eq!(histogram.counts().buckets, [(10.0, 1), (f64::MAX, 1)]);
+        assert_eq!(histogram.counts().buckets, [(10.0, 1), (f64::INFINITY, 1)]);
         assert!((histogram.counts().sum - 1_099_511_627_786.0).abs() < 1.0);
     }
 }
