@@ -65,7 +65,7 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) nats openssl ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
 
 promtool:
 	@command -v promtool >/dev/null || { \
