@@ -42,7 +42,9 @@ impl Problems {
         }
         let collector = url?;
         let fits = collector.parse::<http::Uri>().is_ok_and(|uri| {
-            uri.scheme_str() == Some("http") && uri.authority().is_some() && matches!(uri.path(), "" | "/")
+            // A password in it would be shown by `/config`.
+            let host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+            uri.scheme_str() == Some("http") && host && matches!(uri.path(), "" | "/")
         });
         if !fits {
             self.0.push(format!(

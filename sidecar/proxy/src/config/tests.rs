@@ -39,6 +39,7 @@ fn spans_go_to_an_http_url_and_a_share_is_from_0_to_1() {
         ("https://collector:4317", 0.0, "--otlp"),
         ("127.0.0.1:4317", 0.0, "--otlp"),
         ("http://collector:4318/v1/traces", 0.0, "--otlp"),
+        ("http://user:secret@collector:4317", 0.0, "--otlp"),
         ("http://collector:4317/", 1.5, "--trace-share"),
         ("http://collector:4317/", f64::NAN, "--trace-share"),
     ] {
