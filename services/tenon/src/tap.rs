@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_telemetry::code_name;
 use serde_json::{Value, json};
 use tenon_proto::policy::v1::{
     TapFilter, TapRequest, TapResponse, TapState, TappedCall, policy_client::PolicyClient, tap_response::Response,
@@ -229,8 +230,8 @@ impl Watching {
 /// OK, or what else.
 fn ended(call: &TappedCall) -> String {
     match call.outcome() {
-        Outcome::Finished => match call.status.parse::<i32>() {
-            Ok(code) => name(code),
+        Outcome::Finished => match call.status.parse() {
+            Ok(code) => code_name(code).map_or_else(|| format!("status {code}"), str::to_owned),
             Err(_) => "ended".to_owned(),
         },
         Outcome::Refused => format!("refused {}", call.status),
@@ -238,31 +239,6 @@ fn ended(call: &TappedCall) -> String {
         Outcome::Broken => "broken off".to_owned(),
         Outcome::Unspecified => "ended somehow".to_owned(),
     }
-}
-
-/// As gRPC names its codes.
-fn name(code: i32) -> String {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let known = usize::try_from(code).ok().and_then(|code| NAMES.get(code));
-    known.map_or_else(|| format!("status {code}"), |name| (*name).to_owned())
 }
 
 fn tone(call: &TappedCall) -> Tone {

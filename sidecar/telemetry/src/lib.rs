@@ -18,6 +18,6 @@ pub use format::Format;
 pub use histogram::Histogram;
 pub use page::Page;
 pub use process::process;
-pub use rpc::{Measured, Rpcs};
+pub use rpc::{Measured, Rpcs, code_name};
 pub use runtime::runtime;
 pub use telemetry::{Observed, Telemetry};

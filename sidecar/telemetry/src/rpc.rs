@@ -18,7 +18,7 @@ use std::{
 
 use tonic::Code;
 
-pub use self::measured::Measured;
+pub use self::{measured::Measured, status::code_name};
 use crate::{Histogram, Observed, Page, histogram::Counts};
 
 /// Some of the bounds of A66, in seconds: each bucket is a series for each method and status.

@@ -24,6 +24,12 @@ pub(super) const NAMES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
+/// The name of a gRPC status, by its number.
+#[must_use]
+pub fn code_name(code: u32) -> Option<&'static str> {
+    usize::try_from(code).ok().and_then(|code| NAMES.get(code)).copied()
+}
+
 /// What the headers of an answer say, where they say it: an answer without messages, or plain HTTP, by gRPC's own table
 /// ("HTTP to gRPC Status Code Mapping").
 pub(super) fn of_headers(status: StatusCode, headers: &HeaderMap) -> Option<Code> {
