@@ -46,6 +46,8 @@ async fn a_policy_service_of_its_own() {
         folder: None,
         accept: Vec::new(),
         identity: ca.identity("tenon-policy"),
+        dashboard: None,
+        tcs: Vec::new(),
     };
     policy::serve(config, CancellationToken::new()).await.expect("it serves");
 }

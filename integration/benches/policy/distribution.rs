@@ -56,6 +56,8 @@ pub fn serve(ca: &Ca, listen: SocketAddr, dir: &Path) -> anyhow::Result<()> {
             folder: None,
             accept: Vec::new(),
             identity: ca.identity("tenon-policy"),
+            dashboard: None,
+            tcs: Vec::new(),
         };
         policy::serve(config, CancellationToken::new()).await?;
         Ok(())

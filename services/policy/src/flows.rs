@@ -30,6 +30,7 @@ use mesh_config::names::TrustDomain;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use counts::FlowKey;
 pub(crate) use intake::Intake;
 use passed::Passed;
 use recorder::Recorder;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, LazyLock},
 };
@@ -20,11 +21,12 @@ use mesh_identity::{
 };
 use mesh_telemetry::Telemetry;
 use tenon_proto::kind;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::{
+    dashboard::{Dashboard, Shown},
     engine::{Engine, Journals},
     fleet::{FLEET_AUTHORIZATION, Fleet, FleetError, FleetService},
     leases::{Keeping, Leases, Places},
@@ -59,6 +61,10 @@ pub struct Config {
     pub accept: Vec<PublicKey>,
     /// Its own identity, kept renewed by the caller. Its trust domain must be that of the policy.
     pub identity: Arc<Identity>,
+    /// Where it serves the dashboard, over HTTP: an address of this machine alone. `None`: nowhere.
+    pub dashboard: Option<SocketAddr>,
+    /// The TCS that the dashboard asks for tenants: the first of these that answers.
+    pub tcs: Vec<SocketAddr>,
 }
 
 /// Why the policy service could not start, or why it ended.
@@ -97,7 +103,7 @@ pub async fn serve_observed(
     telemetry: Arc<Telemetry>,
     shutdown: CancellationToken,
 ) -> Result<(), ServeError> {
-    let Config { listener, store, state_dir, folder, accept, identity } = config;
+    let Config { listener, store, state_dir, folder, accept, identity, dashboard, tcs } = config;
     let stores = Stores::default();
     let trust_domain = identity.id().trust_domain().clone();
     let (journals, holders) = open(&store, &trust_domain, &state_dir, &stores).await?;
@@ -122,7 +128,15 @@ pub async fn serve_observed(
     let rollouts = Rollouts::new(Arc::clone(&engine), Arc::clone(&fleet), publishers[0].clone(), alone);
     let rollouts = Arc::new(rollouts);
     let driving = tokio::spawn(rollout::run(Arc::clone(&rollouts), shutdown.clone()));
-    let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet), rollouts).into_server())
+    let shown = Shown {
+        engine: Arc::clone(&engine),
+        fleet: Arc::clone(&fleet),
+        rollouts: Arc::clone(&rollouts),
+        publishers: publishers.clone(),
+        identity: Arc::clone(&identity),
+    };
+    let (dashboard, showing) = show(dashboard, shown, &tcs, &shutdown);
+    let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet), rollouts, dashboard).into_server())
         .add_service(FleetService::new(&fleet, Some(leases)).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
@@ -136,8 +150,25 @@ pub async fn serve_observed(
     let _ = driving.await;
     keeping.abort();
     let _ = keeping.await;
+    if let Some(showing) = showing {
+        showing.abort();
+        let _ = showing.await;
+    }
     recording.end().await;
     outcome.map_err(ServeError::Server)
+}
+
+/// Serves the dashboard beside everything else, where somebody wants it.
+fn show(
+    address: Option<SocketAddr>,
+    shown: Shown,
+    tcs: &[SocketAddr],
+    shutdown: &CancellationToken,
+) -> (Option<Arc<Dashboard>>, Option<JoinHandle<()>>) {
+    let Some(address) = address else { return (None, None) };
+    let dashboard = Arc::new(Dashboard::new(shown, tcs));
+    let showing = tokio::spawn(Arc::clone(&dashboard).serve(address, shutdown.clone()));
+    (Some(dashboard), Some(showing))
 }
 
 /// The journals, and the one in which policy services say that they live, where there can be others.

@@ -11,13 +11,14 @@ use mesh_identity::{
 use tenon_proto::policy::v1::{
     ApplyRequest, ApplyResponse, Attestor, Conflict, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
     ExplainRequest, ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, PolicyFile,
-    PolicyRevision, Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy, TapFilter,
-    TapRequest,
+    PolicyRevision, Quarantine, RollbackRequest, RolloutRequest, RolloutResponse, Route, ServicePolicy, SignInRequest,
+    SignInResponse, TapFilter, TapRequest,
     policy_server::{Policy, PolicyServer},
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
+    dashboard::Dashboard,
     engine::{
         Applied, ApplyError, Author, Engine, InForce, Origin, chain, kind_positions, records_of, to_proto, to_revision,
     },
@@ -36,6 +37,7 @@ pub(crate) const POLICY_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.policy.v1.Policy/Flows", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.policy.v1.Policy/Explain", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.policy.v1.Policy/Tap", who: Who::Operators(OperatorRole::Operator) },
+    Rpc { path: "/tenon.policy.v1.Policy/SignIn", who: Who::Operators(OperatorRole::Viewer) },
 ];
 
 /// The largest policy that can be applied, all files together.
@@ -50,11 +52,18 @@ pub(crate) struct PolicyService {
     engine: Arc<Engine>,
     fleet: Arc<Fleet>,
     rollouts: Arc<Rollouts>,
+    /// `None`: this process serves none.
+    dashboard: Option<Arc<Dashboard>>,
 }
 
 impl PolicyService {
-    pub fn new(engine: Arc<Engine>, fleet: Arc<Fleet>, rollouts: Arc<Rollouts>) -> Self {
-        Self { engine, fleet, rollouts }
+    pub fn new(
+        engine: Arc<Engine>,
+        fleet: Arc<Fleet>,
+        rollouts: Arc<Rollouts>,
+        dashboard: Option<Arc<Dashboard>>,
+    ) -> Self {
+        Self { engine, fleet, rollouts, dashboard }
     }
 
     pub fn into_server(self) -> PolicyServer<Self> {
@@ -82,7 +91,7 @@ impl Policy for PolicyService {
     }
 
     async fn describe(&self, request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        let described = self.described(&request.into_inner().service).await;
+        let described = described(&self.engine, &request.into_inner().service).await;
         described.map(Response::new).map_err(|error| unreadable(&error))
     }
 
@@ -140,41 +149,50 @@ impl Policy for PolicyService {
         tracing::info!(target: "tenon::audit", by = %peer.id, service, caller, tenant, path, headers, "watches calls");
         Ok(Response::new(stream))
     }
+
+    async fn sign_in(&self, request: Request<SignInRequest>) -> Result<Response<SignInResponse>, Status> {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("who signs in is not known: call over mTLS"))?;
+        let dashboard = self.dashboard.as_ref().ok_or_else(|| {
+            Status::failed_precondition("this policy service serves no dashboard: start it with --dashboard HOST:PORT")
+        })?;
+        tracing::info!(target: "tenon::audit", by = %peer.id, "signs in to the dashboard");
+        dashboard.sign_in(peer).map(Response::new)
+    }
 }
 
-impl PolicyService {
-    async fn described(&self, service: &str) -> Result<DescribeResponse, ReadError> {
-        let journals = self.engine.journals();
-        // Before the records: who waits until a sidecar has these positions must not wait for what is not there yet.
-        let positions = kind_positions(journals.heads().await?);
-        let (position, mut services) = records_of::<ServicePolicy>(&*journals.allowlists).await?;
-        let (_, mut routes) = records_of::<Route>(&*journals.routes).await?;
-        let (_, mut endpoints) = records_of::<Endpoint>(&*journals.endpoints).await?;
-        // Of every service: whoever calls the described one is cut off from it as well.
-        let (_, quarantines) = records_of::<Quarantine>(&*journals.quarantines).await?;
-        let (_, mut attestors) = records_of::<Attestor>(&*journals.attestors).await?;
-        if !service.is_empty() {
-            attestors.retain(|record| record.rules.iter().any(|rule| rule.service == service));
-            services.retain(|record| record.service == service);
-            routes.retain(|record| record.service == service);
-            endpoints.retain(|record| record.service == service);
-        }
-        let InForce { mesh, origin, folder: _, problems } = self.engine.in_force();
-        Ok(DescribeResponse {
-            mesh,
-            trust_domain: self.engine.trust_domain().to_string(),
-            services,
-            routes,
-            endpoints,
-            quarantines,
-            epoch: position.epoch,
-            revision: position.revision,
-            source: origin,
-            problems: problems.into_iter().map(to_proto).collect(),
-            attestors,
-            positions,
-        })
+/// The policy in force, of one callee or (`service` empty) of all.
+pub(crate) async fn described(engine: &Engine, service: &str) -> Result<DescribeResponse, ReadError> {
+    let journals = engine.journals();
+    // Before the records: who waits until a sidecar has these positions must not wait for what is not there yet.
+    let positions = kind_positions(journals.heads().await?);
+    let (position, mut services) = records_of::<ServicePolicy>(&*journals.allowlists).await?;
+    let (_, mut routes) = records_of::<Route>(&*journals.routes).await?;
+    let (_, mut endpoints) = records_of::<Endpoint>(&*journals.endpoints).await?;
+    // Of every service: whoever calls the described one is cut off from it as well.
+    let (_, quarantines) = records_of::<Quarantine>(&*journals.quarantines).await?;
+    let (_, mut attestors) = records_of::<Attestor>(&*journals.attestors).await?;
+    if !service.is_empty() {
+        attestors.retain(|record| record.rules.iter().any(|rule| rule.service == service));
+        services.retain(|record| record.service == service);
+        routes.retain(|record| record.service == service);
+        endpoints.retain(|record| record.service == service);
     }
+    let InForce { mesh, origin, folder: _, problems } = engine.in_force();
+    Ok(DescribeResponse {
+        mesh,
+        trust_domain: engine.trust_domain().to_string(),
+        services,
+        routes,
+        endpoints,
+        quarantines,
+        epoch: position.epoch,
+        revision: position.revision,
+        source: origin,
+        problems: problems.into_iter().map(to_proto).collect(),
+        attestors,
+        positions,
+    })
 }
 
 /// The SPIFFE id of who asks.
@@ -233,7 +251,7 @@ fn position(revision: PolicyRevision) -> Position {
     Position::new(revision.epoch, revision.revision)
 }
 
-fn check_note(note: &str) -> Result<(), Status> {
+pub(crate) fn check_note(note: &str) -> Result<(), Status> {
     let length = note.chars().count();
     if length > MAX_NOTE {
         return Err(Status::invalid_argument(format!("the note has {length} characters, expected at most {MAX_NOTE}")));

@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use journal::{AppendError, Position};
+use mesh_config::names::control_plane;
 use mesh_identity::OperatorRole;
 use mesh_identity::grpc::{Rpc, Who};
 use tenon_proto::tcs::v1::get_request::By;
@@ -30,7 +31,7 @@ use crate::writing::{Writing, caller};
 /// Who may call what: the rows of this service in the server's authorization table.
 pub(crate) const TENANTS_AUTHORIZATION: &[Rpc] = &[
     Rpc { path: "/tenon.tcs.v1.Tenants/Import", who: Who::Operators(OperatorRole::Operator) },
-    Rpc { path: "/tenon.tcs.v1.Tenants/Get", who: Who::Operators(OperatorRole::Viewer) },
+    Rpc { path: "/tenon.tcs.v1.Tenants/Get", who: Who::OperatorsAnd(OperatorRole::Viewer, &[control_plane::POLICY]) },
     Rpc { path: "/tenon.tcs.v1.Tenants/List", who: Who::Operators(OperatorRole::Viewer) },
     Rpc { path: "/tenon.tcs.v1.Tenants/Suspend", who: Who::Operators(OperatorRole::Operator) },
     Rpc { path: "/tenon.tcs.v1.Tenants/Unsuspend", who: Who::Operators(OperatorRole::Operator) },

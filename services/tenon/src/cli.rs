@@ -67,6 +67,7 @@ pub enum Command {
     Asap(Asap),
     Explain(ExplainRequest),
     Tap(Tap),
+    Dashboard(Dashboard),
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),
@@ -94,6 +95,21 @@ pub struct MeshArgs {
     /// Data folder of the mesh, made by `tenon up`: holds its addresses and the operator's credentials.
     #[arg(long, value_name = "DIR", default_value = ".tenon", env = "TENON_DATA")]
     pub data: PathBuf,
+}
+
+/// Print a link that opens the dashboard, signed in as you.
+///
+/// The link can be used once, within two minutes, and by whoever has it. The session lasts eight hours at most, may do what
+/// you may, and ends when your certificate is revoked.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tenon dashboard\n  xdg-open \"$(tenon dashboard)\"\n\nFrom another machine: ssh -L 15080:127.0.0.1:15080 HOST, then open the link here."
+)]
+pub struct Dashboard {
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Run a whole mesh on this machine.

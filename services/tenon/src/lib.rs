@@ -7,6 +7,7 @@ mod asap;
 mod check;
 pub mod cli;
 mod config_file;
+mod dashboard;
 pub mod data;
 pub mod failure;
 mod guard;
@@ -99,6 +100,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Asap(command) => block_on(asap::run(command)),
         Command::Explain(args) => block_on(policy::explain_request(args)),
         Command::Tap(args) => block_on(tap::run(args)),
+        Command::Dashboard(args) => block_on(dashboard::run(args)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),

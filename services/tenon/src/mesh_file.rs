@@ -42,6 +42,9 @@ pub struct ControlPlane {
     /// The others, in the order of the LocalMesh document.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policy_replicas: Vec<PolicyReplica>,
+    /// The first policy service's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dashboard: Option<SocketAddr>,
     /// Where each process shows its metrics, by its name: `identity`, `tcs`, `tcs-2`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metrics: BTreeMap<String, SocketAddr>,
@@ -178,6 +181,7 @@ mod tests {
                 tcs_replicas: Vec::new(),
                 policy: ([127, 0, 0, 1], 3).into(),
                 policy_replicas: Vec::new(),
+                dashboard: None,
                 metrics: BTreeMap::new(),
             },
             sidecars: Vec::new(),

@@ -332,6 +332,7 @@ mod tests {
             tcs_replicas: Vec::new(),
             policy: address,
             policy_replicas: Vec::new(),
+            dashboard: None,
             metrics: std::collections::BTreeMap::new(),
         };
         let file = MeshFile {

@@ -94,6 +94,15 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
         ))
         .next("leave out --folder and use `tenon policy apply --bundle FILE`, or leave out --require-signed"));
     }
+    if let Some(address) = args.dashboard.filter(|address| !address.ip().is_loopback()) {
+        return Err(Failure::usage(format!(
+            "--dashboard {address}: expected an address of this machine alone, for the dashboard speaks plain HTTP"
+        ))
+        .next(format!(
+            "give --dashboard 127.0.0.1:{}, and reach it from elsewhere through `ssh -L` or `kubectl port-forward`",
+            address.port()
+        )));
+    }
     serve(Role::Policy, async move |shutdown| {
         let telemetry = observed(args.role.metrics, &shutdown);
         let listener = bind(args.listen).await?;
@@ -105,6 +114,8 @@ pub fn policy(args: PolicyServe) -> Result<Answer, Failure> {
             folder: args.folder,
             accept: args.require_signed.as_deref().map(accepted_keys).transpose()?.unwrap_or_default(),
             identity: joined.identity,
+            dashboard: args.dashboard,
+            tcs: args.tcs,
         };
         policy::serve_observed(config, telemetry, shutdown).await.map_err(|error| ended(Role::Policy, &error))
     })

@@ -6,7 +6,7 @@ use std::{
 };
 
 use mesh_telemetry::code_name;
-use serde_json::{Value, json};
+use policy::json;
 use tenon_proto::policy::v1::{
     TapFilter, TapRequest, TapResponse, TapState, TappedCall, policy_client::PolicyClient, tap_response::Response,
     tapped_call::Outcome,
@@ -205,7 +205,7 @@ impl Watching {
     fn show(&self, call: &TappedCall) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.out.is_json() {
-            writeln!(out, "{}", json(call))?;
+            writeln!(out, "{}", json::tapped(call))?;
         } else {
             writeln!(out, "{}", self.words(call))?;
             for header in call.headers.iter().filter(|_| self.headers) {
@@ -255,34 +255,6 @@ fn took(microseconds: u64) -> String {
         took if took < Duration::from_secs(1) => format!("{:.1} ms", took.as_secs_f64() * 1e3),
         took => format!("{:.1} s", took.as_secs_f64()),
     }
-}
-
-fn json(call: &TappedCall) -> Value {
-    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-    let at = jiff::Timestamp::from_millisecond(call.at_unix_ms).map(|at| at.to_string()).ok();
-    let (mut code, mut why) = (None, None);
-    match call.outcome() {
-        Outcome::Finished => code = call.status.parse::<i32>().ok(),
-        Outcome::Refused => why = some(&call.status),
-        Outcome::Cancelled | Outcome::Broken | Outcome::Unspecified => {}
-    }
-    let headers = call.headers.iter();
-    let headers = headers.map(|it| json!({"name": it.name, "value": it.value, "length": it.length}));
-    json!({
-        "requestId": call.request_id,
-        "at": at,
-        "instance": call.instance,
-        "direction": call.direction,
-        "caller": call.caller,
-        "service": call.service,
-        "path": call.path,
-        "tenant": some(&call.tenant),
-        "outcome": call.outcome().as_str_name().to_ascii_lowercase(),
-        "grpcStatus": code,
-        "reason": why,
-        "microseconds": call.microseconds,
-        "headers": headers.collect::<Vec<_>>(),
-    })
 }
 
 #[cfg(test)]

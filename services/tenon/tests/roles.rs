@@ -16,7 +16,9 @@ fn the_table_of_roles_is_that_of_the_servers() {
         .into_iter()
         .flatten()
         .filter_map(|rpc| match rpc.who {
-            Who::Operators(role) => Some((rpc.path.trim_start_matches('/'), role.as_str())),
+            Who::Operators(role) | Who::OperatorsAnd(role, _) => {
+                Some((rpc.path.trim_start_matches('/'), role.as_str()))
+            }
             Who::Anyone | Who::Services | Who::ServicesAndOperators | Who::Only(_) => None,
         })
         .collect();

@@ -53,7 +53,7 @@ impl Place {
 
     fn write_mesh(&self, trust_domain: &str) {
         // All held at once, so that they differ.
-        let free: Vec<_> = (0..7).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let free: Vec<_> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let address: Vec<_> = free.iter().map(|listener| listener.local_addr().unwrap()).collect();
         let text = format!(
             "apiVersion: tenon.dev/v1
@@ -70,11 +70,11 @@ apiVersion: tenon.dev/v1
 kind: LocalMesh
 metadata: {{name: local}}
 spec:
-  controlPlane: {{identity: {}, keyRepository: {}, tcs: {}, policy: {}}}
+  controlPlane: {{identity: {}, keyRepository: {}, tcs: {}, policy: {}, dashboard: {}}}
   instances:
     - {{service: media, region: us-east, outbound: {}, inbound: {}, admin: {}}}
 ",
-            address[0], address[6], address[1], address[2], address[3], address[4], address[5]
+            address[0], address[6], address[1], address[2], address[7], address[3], address[4], address[5]
         );
         fs::write(self.path("mesh/mesh.yaml"), text).unwrap();
     }

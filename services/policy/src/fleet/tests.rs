@@ -57,6 +57,8 @@ impl World {
             folder: None,
             accept: Vec::new(),
             identity: self.ca.identity("tenon-policy"),
+            dashboard: None,
+            tcs: Vec::new(),
         };
         let task = tokio::spawn(serve(config, shutdown.clone()));
         Running { address, shutdown, task }

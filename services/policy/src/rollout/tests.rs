@@ -95,6 +95,8 @@ impl World {
             folder: None,
             accept: Vec::new(),
             identity: self.ca.identity("tenon-policy"),
+            dashboard: None,
+            tcs: Vec::new(),
         };
         let task = tokio::spawn(serve(config, shutdown.clone()));
         let operator = channel(&address, &self.ca.operator_identity("ann"), &service("tenon-policy"));

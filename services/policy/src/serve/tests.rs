@@ -95,6 +95,8 @@ impl World {
             folder,
             accept,
             identity: self.ca.identity("tenon-policy"),
+            dashboard: Some("127.0.0.1:0".parse().unwrap()),
+            tcs: Vec::new(),
         };
         let task = tokio::spawn(serve(config, shutdown.clone()));
         Running { address, shutdown, task }

@@ -107,6 +107,13 @@ pub struct PolicyServe {
     /// folder has no signature.
     #[arg(long, value_name = "FILE", env = "TENON_REQUIRE_SIGNED")]
     pub require_signed: Option<PathBuf>,
+    /// Loopback address of the dashboard, to whoever has a link of `tenon dashboard`; without it none is served. From
+    /// another machine, reach it through `ssh -L` or `kubectl port-forward`.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_DASHBOARD")]
+    pub dashboard: Option<SocketAddr>,
+    /// Address of the TCS: the dashboard looks tenants up there. May be several; the first that answers is asked.
+    #[arg(long, value_name = "HOST:PORT", env = "TENON_TCS", value_delimiter = ',')]
+    pub tcs: Vec<SocketAddr>,
     #[command(flatten)]
     pub join: JoinArgs,
     #[command(flatten)]

@@ -160,6 +160,7 @@ mod tests {
                 tcs_replicas: Vec::new(),
                 policy: address,
                 policy_replicas: Vec::new(),
+                dashboard: None,
                 metrics: std::collections::BTreeMap::new(),
             },
             sidecars: vec![sidecar],

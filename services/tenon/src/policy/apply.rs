@@ -13,7 +13,7 @@ use tenon_proto::policy::v1::{
 use super::{
     acks::{self, Outcome, Patience, Whole},
     bundle, client, describe, describe_policy, load, problems_of, rollout,
-    words::{action, changes, entry_json, moment, on_the_wire, position},
+    words::{action, changes, moment, on_the_wire, position},
 };
 use crate::{
     cli::{PolicyApply, WaitArgs},
@@ -136,7 +136,7 @@ pub(super) fn judged(
     if let Some(conflict) = &answer.conflict {
         if out.is_json() {
             let in_force = position(conflict.in_force.as_ref());
-            let since: Vec<_> = conflict.since.iter().map(entry_json).collect();
+            let since: Vec<_> = conflict.since.iter().map(::policy::json::history_entry).collect();
             out.json(&serde_json::json!({"conflict": {
                 "inForce": {"epoch": in_force.epoch, "revision": in_force.revision}, "since": since,
             }}))?;

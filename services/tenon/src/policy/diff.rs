@@ -4,6 +4,7 @@ mod conditions;
 
 use std::collections::BTreeSet;
 
+use ::policy::json;
 use mesh_config::{Records, compile, route_changes};
 use serde_json::{Value, json};
 use tenon_proto::policy::v1::{DescribeResponse, ServicePolicy};
@@ -15,7 +16,7 @@ use super::{
     describe_policy,
     flows::Record,
     load, same,
-    words::{self, moment, moment_json},
+    words::{self, moment},
 };
 use crate::{
     cli::PolicyDiff,
@@ -117,7 +118,7 @@ impl Diff {
                 let Changed { call, calls, before, now } = changed;
                 let mut json = json!({
                     "caller": call.caller, "service": call.service, "path": call.path,
-                    "count": calls.all(), "passed": calls.passed(), "last": moment_json(calls.last), "before": before,
+                    "count": calls.all(), "passed": calls.passed(), "last": json::moment(calls.last), "before": before,
                 });
                 json[key] = if one { now.first().cloned().into() } else { now.clone().into() };
                 json
@@ -127,7 +128,7 @@ impl Diff {
         let touched = self.touched.iter().map(|(service, sidecars)| json!({"service": service, "sidecars": sidecars}));
         json!({
             "record": {
-                "from": moment_json(record.from), "until": moment_json(record.until), "silentHours": record.silent_hours,
+                "from": json::moment(record.from), "until": json::moment(record.until), "silentHours": record.silent_hours,
             },
             "newlyRefused": flows(&self.refused, "reason", true),
             "mayBeRefused": flows(&self.may_be_refused, "conditions", false),

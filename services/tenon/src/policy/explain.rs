@@ -8,9 +8,11 @@ use mesh_config::{
     tenant::read_json_lines,
     yaml::suggestion,
 };
-use sidecar_core::explain::{Call, Change, Explanation, Limited, Mesh as Model, TransactionToken};
+use sidecar_core::explain::{Call, Explanation, Limited, Mesh as Model, TransactionToken};
 use tenon_proto::tcs::v1::{GetRequest, TenantContext, get_request::By, tenants_client::TenantsClient};
 use tonic::Code;
+
+use ::policy::json::change;
 
 use crate::{
     cli::Explain,
@@ -149,28 +151,6 @@ pub(super) fn json(explanation: &Explanation) -> serde_json::Value {
         })),
         "assumed": explanation.assumed,
     })
-}
-
-/// One step of a proposal: its kind, the same in words, and what of it a program can use.
-pub(super) fn change(change: &Change) -> serde_json::Value {
-    let mut json = match change {
-        Change::Add { rule, field, value } => serde_json::json!({
-            "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source,
-            "field": field, "value": value,
-        }),
-        Change::Remove { rule, field, value } => serde_json::json!({
-            "allowlist": rule.allowlist, "rule": rule.rule, "source": rule.source, "field": field, "value": value,
-        }),
-        Change::NewRule { service, allowlist, name, caller, path, tenant } => serde_json::json!({
-            "service": service, "allowlist": allowlist, "rule": name, "caller": caller, "path": path, "tenant": tenant,
-        }),
-        Change::Define { name } => serde_json::json!({"name": name}),
-        Change::Release { service } => serde_json::json!({"service": service}),
-        Change::Elsewhere { .. } => serde_json::json!({}),
-    };
-    json["change"] = change.as_str().into();
-    json["message"] = change.to_string().into();
-    json
 }
 
 /// `verdict` is `allowed` or `refused`, perhaps in a colour.

@@ -2,12 +2,13 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use ::policy::json;
 use serde_json::{Value, json};
 use tenon_proto::policy::v1::{Flow, FlowTotal, FlowsRequest, FlowsResponse, flow::Decision};
 
 use super::{
     client,
-    words::{call, decision, flow_json, length, moment, moment_json},
+    words::{call, length, moment},
 };
 use crate::{
     cli::{PolicyFlows, RecordArgs},
@@ -39,7 +40,7 @@ fn row(total: &FlowTotal) -> Vec<String> {
     let flow = total.flow.clone().unwrap_or_default();
     vec![
         call(&flow.caller, &flow.service, &flow.path),
-        decision(&flow).to_owned(),
+        json::verdict(&flow).to_owned(),
         if flow.reason.is_empty() { "-".to_owned() } else { flow.reason },
         flow.count.to_string(),
         moment(total.first_unix_seconds),
@@ -93,17 +94,11 @@ impl Record {
 
     /// As DESIGN §8 and `tenon policy flows -o json` have it.
     pub fn json(&self) -> Value {
-        let flow = |total: &FlowTotal| {
-            let mut json = flow_json(&total.flow.clone().unwrap_or_default());
-            json["first"] = moment_json(total.first_unix_seconds);
-            json["last"] = moment_json(total.last_unix_seconds);
-            json
-        };
         json!({
-            "from": moment_json(self.from),
-            "until": moment_json(self.until),
+            "from": json::moment(self.from),
+            "until": json::moment(self.until),
             "silentHours": self.silent_hours,
-            "flows": self.flows.iter().map(flow).collect::<Vec<_>>(),
+            "flows": self.flows.iter().map(json::flow_total).collect::<Vec<_>>(),
         })
     }
 

@@ -4,7 +4,7 @@ use tenon_proto::policy::v1::{HistoryEntry, HistoryRequest};
 
 use super::{
     client,
-    words::{action, changes, entry_json, moment, position},
+    words::{action, changes, moment, position},
 };
 use crate::{
     cli::PolicyHistory,
@@ -24,7 +24,7 @@ pub async fn run(args: PolicyHistory) -> Result<Answer, Failure> {
     let entries = answer.into_inner().entries;
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
-        out.json(&entries.iter().map(entry_json).collect::<Vec<_>>())?;
+        out.json(&entries.iter().map(::policy::json::history_entry).collect::<Vec<_>>())?;
     } else {
         let rows: Vec<_> = entries.iter().map(row).collect();
         out.table(&["revision", "when", "who", "action", "what", "note"], &rows)?;

@@ -1,15 +1,11 @@
 //! `tenon explain`: why one request was refused, as the sidecars remember it.
 
+use ::policy::json;
 use futures_util::future::join_all;
-use serde_json::{Value, json};
-use sidecar_core::{
-    Reason,
-    explain::{Call, Mesh as Model, Proposal},
-};
-use tenon_proto::policy::v1::{DescribeResponse, ExplainRequest, ExplainResponse, RecentDecision, flow::Decision};
+use tenon_proto::policy::v1::{ExplainRequest, ExplainResponse, RecentDecision, flow::Decision};
 use tonic::Status;
 
-use super::{client, describe_policy, explain::change};
+use super::{client, describe_policy};
 use crate::{
     cli,
     failure::{Answer, Failure},
@@ -27,7 +23,7 @@ pub async fn run(args: cli::ExplainRequest) -> Result<Answer, Failure> {
     let mut out = Output::stdout(args.output.output);
     let Some(decision) = found.decisions.first() else {
         if out.is_json() {
-            out.json(&json!({
+            out.json(&serde_json::json!({
                 "requestId": args.request_id, "reason": null, "nearest": null,
                 "message": "no connected sidecar remembers this request",
                 "decisions": [], "asked": found.asked, "answered": found.answered,
@@ -37,11 +33,11 @@ pub async fn run(args: cli::ExplainRequest) -> Result<Answer, Failure> {
         return Err(unknown(&args.request_id, &found));
     };
     let proposal = match describe_policy(&mesh).await {
-        Ok(described) => propose(&described, decision),
+        Ok(described) => json::proposal(&described, decision),
         Err(_) => None,
     };
     if out.is_json() {
-        out.json(&json(&found, decision, proposal.as_ref()))?;
+        out.json(&json::explained(&found.decisions, (found.asked, found.answered), proposal.as_ref()))?;
     } else {
         for decision in &found.decisions {
             words(decision).iter().try_for_each(|line| out.line(line))?;
@@ -98,14 +94,9 @@ fn together(answers: Vec<(String, Result<ExplainResponse, Status>)>) -> Found {
             Err(status) => found.problems.push(format!("{title}: {}", reason(&status))),
         }
     }
-    let order =
-        |decision: &RecentDecision| (decision.direction != INBOUND, decision.at_unix_ms, decision.instance.clone());
-    found.decisions.sort_by_cached_key(order);
-    found.decisions.dedup();
+    json::in_order(&mut found.decisions);
     found
 }
-
-const INBOUND: &str = "inbound";
 
 fn unknown(request_id: &str, found: &Found) -> Failure {
     let Found { asked, answered, problems, .. } = found;
@@ -120,20 +111,6 @@ fn unknown(request_id: &str, found: &Found) -> Failure {
          restart: check the id (`request_id` of the refusal and of the access log); `tenon policy explain --caller ... \
          --service ... --path ...` decides a call anew",
     )
-}
-
-/// The smallest change of the policy in force that would let the same call pass.
-fn propose(described: &DescribeResponse, decision: &RecentDecision) -> Option<Proposal> {
-    let model = Model::new(&described.services, &described.routes, &described.quarantines, None).ok()?;
-    let call = Call {
-        caller: &decision.caller,
-        service: &decision.service,
-        path: &decision.path,
-        tenant: Some(decision.tenant.as_str()).filter(|tenant| !tenant.is_empty()),
-        region: None,
-        transaction: None,
-    };
-    model.explain(&call, mesh_identity::clock::unix_seconds()).ok()?.proposal
 }
 
 fn words(decision: &RecentDecision) -> Vec<String> {
@@ -158,59 +135,10 @@ fn words(decision: &RecentDecision) -> Vec<String> {
         line("decided by", &format!("rule {} of allowlist {}{at}", decision.rule, decision.allowlist));
     }
     line("nearest:", &decision.nearest);
-    line("what to do:", what_to_do(reason));
+    line("what to do:", json::what_to_do(reason));
     line("policy revision", &decision.policy_revision);
     line("tenant revision", &decision.tenant_revision);
     lines
-}
-
-/// Of refusals that no rule would lift by allowing more: the call was allowed, and one too many.
-fn what_to_do(reason: &str) -> &'static str {
-    match reason.parse() {
-        Ok(Reason::TenantRateLimited) => {
-            "nothing, where that much was not meant: the caller may call again after the time in the refusal's RetryInfo; \
-             else raise the rule's `rate`, which each instance counts for itself (docs/overload.md)"
-        }
-        Ok(Reason::Overloaded) => {
-            "the caller may call again, its sidecar tries other instances first; where it stays so, start more instances of \
-             the service, or raise `limits` in its Route (docs/overload.md)"
-        }
-        Ok(_) | Err(_) => "",
-    }
-}
-
-fn json(found: &Found, decision: &RecentDecision, proposal: Option<&Proposal>) -> Value {
-    let mut json = decision_json(decision);
-    json["proposal"] = proposal.map(|proposal| proposal.changes.iter().map(change).collect::<Vec<_>>()).into();
-    json["decisions"] = found.decisions.iter().map(decision_json).collect();
-    json["asked"] = found.asked.into();
-    json["answered"] = found.answered.into();
-    json
-}
-
-fn decision_json(decision: &RecentDecision) -> Value {
-    let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-    let at = jiff::Timestamp::from_millisecond(decision.at_unix_ms).map(|at| at.to_string()).ok();
-    json!({
-        "requestId": decision.request_id,
-        "allowed": decision.decision() == Decision::Audited,
-        "reason": some(&decision.reason),
-        "nearest": some(&decision.nearest),
-        "message": decision.message,
-        "next": some(what_to_do(&decision.reason)),
-        "at": at,
-        "instance": decision.instance,
-        "direction": decision.direction,
-        "caller": decision.caller,
-        "service": decision.service,
-        "path": decision.path,
-        "tenant": some(&decision.tenant),
-        "allowlist": some(&decision.allowlist),
-        "rule": some(&decision.rule),
-        "source": some(&decision.source),
-        "policyRevision": some(&decision.policy_revision),
-        "tenantRevision": some(&decision.tenant_revision),
-    })
 }
 
 #[cfg(test)]
@@ -246,7 +174,7 @@ mod tests {
         let directions: Vec<_> = found.decisions.iter().map(|decision| decision.direction.as_str()).collect();
         assert_eq!((directions, found.asked, found.answered), (vec!["inbound", "outbound"], 4, 2));
         assert_eq!(found.problems, ["three: gone"]);
-        let json = json(&found, &found.decisions[0], None);
+        let json = json::explained(&found.decisions, (4, 2), None).unwrap();
         assert_eq!(
             (&json["requestId"], &json["reason"], &json["instance"]),
             (&"r1".into(), &"PATH_NOT_ALLOWED".into(), &"inbound-1".into())
@@ -280,11 +208,11 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         assert!(text.contains("what to do:") && text.contains("raise the rule's `rate`"), "{text}");
-        assert!(decision_json(&limited)["next"].as_str().is_some_and(|next| next.contains("RetryInfo")));
+        assert!(json::decision(&limited)["next"].as_str().is_some_and(|next| next.contains("RetryInfo")));
         let overloaded = RecentDecision { reason: "OVERLOADED".into(), rule: String::new(), ..limited };
         let text = words(&overloaded).join("\n");
         assert!(text.contains("start more instances"), "{text}");
-        assert_eq!(decision_json(&decision("inbound", 1))["next"], Value::Null);
+        assert_eq!(json::decision(&decision("inbound", 1))["next"], serde_json::Value::Null);
     }
 
     #[test]

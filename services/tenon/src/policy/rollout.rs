@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::policy::json;
 use indicatif::ProgressBar;
 use replica::Position;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use tonic::{Status, transport::Channel};
 use super::{
     acks::{Patience, Whole},
     apply, client, describe_policy,
-    words::{call, decision, flow_json, moment_json, position},
+    words::{call, position},
 };
 use crate::{
     cli::{PolicyRollout, WaitArgs},
@@ -49,7 +50,7 @@ pub async fn run(args: PolicyRollout) -> Result<Answer, Failure> {
     };
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
-        out.json(&rollout.as_ref().map_or(Value::Null, json))?;
+        out.json(&rollout.as_ref().map_or(Value::Null, json::rollout))?;
     } else {
         match &rollout {
             None => out.line("there was no rollout yet")?,
@@ -102,7 +103,7 @@ pub(super) async fn begun(
             Ok(rollout) => rollout,
             Err(stopped) => return Err(stopped.failure(revision)),
         };
-        shown["rollout"] = json(&rollout);
+        shown["rollout"] = json::rollout(&rollout);
         if !out.is_json() {
             out.line(&words(&rollout))?;
         }
@@ -222,7 +223,7 @@ fn not_completed(rollout: &RolloutStatus) -> Option<Failure> {
 fn refused(rollout: &RolloutStatus) -> Vec<String> {
     let line = |flow: &tenon_proto::policy::v1::Flow| {
         let call = call(&flow.caller, &flow.service, &flow.path);
-        format!("{call}: {} {} {} times", decision(flow), flow.reason, flow.count)
+        format!("{call}: {} {} {} times", json::verdict(flow), flow.reason, flow.count)
     };
     rollout.refused.iter().map(line).collect()
 }
@@ -254,33 +255,6 @@ fn short(seconds: u32) -> String {
     let parts = [(seconds / 3_600, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     let text: String = parts.iter().filter(|part| part.0 > 0).map(|(number, unit)| format!("{number}{unit}")).collect();
     if text.is_empty() { "0s".to_owned() } else { text }
-}
-
-pub(super) fn json(rollout: &RolloutStatus) -> Value {
-    let revision = position(rollout.revision.as_ref());
-    let canaries = rollout.canaries.iter().map(|canary| {
-        json!({
-            "instance": canary.instance,
-            "service": canary.service,
-            "acknowledged": canary.acknowledged,
-            "nack": (!canary.nack.is_empty()).then_some(&canary.nack),
-        })
-    });
-    json!({
-        "epoch": revision.epoch,
-        "revision": revision.revision,
-        "state": rollout.state().as_str_name(),
-        "plan": rollout.plan.as_ref().map(|plan| json!({
-            "canaryPercent": plan.canary_percent, "holdSeconds": plan.hold_seconds, "services": plan.services,
-        })),
-        "by": rollout.by,
-        "startedAt": moment_json(rollout.started_unix_seconds),
-        "heldSeconds": rollout.held_seconds,
-        "canaries": canaries.collect::<Vec<_>>(),
-        "touched": rollout.touched,
-        "reason": rollout.reason,
-        "refused": rollout.refused.iter().map(flow_json).collect::<Vec<_>>(),
-    })
 }
 
 #[cfg(test)]
@@ -330,6 +304,6 @@ mod tests {
         let halted = RolloutStatus { refused: vec![flow], reason, ..rollout(State::Halted) };
         let failure = not_completed(&halted).unwrap().to_string();
         assert!(failure.contains("everywhere: canaries refuse calls that passed before\nwiki -> media /media.v1.Media/Get: REFUSED PATH_NOT_ALLOWED 3 times"), "{failure}");
-        assert_eq!(json(&halted)["refused"][0]["count"], 3);
+        assert_eq!(json::rollout(&halted)["refused"][0]["count"], 3);
     }
 }

@@ -41,7 +41,7 @@ pub async fn run(args: PolicyStatus) -> Result<Answer, Failure> {
     if out.is_json() {
         let mut json = status_json(&described);
         json["sidecars"] = sidecars_json(&sidecars);
-        json["rollout"] = running.as_ref().map_or(serde_json::Value::Null, rollout::json);
+        json["rollout"] = running.as_ref().map_or(serde_json::Value::Null, ::policy::json::rollout);
         out.json(&json)?;
     } else {
         out.line(&format!(

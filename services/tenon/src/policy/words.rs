@@ -1,8 +1,7 @@
-//! Revisions, history and flows in words and as JSON: what several commands of `tenon policy` show alike.
+//! Revisions, history and flows in words: what several commands of `tenon policy` show alike.
 
 use replica::Position;
-use serde_json::{Value, json};
-use tenon_proto::policy::v1::{Flow, HistoryEntry, PolicyRevision, flow::Decision, history_entry::Action};
+use tenon_proto::policy::v1::{HistoryEntry, PolicyRevision, history_entry::Action};
 
 use crate::output::rfc3339;
 
@@ -18,11 +17,6 @@ pub(super) fn on_the_wire(position: Position) -> PolicyRevision {
 /// A moment of a message as RFC 3339; empty for 0, which stands for "never".
 pub(super) fn moment(unix_seconds: i64) -> String {
     u64::try_from(unix_seconds).map(rfc3339).unwrap_or_default()
-}
-
-/// `null` for "never".
-pub(super) fn moment_json(unix_seconds: i64) -> Value {
-    Some(moment(unix_seconds)).filter(|text| !text.is_empty()).into()
 }
 
 pub(super) fn action(entry: &HistoryEntry) -> &'static str {
@@ -46,43 +40,8 @@ pub(super) fn changes(entry: &HistoryEntry) -> String {
     }
 }
 
-pub(super) fn entry_json(entry: &HistoryEntry) -> Value {
-    let revision = position(entry.revision.as_ref());
-    json!({
-        "epoch": revision.epoch,
-        "revision": revision.revision,
-        "at": moment_json(entry.at_unix_seconds),
-        "by": entry.by,
-        "action": entry.action().as_str_name(),
-        "changes": entry.changes,
-        "note": entry.note,
-        "kept": entry.kept,
-        "digest": hex(&entry.digest),
-    })
-}
-
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-pub(super) fn decision(flow: &Flow) -> &'static str {
-    match flow.decision() {
-        Decision::Unspecified => "UNKNOWN",
-        Decision::Allowed => "ALLOWED",
-        Decision::Refused => "REFUSED",
-        Decision::Audited => "AUDITED",
-    }
-}
-
-pub(super) fn flow_json(flow: &Flow) -> Value {
-    json!({
-        "caller": flow.caller,
-        "service": flow.service,
-        "path": flow.path,
-        "decision": decision(flow),
-        "reason": flow.reason,
-        "count": flow.count,
-    })
 }
 
 /// `wiki -> media /media.v1.Media/Get`.

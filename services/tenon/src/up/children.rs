@@ -111,6 +111,7 @@ pub fn plan(around: &Surroundings<'_>, binaries: &Binaries) -> Plan {
             tcs_replicas: maker.tcs_replicas(),
             policy: addresses.policy[0].address,
             policy_replicas: maker.policy_replicas(),
+            dashboard: Some(addresses.dashboard),
             metrics: around.metrics.clone(),
         },
         sidecars: around
@@ -220,6 +221,14 @@ impl Maker<'_> {
             .flag("--listen", self.around.local.control_plane.policy[index].address)
             .path("--folder", self.around.folder)
             .flag("--store", self.store(Role::Policy));
+        let addresses = &self.around.local.control_plane;
+        let line = match index {
+            0 => addresses
+                .tcs
+                .iter()
+                .fold(line.flag("--dashboard", addresses.dashboard), |line, tcs| line.flag("--tcs", tcs.address)),
+            _ => line,
+        };
         self.joining(Role::Policy, &process_name(Role::Policy, index), line)
     }
 

@@ -23,7 +23,8 @@ pub struct Wanted {
 /// Every address that the mesh is going to listen on.
 pub fn wanted(local: &LocalMesh) -> Vec<Wanted> {
     let plane = &local.control_plane;
-    let addresses = [("identity", plane.identity), ("keyRepository", plane.key_repository)];
+    let addresses =
+        [("identity", plane.identity), ("keyRepository", plane.key_repository), ("dashboard", plane.dashboard)];
     let mut wanted: Vec<_> = addresses
         .map(|(name, address)| Wanted { address: Outbound::Tcp(address), field: format!("spec.controlPlane.{name}") })
         .into();

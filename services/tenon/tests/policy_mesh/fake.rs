@@ -21,7 +21,7 @@ use tenon_proto::{
     policy::v1::{
         ApplyRequest, ApplyResponse, DescribeRequest, DescribeResponse, EndRolloutRequest, ExplainRequest,
         ExplainResponse, FlowsRequest, FlowsResponse, HistoryRequest, HistoryResponse, KindPosition, RollbackRequest,
-        RolloutRequest, RolloutResponse, TapRequest, TapResponse,
+        RolloutRequest, RolloutResponse, SignInRequest, SignInResponse, TapRequest, TapResponse,
         policy_server::{Policy, PolicyServer},
     },
     replication::v1::{
@@ -106,6 +106,10 @@ impl Policy for Fake {
 
     async fn tap(&self, _: Request<TapRequest>) -> Answer<Self::TapStream> {
         Err(Status::unimplemented("no calls are made here"))
+    }
+
+    async fn sign_in(&self, _: Request<SignInRequest>) -> Answer<SignInResponse> {
+        Err(Status::unimplemented("there is no dashboard here"))
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Who {
     Services,
     /// Operators of this role, and of those above it.
     Operators(OperatorRole),
+    /// The same, and these services: of the control plane, for what an operator asks of it.
+    OperatorsAnd(OperatorRole, &'static [&'static str]),
     /// Any service and any operator.
     ServicesAndOperators,
     /// These services alone.
@@ -45,9 +47,16 @@ impl Who {
             (Who::Anyone, _)
             | (Who::Services | Who::ServicesAndOperators, Some(Workload::Service(_)))
             | (Who::ServicesAndOperators, Some(Workload::Operator(_))) => true,
-            (Who::Operators(least), Some(Workload::Operator(_))) => peer.and_then(|peer| peer.role) >= Some(least),
-            (Who::Only(names), Some(Workload::Service(name))) => names.contains(&name.as_str()),
-            (Who::Services | Who::Operators(_) | Who::ServicesAndOperators | Who::Only(_), _) => false,
+            (Who::Operators(least) | Who::OperatorsAnd(least, _), Some(Workload::Operator(_))) => {
+                peer.and_then(|peer| peer.role) >= Some(least)
+            }
+            (Who::Only(names) | Who::OperatorsAnd(_, names), Some(Workload::Service(name))) => {
+                names.contains(&name.as_str())
+            }
+            (
+                Who::Services | Who::Operators(_) | Who::OperatorsAnd(..) | Who::ServicesAndOperators | Who::Only(_),
+                _,
+            ) => false,
         }
     }
 }
@@ -115,7 +124,7 @@ impl<S> Guard<S> {
         match (self.table.get(path), peer) {
             (Some(who), _) if who.admits(peer) => Ok(()),
             (Some(_), None) => Err(Status::unauthenticated("this call needs a client certificate")),
-            (Some(Who::Operators(least)), Some(Peer { id, role: Some(role), .. })) => {
+            (Some(Who::Operators(least) | Who::OperatorsAnd(least, _)), Some(Peer { id, role: Some(role), .. })) => {
                 Err(Status::permission_denied(format!(
                     "{id} is {role}, and {path} is for {least}: an admin issues that role (`tenon identity operator`)"
                 )))
