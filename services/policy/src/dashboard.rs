@@ -158,19 +158,18 @@ impl Dashboard {
     }
 
     fn router(self: Arc<Self>) -> Router {
-        let api = Router::new()
-            .route("/session", post(answers::begin).get(answers::session).delete(answers::end))
-            .route("/mesh", get(answers::mesh))
-            .route("/services/{name}", get(service_page::service))
-            .route("/refusals", get(answers::refusals))
-            .route("/explain/{id}", get(answers::explain))
-            .route("/tenants/{name}", get(answers::tenant))
-            .route("/sidecars", get(answers::sidecars))
-            .route("/rollouts", get(answers::rollouts))
-            .route("/rollout/end", post(answers::end_rollout))
-            .route("/tap", get(watching::tap))
-            .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is no such answer") });
-        let router = Router::new().nest("/api", api).fallback(files::file);
+        let router = Router::new()
+            .route("/api/session", post(answers::begin).get(answers::session).delete(answers::end))
+            .route("/api/mesh", get(answers::mesh))
+            .route("/api/services/{name}", get(service_page::service))
+            .route("/api/refusals", get(answers::refusals))
+            .route("/api/explain/{id}", get(answers::explain))
+            .route("/api/tenants/{name}", get(answers::tenant))
+            .route("/api/sidecars", get(answers::sidecars))
+            .route("/api/rollouts", get(answers::rollouts))
+            .route("/api/rollout/end", post(answers::end_rollout))
+            .route("/api/tap", get(watching::tap))
+            .fallback(files::file);
         router.layer(middleware::from_fn(guard)).with_state(self)
     }
 

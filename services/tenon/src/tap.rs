@@ -278,8 +278,8 @@ mod tests {
         ] {
             assert_eq!(ended(&call(outcome, status)), words);
         }
-        assert_eq!(json(&call(Outcome::Refused, "TENANT_UNKNOWN"))["reason"], "TENANT_UNKNOWN");
-        assert_eq!(json(&call(Outcome::Finished, "14"))["grpcStatus"], 14);
+        assert_eq!(json::tapped(&call(Outcome::Refused, "TENANT_UNKNOWN"))["reason"], "TENANT_UNKNOWN");
+        assert_eq!(json::tapped(&call(Outcome::Finished, "14"))["grpcStatus"], 14);
     }
 
     #[test]

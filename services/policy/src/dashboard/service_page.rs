@@ -178,11 +178,19 @@ fn demands(rule: &Rule) -> Vec<String> {
 }
 
 fn endpoints(described: &DescribeResponse, service: &str) -> Vec<Value> {
+    let mut places: BTreeMap<&str, &Endpoint> = BTreeMap::new();
+    // One that stands in the policy files and is registered as well is one.
+    for endpoint in described.endpoints.iter().filter(|endpoint| endpoint.service == service) {
+        let known = places.entry(&endpoint.address).or_insert(endpoint);
+        if endpoint.lease.is_some() {
+            *known = endpoint;
+        }
+    }
     let endpoint = |endpoint: &Endpoint| {
         json!({
             "address": endpoint.address, "region": endpoint.region, "zone": endpoint.zone,
             "instance": endpoint.lease.as_ref().map(|lease| &lease.instance),
         })
     };
-    described.endpoints.iter().filter(|endpoint| endpoint.service == service).map(endpoint).collect()
+    places.into_values().map(endpoint).collect()
 }

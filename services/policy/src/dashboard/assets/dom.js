@@ -73,7 +73,6 @@ export function table({ caption, columns, rows, order, most = 500, empty = "noth
     body.replaceChildren(...sorted.slice(0, most).map((row) => el("tr", {}, columns.map((column) =>
       el("td", { class: column.number ? "number" : null }, column.show ? column.show(row) : String(column.of(row) ?? ""))))));
   }
-  if (order.by === undefined) body.replaceChildren(...[]);
   sort(order.by ?? 0, order.down ?? Boolean(columns[order.by ?? 0].number));
   const said = rows.length > most ? `${caption}: ${number(most)} of ${number(rows.length)} shown, narrow the search for others` : caption;
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },

@@ -60,7 +60,7 @@ export function draw(mesh, names, window) {
   const lines = edges.flatMap((edge) => line(edge, place, most, window));
   const boxes = names.map((name) => box(known.get(name) ?? { name, calls: {}, sidecars: 0 }, place.get(name), window));
   const title = `${names.length} services and ${edges.length} pairs that call each other; the table below says the same`;
-  return svg("svg", { class: "graph", viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": title, style: null, "data-width": width },
+  return svg("svg", { class: "graph", viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": title, width, height },
     lines, boxes);
 }
 
@@ -80,9 +80,9 @@ function box(service, { x, y }, window) {
   const state = [refused > 0 && "refusing", service.quarantined !== null && service.quarantined !== undefined && "quarantined"].filter(Boolean);
   const told = service.quarantined ? "quarantined" : `${rate(allowed + audited, window)} in${refused ? `, ${rate(refused, window)} refused` : ""}`;
   const name = service.name.length > 24 ? `${service.name.slice(0, 23)}…` : service.name;
-  const label = `${service.name}: ${told}, ${number(service.sidecars)} sidecars`;
-  return svg("a", { href: `#/services/${encodeURIComponent(service.name)}`, class: state.join(" "), "aria-label": label },
+  return svg("a", { href: `#/services/${encodeURIComponent(service.name)}`, class: state.join(" ") },
+    svg("title", {}, `${service.name}: ${told}, ${number(service.sidecars)} sidecars`),
     svg("rect", { x, y, width: WIDTH, height: HEIGHT, rx: 7 }),
-    svg("text", { x: x + 10, y: y + 19 }, name),
+    svg("text", { x: x + 10, y: y + 19 }, `${name} `),
     svg("text", { x: x + 10, y: y + 36, class: "small" }, told));
 }

@@ -303,7 +303,7 @@ export async function sidecars(context) {
 export async function rollouts(context) {
   const { rollout, history } = await get("/rollouts", context.signal);
   return [
-    el("h1", {}, "Rollouts"), rollout ? rolloutCard(context, rollout) : el("p", { class: "quiet" }, "There was no rollout in steps yet: `tenon policy apply --canary 5%` begins one."),
+    el("h1", {}, "Rollouts"), rollout ? rolloutCard(context, rollout) : el("p", { class: "quiet" }, "There was no rollout in steps yet. This begins one: ", el("code", {}, "tenon policy apply -f DIR --canary 5%")),
     el("h2", {}, "History"),
     table({
       caption: "Changes of the policy", order: order("history", 0, true), rows: history, empty: "No policy was ever applied.",
