@@ -12,7 +12,7 @@ PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-release test-long lint bench bench-tcs bench-policy bench-mesh doc ci deps nats promtool openssl
+.PHONY: help demo up test test-release test-long lint bench bench-tcs bench-policy bench-mesh doc ci deps nats promtool openssl chromium
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,7 +65,16 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl chromium ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, chromium, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
+
+# Clicks through the dashboard.
+chromium:
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends chromium; \
+	  else \
+	    echo "the tests need Chromium: install the package chromium, then run make again" >&2; exit 1; \
+	  fi; }
 
 promtool:
 	@command -v promtool >/dev/null || { \

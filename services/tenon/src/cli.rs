@@ -99,8 +99,8 @@ pub struct MeshArgs {
 
 /// Print a link that opens the dashboard, signed in as you.
 ///
-/// The link can be used once, within two minutes, and by whoever has it. The session lasts eight hours at most, may do what
-/// you may, and ends when your certificate is revoked.
+/// The link can be used once, within two minutes, and by whoever has it. The session may do what you may. It lasts eight
+/// hours at most, and no longer than your certificate.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tenon dashboard\n  xdg-open \"$(tenon dashboard)\"\n\nFrom another machine: ssh -L 15080:127.0.0.1:15080 HOST, then open the link here."

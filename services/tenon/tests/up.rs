@@ -289,7 +289,7 @@ fn what_an_app_of_a_killed_up_had_started_is_killed_by_the_next_one() {
 fn a_taken_port_is_named_with_its_field_and_nothing_is_started() {
     let place = Place::new();
     let text = fs::read_to_string(place.path("mesh/mesh.yaml")).unwrap();
-    let policy = text.split("policy: ").nth(1).unwrap().split('}').next().unwrap();
+    let policy = text.split("policy: ").nth(1).unwrap().split(',').next().unwrap();
     let _taken = TcpListener::bind(policy).unwrap();
     let output = place.command().output().unwrap();
     assert_eq!(output.status.code(), Some(1));

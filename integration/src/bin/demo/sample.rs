@@ -161,6 +161,7 @@ pub async fn stay() -> anyhow::Result<ExitCode> {
   target/release/tenon tenants unsuspend asleep      # and call again
   target/release/tenon policy status
   target/release/tenon check
+  target/release/tenon dashboard                     # a link for your browser
   edit mesh-config/demo/allowlists.yaml              # takes effect while running\n",
         tenants::COUNT
     );

@@ -194,3 +194,82 @@ fn endpoints(described: &DescribeResponse, service: &str) -> Vec<Value> {
     };
     places.into_values().map(endpoint).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(name: &str, caller: &str, path: &str) -> Rule {
+        Rule {
+            allowlist: "media".into(),
+            name: name.into(),
+            callers: vec![caller.into()],
+            paths: vec![path.into()],
+            tenant: TenantRequirement::None.into(),
+            proof: Proof::None.into(),
+            ..Rule::default()
+        }
+    }
+
+    fn flow(caller: &str, path: &str, decision: Decision, count: u64) -> (Flow, Used) {
+        let flow = Flow {
+            caller: caller.into(),
+            service: "media".into(),
+            path: path.into(),
+            decision: decision.into(),
+            reason: String::new(),
+            count,
+        };
+        (flow, Used { last: 3_600, recent: 2, ..Used::default() })
+    }
+
+    #[test]
+    fn the_use_of_a_rule_is_what_the_first_that_matches_would_decide() {
+        let policy = ServicePolicy {
+            service: "media".into(),
+            rules: vec![
+                rule("all", "wiki", "/m.M/*"),
+                rule("get", "wiki", "/m.M/Get"),
+                rule("other", "issues", "/m.M/Get"),
+            ],
+            ..ServicePolicy::default()
+        };
+        let flows = [
+            flow("wiki", "/m.M/Get", Decision::Allowed, 3),
+            flow("wiki", "/m.M/Put", Decision::Audited, 4),
+            flow("wiki", "/m.M/Put", Decision::Refused, 100),
+            flow("wiki", "", Decision::Allowed, 100),
+            flow("nobody", "/m.M/Get", Decision::Allowed, 100),
+        ];
+        let told = rules(&policy, flows.iter());
+        let use_of = |index: usize| {
+            (&told[index]["rule"], &told[index]["allowed"], &told[index]["audited"], &told[index]["recent"])
+        };
+        assert_eq!(use_of(0), (&json!("all"), &json!(3), &json!(4), &json!(4)));
+        assert_eq!(use_of(1), (&json!("get"), &json!(0), &json!(0), &json!(0)));
+        assert_eq!(
+            (use_of(2).1, &told[2]["last"], &told[0]["last"]),
+            (&json!(0), &Value::Null, &json!("1970-01-01T01:00:00Z"))
+        );
+    }
+
+    #[test]
+    fn what_a_rule_demands_is_told_in_words() {
+        use tenon_proto::policy::v1::{Rate, TenantConditions};
+
+        let demanding = Rule {
+            tenant: TenantRequirement::Required.into(),
+            tenants: Some(TenantConditions {
+                editions: vec!["premium".into(), "free".into()],
+                ..TenantConditions::default()
+            }),
+            proof: Proof::Transaction.into(),
+            rate: Some(Rate { count: 5, per_seconds: 60, burst: 5 }),
+            ..rule("all", "wiki", "/m.M/*")
+        };
+        let expected =
+            ["a tenant", "its edition: premium, free", "a transaction token", "at most 5 calls in 60 s of one tenant"];
+        assert_eq!(demands(&demanding), expected);
+        assert!(demands(&rule("all", "wiki", "/m.M/*")).is_empty());
+    }
+}

@@ -14,7 +14,7 @@ use tonic::Status;
 
 /// How long a code can be used.
 const CODE: u64 = 2 * 60;
-/// How long a session lasts.
+/// How long a session lasts at most: never longer than the certificate with which it was asked for.
 const SESSION: u64 = 8 * 60 * 60;
 /// Codes that wait to be used, of everybody and of one operator.
 const CODES: usize = 256;
@@ -70,7 +70,8 @@ impl Sessions {
             oldest.and_then(|oldest| held.sessions.remove(&oldest));
         }
         let token = secret().ok()?;
-        held.sessions.insert(hash(&token), Session { peer, until: now + SESSION });
+        let until = peer.not_after.min(now + SESSION);
+        held.sessions.insert(hash(&token), Session { peer, until });
         Some(token)
     }
 
@@ -112,7 +113,7 @@ mod tests {
         Peer {
             id: format!("spiffe://test.example/operator/{name}").parse().unwrap(),
             serial: "1".into(),
-            not_after: 0,
+            not_after: u64::MAX,
             role: Some(OperatorRole::Viewer),
         }
     }
@@ -137,6 +138,9 @@ mod tests {
         let sign_in = |now| sessions.redeem(&sessions.invite(operator("ann"), now).unwrap().0, now).unwrap();
         let (one, two) = (sign_in(0), sign_in(0));
         assert!(sessions.find(&one, SESSION - 1).is_some() && sessions.find(&one, SESSION).is_none());
+        let short = Peer { not_after: 60, ..operator("ann") };
+        let three = sessions.redeem(&sessions.invite(short, 0).unwrap().0, 0).unwrap();
+        assert!(sessions.find(&three, 59).is_some() && sessions.find(&three, 60).is_none(), "its certificate is over");
         sessions.end(&two);
         assert!(sessions.find(&two, 1).is_none() && sessions.find(&one, 1).is_some());
     }

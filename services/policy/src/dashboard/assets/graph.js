@@ -68,11 +68,12 @@ function line(edge, place, most, window) {
   const from = place.get(edge.caller), to = place.get(edge.service);
   const x1 = from.x + WIDTH, y1 = from.y + HEIGHT / 2, x2 = to.x, y2 = to.y + HEIGHT / 2;
   const bend = x2 > x1 ? (x2 - x1) / 2 : 70;
-  const d = `M${x1},${y1} C${x1 + bend},${y1} ${x2 - bend},${y2} ${x2},${y2}`;
+  // Beside each other, so that both are seen.
+  const d = (by) => `M${x1},${y1 + by} C${x1 + bend},${y1 + by} ${x2 - bend},${y2 + by} ${x2},${y2 + by}`;
   const passed = edge.allowed + edge.audited;
   const said = `${edge.caller} calls ${edge.service}: ${rate(passed, window)} passed, ${rate(edge.refused, window)} refused`;
-  const one = (kind, count) => svg("path", { d, class: kind, "stroke-width": 1.5 + 4.5 * Math.sqrt(count / most) }, svg("title", {}, said));
-  return [passed > 0 && one("passing", passed), edge.refused > 0 && one("refusing", edge.refused)].filter(Boolean);
+  const one = (kind, count, by) => svg("path", { d: d(by), class: kind, "stroke-width": 1.5 + 4.5 * Math.sqrt(count / most) }, svg("title", {}, said));
+  return [passed > 0 && one("passing", passed, -5), edge.refused > 0 && one("refusing", edge.refused, 5)].filter(Boolean);
 }
 
 function box(service, { x, y }, window) {

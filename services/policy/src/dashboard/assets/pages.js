@@ -67,7 +67,7 @@ export async function services(context) {
       location.hash = `#/services?name=${encodeURIComponent(new FormData(event.target).get("name").trim())}`;
     } }, el("label", {}, "Part of a name", el("input", { name: "name", value: wanted, autocomplete: "off" })), el("button", {}, "Search")),
     table({
-      caption: `Services of ${mesh.mesh || "the mesh"}`, order: order("services", 0, false), empty: "No service has such a name.",
+      caption: `Services of ${mesh.mesh || "the mesh"}`, order: order("services", 6, true), empty: "No service has such a name.",
       rows: mesh.services.filter((service) => service.name.includes(wanted)),
       columns: [
         { title: "Service", of: (service) => service.name, show: (service) => serviceLink(service.name) },
@@ -97,7 +97,7 @@ export async function service(context, name) {
     { title: "Passed", of: passed, show: (row) => number(passed(row)), number: true },
     { title: "Refused", of: (row) => row.refused, show: (row) => el("span", { class: row.refused ? "bad" : "quiet" }, number(row.refused)), number: true },
     { title: "Now", of: (row) => row.recent, show: (row) => rate(row.recent, it.window), number: true },
-    { title: "Last", of: (row) => row.last ?? "", show: (row) => moment(row.last) },
+    { title: "Last, hour of", of: (row) => row.last ?? "", show: (row) => moment(row.last) },
   ];
   const calls = (title, rows, show, empty) => [el("h2", {}, title), table({
     caption: `${title}, since the record began`, order: order(`service ${title}`, 1, true), rows, empty,
@@ -144,7 +144,7 @@ function refusalTable(rows, window, name) {
       { title: "Reason", of: (row) => row.reason, show: (row) => el("span", { class: row.decision === "AUDITED" ? "warn" : "bad" }, row.decision === "AUDITED" ? `${row.reason} (passed)` : row.reason) },
       { title: "Calls", of: (row) => row.count, show: (row) => number(row.count), number: true },
       { title: "Now", of: (row) => row.recent, show: (row) => rate(row.recent, window), number: true },
-      { title: "Last", of: (row) => row.last ?? "", show: (row) => moment(row.last) },
+      { title: "Last, hour of", of: (row) => row.last ?? "", show: (row) => moment(row.last) },
     ],
   });
 }
