@@ -269,9 +269,19 @@ pub enum Tcs {
 }
 
 /// Check the running mesh and say what to do about each thing that is wrong. Exits 1 when something is.
+///
+/// Each check has an id, with a section in docs/check.md.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  tenon check -o json")]
+#[command(
+    after_help = "Examples:\n  tenon check\n  tenon check --watch              again every 5 s, until Ctrl-C\n  tenon check -o json | jq '.checks[] | select(.ok | not)'\n  tenon check --list               all checks with their ids"
+)]
 pub struct Check {
+    /// Check again after so many seconds, until Ctrl-C; with -o json each round is one line.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "5", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub watch: Option<u64>,
+    /// Print every check with its id instead of making them.
+    #[arg(long, conflicts_with = "watch")]
+    pub list: bool,
     #[command(flatten)]
     pub mesh: MeshArgs,
     #[command(flatten)]

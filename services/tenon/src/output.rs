@@ -66,6 +66,12 @@ impl Output {
         self.line(&text)
     }
 
+    /// Makes room for the next of several pictures: on a terminal the last one goes.
+    pub fn clear(&mut self) -> Result<(), Failure> {
+        let text = if self.terminal { "\u{1b}[H\u{1b}[2J\u{1b}[3J" } else { "\n" };
+        written(self.out.write_all(text.as_bytes()))
+    }
+
     /// Rows under a header; columns are as wide as they must be.
     pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let text = if self.terminal { drawn(header, rows, self.colour) } else { aligned(header, rows) };

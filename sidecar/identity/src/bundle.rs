@@ -3,6 +3,7 @@
 use aws_lc_rs::digest;
 use mesh_config::names::TrustDomain;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The roots that a mesh trusts, for one trust domain. Never empty, and every root is a certificate.
 #[derive(Clone, Debug)]
@@ -119,6 +120,15 @@ impl TrustBundle {
     /// The roots, DER, in order.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// The last second in which each root is valid, Unix time, in the same order; 0 of one that cannot be read.
+    pub fn ends(&self) -> impl Iterator<Item = u64> {
+        let end = |root: &CertificateDer<'_>| {
+            let (_, root) = X509Certificate::from_der(root).ok()?;
+            u64::try_from(root.validity().not_after.timestamp()).ok()
+        };
+        self.roots.iter().map(move |root| end(root).unwrap_or(0))
     }
 
     /// SHA-256 over the roots' DER, one after the other.

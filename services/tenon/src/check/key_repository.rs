@@ -11,7 +11,7 @@ use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 
-use super::{Finding, certificates};
+use super::{Finding, catalogue, certificates};
 use crate::operator::Mesh;
 
 /// What people call it.
@@ -21,12 +21,12 @@ const SUBJECT: &str = "key repository";
 pub async fn check(mesh: &Mesh) -> Finding {
     let address = certificates::reachable(mesh.file().control_plane.key_repository);
     match timeout(tls::HANDSHAKE_DEADLINE, ask(mesh, address)).await {
-        Ok(Ok(())) => Finding::ok("reachable", SUBJECT, format!("serves https://{address}/")),
+        Ok(Ok(())) => Finding::ok(catalogue::KEY_REPOSITORY, SUBJECT, format!("serves https://{address}/")),
         answer => {
             let problem =
                 answer.map_or_else(|_| "no answer in time".to_owned(), |answer| answer.err().unwrap_or_default());
             Finding::bad(
-                "reachable",
+                catalogue::KEY_REPOSITORY,
                 SUBJECT,
                 format!("https://{address}/: {problem}"),
                 format!(

@@ -9,7 +9,7 @@ use tenon_proto::replication::v1::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::Finding;
+use super::{Finding, catalogue};
 use crate::{
     mesh_file::Sidecar,
     operator::{Mesh, Process, Role, reason},
@@ -92,7 +92,7 @@ async fn of_role(mesh: &Mesh, role: Role, reached: &[Process], sidecars: &[Insta
             .collect(),
         Err((process, status)) => {
             let log = format!("read {}", mesh.data().log(&process.name).display());
-            vec![Finding::bad("replication", &process.title, reason(&status), log)]
+            vec![Finding::bad(catalogue::REPLICATION, &process.title, reason(&status), log)]
         }
     }
 }
@@ -156,13 +156,13 @@ fn positions(told: &Told<'_>, all: &[Told<'_>], sidecars: &[Instance<'_>]) -> Fi
     if problems.is_empty() {
         let count = told.connected().count();
         return Finding::ok(
-            "replication",
+            catalogue::REPLICATION,
             &told.subject,
             format!("{} records at {head}, with all of {count} followers", status.records),
         );
     }
     Finding::bad(
-        "replication",
+        catalogue::REPLICATION,
         &told.subject,
         format!("head is {head}, but {}", problems.join(", ")),
         "see that these sidecars are ready and not overloaded, and read their logs; each keeps what it had meanwhile",
@@ -181,10 +181,14 @@ fn together(all: &[Told<'_>]) -> Option<Finding> {
         .collect();
     let (epoch, revision) = newest;
     if behind.is_empty() {
-        return Some(Finding::ok("together", kind, format!("all {} are at {epoch}.{revision}", same().count())));
+        return Some(Finding::ok(
+            catalogue::TOGETHER,
+            kind,
+            format!("all {} are at {epoch}.{revision}", same().count()),
+        ));
     }
     Some(Finding::bad(
-        "together",
+        catalogue::TOGETHER,
         kind,
         format!("the newest is {epoch}.{revision}, but {}", behind.join(", ")),
         "see that it reaches what it follows, and read its log; sidecars take what is newer from the other one meanwhile",
@@ -196,7 +200,7 @@ fn alarms(told: &Told<'_>) -> Option<Finding> {
     let alarms = &told.status.alarms;
     (!alarms.is_empty()).then(|| {
         Finding::bad(
-            "alarm",
+            catalogue::ALARM,
             &told.subject,
             alarms.join("; "),
             "what was good before is served on meanwhile; the service's log has more",
@@ -213,10 +217,10 @@ fn refusals(told: &Told<'_>, sidecars: &[Instance<'_>]) -> Finding {
         .map(|follower| format!("{}: {}", who(follower, sidecars), follower.nack))
         .collect();
     if refused.is_empty() {
-        return Finding::ok("accepted", &told.subject, "nobody refused a change");
+        return Finding::ok(catalogue::ACCEPTED, &told.subject, "nobody refused a change");
     }
     Finding::bad(
-        "accepted",
+        catalogue::ACCEPTED,
         &told.subject,
         format!("refused by {}", refused.join(", ")),
         "correct the record that is named and write it again, or bring the follower to the same version; it keeps what it had",
