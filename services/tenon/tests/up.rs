@@ -269,6 +269,11 @@ fn what_an_app_of_a_killed_up_had_started_is_killed_by_the_next_one() {
     }
     let line = PathBuf::from(format!("/proc/{}/cmdline", fs::read_to_string(&pid).unwrap().trim()));
     let runs = || fs::read(&line).is_ok_and(|line| line.starts_with(b"sleep"));
+    // Until then it is the shell's copy of itself.
+    while !runs() {
+        assert!(Instant::now() < until, "it does not run");
+        std::thread::yield_now();
+    }
     up.signal(Signal::KILL);
     up.child.wait().unwrap();
     assert!(runs(), "the kernel does not end it");
