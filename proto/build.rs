@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "tenon/policy/v1/policy.proto",
     "tenon/identity/v1/identity.proto",
     "tenon/admin/v1/admin.proto",
+    "tenon/audit/v1/audit.proto",
     "spiffe/workload/workload.proto",
     "media/v1/media.proto",
     "issues/v1/issues.proto",

@@ -43,6 +43,13 @@ pub mod admin {
     }
 }
 
+/// The audit records of the control plane.
+pub mod audit {
+    pub mod v1 {
+        tonic::include_proto!("tenon.audit.v1");
+    }
+}
+
 /// The SPIFFE Workload API.
 pub mod spiffe {
     tonic::include_proto!("_");

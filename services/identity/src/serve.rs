@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use journal::audit::{AUDIT_AUTHORIZATION, Audit as Record, AuditService, Service};
 use journal::metrics::{Publishers, Stores};
 use journal::{
     Embedded, Everything, OpenError, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Views,
@@ -40,8 +41,9 @@ use crate::transaction::{self, KeyFileError};
 use crate::{Ca, CaError, Passphrase};
 
 /// Everything that the process's server serves, and to whom.
-pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
-    LazyLock::new(|| [IDENTITY_AUTHORIZATION, REPLICATION_AUTHORIZATION, transaction::AUTHORIZATION].concat());
+pub static AUTHORIZATION: LazyLock<Vec<Rpc>> = LazyLock::new(|| {
+    [IDENTITY_AUTHORIZATION, REPLICATION_AUTHORIZATION, AUDIT_AUTHORIZATION, transaction::AUTHORIZATION].concat()
+});
 
 /// The store, within the data folder.
 const STORE_FILE: &str = "store.redb";
@@ -187,12 +189,23 @@ pub async fn serve_observed(
         let settings = repository::Settings { listener, names: key_repository_names, keys, bundles };
         repository::start(settings, &authority, &shutdown).await?;
     }
+    let beside = Record::beside(&journal::Store::Embedded(data_dir.join(STORE_FILE)));
+    let record = Record::open(Service::Identity, &beside, &trust_domain, &data_dir.join("journal-audit")).await?;
     let routes = Routes::new(IdentityServer::new(IdentityService::new(Arc::clone(&authority))))
+        .add_service(AuditService::new(record.clone()).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
     let routes = Routes::from(routes.into_axum_router().merge(transaction::route(authority)));
-    let server = Server { listener, identity, clients: Clients::Optional, authorization: &AUTHORIZATION, routes };
+    let server = Server {
+        listener,
+        identity,
+        clients: Clients::Optional,
+        authorization: &AUTHORIZATION,
+        routes,
+        recorder: Some(Arc::new(record.clone())),
+    };
     let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
     let outcome = server.run_measured(Some(rpcs), shutdown).await;
+    record.end().await;
     telemetry.ends();
     signing.abort();
     // What it knows of the policy and of instances goes to disk.

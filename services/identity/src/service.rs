@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use journal::AppendError;
 use mesh_config::names::ServiceName;
-use mesh_identity::grpc::{Rpc, Who};
+use mesh_identity::grpc::{Rpc, Subject, Who};
 use mesh_identity::{OperatorRole, Peer, SpiffeId, clock};
 use tenon_proto::identity::v1 as proto;
 use tenon_proto::identity::v1::identity_server::Identity;
@@ -132,6 +132,7 @@ impl Identity for IdentityService {
         &self,
         request: Request<CreateJoinTokenRequest>,
     ) -> Result<Response<CreateJoinTokenResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().service);
         let operator = peer(&request)?.id.clone();
         let CreateJoinTokenRequest { service, ttl_seconds } = request.into_inner();
         let service =
@@ -157,6 +158,7 @@ impl Identity for IdentityService {
     }
 
     async fn revoke(&self, request: Request<proto::RevokeRequest>) -> Result<Response<proto::RevokeResponse>, Status> {
+        Subject::of(&request).is(revoked(request.get_ref()));
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         let outcome = revocations::revoke(&self.authority, &peer, request, clock::unix_seconds()).await;
         self.audited("Revoke", &peer.id, outcome)
@@ -166,6 +168,7 @@ impl Identity for IdentityService {
         &self,
         request: Request<proto::LiftRevocationRequest>,
     ) -> Result<Response<proto::RevokeResponse>, Status> {
+        Subject::of(&request).is(lifted(request.get_ref()));
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         let outcome = revocations::lift(&self.authority, &peer, request, clock::unix_seconds()).await;
         self.audited("LiftRevocation", &peer.id, outcome)
@@ -179,11 +182,13 @@ impl Identity for IdentityService {
     }
 
     async fn rotate(&self, request: Request<proto::RotateRequest>) -> Result<Response<proto::RotateResponse>, Status> {
+        Subject::of(&request).is(request.get_ref().step().as_str_name());
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         rotation::rotate(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
 
     async fn issue_svid(&self, request: Request<proto::IssueSvidRequest>) -> Result<Response<IssueResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().service);
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         svid::issue(&self.authority, &peer, request, clock::unix_seconds()).await.map(Response::new)
     }
@@ -192,6 +197,7 @@ impl Identity for IdentityService {
         &self,
         request: Request<proto::IssueOperatorRequest>,
     ) -> Result<Response<IssueResponse>, Status> {
+        Subject::of(&request).is(format!("{} as {}", request.get_ref().name, request.get_ref().role));
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         let (authority, by, now) = (Arc::clone(&self.authority), peer.id.clone(), clock::unix_seconds());
         let work = async move { operators::issue(&authority, &peer, &request, now).await };
@@ -202,9 +208,40 @@ impl Identity for IdentityService {
         &self,
         request: Request<proto::IssueTransactionTokenRequest>,
     ) -> Result<Response<proto::IssueTransactionTokenResponse>, Status> {
+        Subject::of(&request).is(format!(
+            "tenant {:?} subject {:?} scope {:?}",
+            request.get_ref().tenant,
+            request.get_ref().subject,
+            request.get_ref().scope
+        ));
         let (peer, request) = (peer(&request)?.clone(), request.into_inner());
         let outcome = transaction::issue(&self.authority, &peer, request, clock::unix_seconds()).await;
         self.audited("IssueTransactionToken", &peer.id, outcome)
+    }
+}
+
+/// For the audit record.
+fn revoked(request: &proto::RevokeRequest) -> String {
+    use proto::revoke_request::What;
+    let reason = &request.reason;
+    match &request.what {
+        Some(What::Service(name)) => format!("service {name}: {reason}"),
+        Some(What::Operator(name)) => format!("operator {name}: {reason}"),
+        Some(What::Kid(kid)) => format!("key {kid}: {reason}"),
+        Some(What::Serial(serial)) => format!("certificate {serial}: {reason}"),
+        None => String::new(),
+    }
+}
+
+/// For the audit record.
+fn lifted(request: &proto::LiftRevocationRequest) -> String {
+    use proto::lift_revocation_request::What;
+    match &request.what {
+        Some(What::Service(name)) => format!("service {name}"),
+        Some(What::Operator(name)) => format!("operator {name}"),
+        Some(What::Kid(kid)) => format!("key {kid}"),
+        Some(What::Serial(serial)) => format!("certificate {serial}"),
+        None => String::new(),
     }
 }
 

@@ -227,6 +227,11 @@ impl Journal for EmbeddedJournal {
         blocking(move || Ok(store.read(|database| names.snapshot(database, epoch))?)).await
     }
 
+    async fn records_after(&self, after: &str, most: usize) -> Result<Vec<Record>, ReadError> {
+        let (store, names, after) = (Arc::clone(&self.store), Arc::clone(&self.names), after.to_owned());
+        blocking(move || Ok(store.read(|database| names.records_after(database, &after, most))?)).await
+    }
+
     async fn head(&self) -> Result<Position, ReadError> {
         Ok(Position::new(self.epoch, *self.head.borrow()))
     }

@@ -6,6 +6,7 @@
 //!
 //! Never here: what records mean. Keys are text, values are bytes; [`Views`] tells who may see which.
 
+pub mod audit;
 pub mod backup;
 mod embedded;
 mod history;
@@ -60,6 +61,15 @@ pub trait Journal: Send + Sync + 'static {
     /// # Errors
     /// When the store cannot be read.
     async fn snapshot(&self) -> Result<Snapshot, ReadError>;
+
+    /// Records whose keys come after `after` in byte order, the first `most` of them.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn records_after(&self, after: &str, most: usize) -> Result<Vec<Record>, ReadError> {
+        let records = self.snapshot().await?.records.into_iter();
+        Ok(records.filter(|record| record.key.as_str() > after).take(most).collect())
+    }
 
     /// The position of the last write.
     ///

@@ -226,6 +226,10 @@ impl Journal for NatsJournal {
         self.held()?.journal().snapshot().await
     }
 
+    async fn records_after(&self, after: &str, most: usize) -> Result<Vec<Record>, ReadError> {
+        self.held()?.journal().records_after(after, most).await
+    }
+
     async fn head(&self) -> Result<Position, ReadError> {
         Ok(self.held()?.position())
     }

@@ -23,7 +23,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{FromRequestParts, Request, State},
-    http::{HeaderValue, StatusCode, Uri, header, request::Parts, uri::Authority},
+    http::{HeaderValue, StatusCode, header, request::Parts, uri::Authority},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -33,7 +33,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use journal::Publisher;
+use journal::{
+    Publisher,
+    audit::{Audit, Event},
+};
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Identity, OperatorRole, Peer, clock, grpc};
 use tenon_proto::{
@@ -70,6 +73,7 @@ pub(crate) struct Dashboard {
     identity: Arc<Identity>,
     /// Whom tenants are asked of; `None`: nobody said where the TCS is.
     tcs: Option<TenantsClient<Channel>>,
+    audit: Audit,
     sessions: Sessions,
     rates: Rates,
     /// Where it listens, once it does.
@@ -85,12 +89,13 @@ pub(crate) struct Shown {
     pub rollouts: Arc<Rollouts>,
     pub publishers: Vec<Publisher>,
     pub identity: Arc<Identity>,
+    pub audit: Audit,
 }
 
 impl Dashboard {
     /// Of this process. Tenants are asked of the first TCS that answers.
     pub fn new(shown: Shown, tcs: &[SocketAddr]) -> Self {
-        let Shown { engine, fleet, rollouts, publishers, identity } = shown;
+        let Shown { engine, fleet, rollouts, publishers, identity, audit } = shown;
         let name =
             ServiceName::try_from(control_plane::TCS).expect("the names of the control plane follow the grammar");
         let tcs = (!tcs.is_empty()).then(|| TenantsClient::new(grpc::channel_to_any(tcs, &identity, &name)));
@@ -101,6 +106,7 @@ impl Dashboard {
             publishers,
             identity,
             tcs,
+            audit,
             sessions: Sessions::default(),
             rates: Rates::default(),
             address: OnceLock::new(),
@@ -302,10 +308,11 @@ impl SignedIn {
         }
     }
 
-    /// Says who does what in the log.
-    fn told(&self, uri: &Uri) {
-        let role = self.role().as_str();
-        tracing::info!(target: "tenon::audit", by = %self.peer.id, serial = self.peer.serial, role, path = uri.path(), "an operator's call of the dashboard");
+    /// What the operator does, for the audit record.
+    fn does(&self, action: &str, what: &str) -> Event {
+        let (by, role) = (self.peer.id.to_string(), self.role().as_str());
+        tracing::info!(target: "tenon::audit", by, serial = self.peer.serial, role, action, what, "an operator's call of the dashboard");
+        Event::new(by, action, what).detail("serial", &self.peer.serial).detail("role", role).detail("via", "dashboard")
     }
 }
 

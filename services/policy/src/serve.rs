@@ -7,9 +7,12 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use journal::metrics::{Publishers, Stores};
 use journal::{
     Journal, OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, ReadError, ReplicationService, Store,
+};
+use journal::{
+    audit::{self, AUDIT_AUTHORIZATION, Audit, AuditService},
+    metrics::{Publishers, Stores},
 };
 use mesh_config::names::{TrustDomain, control_plane};
 use mesh_identity::{
@@ -37,8 +40,9 @@ use crate::{
 };
 
 /// Everything that the process's server serves, and to whom.
-pub static AUTHORIZATION: LazyLock<Vec<Rpc>> =
-    LazyLock::new(|| [POLICY_AUTHORIZATION, FLEET_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat());
+pub static AUTHORIZATION: LazyLock<Vec<Rpc>> = LazyLock::new(|| {
+    [POLICY_AUTHORIZATION, FLEET_AUTHORIZATION, REPLICATION_AUTHORIZATION, AUDIT_AUTHORIZATION].concat()
+});
 
 /// Past changes that are kept for followers that were away. Whoever is further behind takes a snapshot.
 const RETAINED: Options = Options { retained_changes: 20_000, ..Options::DEFAULT };
@@ -128,18 +132,29 @@ pub async fn serve_observed(
     let rollouts = Rollouts::new(Arc::clone(&engine), Arc::clone(&fleet), publishers[0].clone(), alone);
     let rollouts = Arc::new(rollouts);
     let driving = tokio::spawn(rollout::run(Arc::clone(&rollouts), shutdown.clone()));
+    let at = state_dir.join("journal-audit");
+    let record = Audit::open(audit::Service::Policy, &Audit::beside(&store), identity.id().trust_domain(), &at).await?;
     let shown = Shown {
         engine: Arc::clone(&engine),
         fleet: Arc::clone(&fleet),
         rollouts: Arc::clone(&rollouts),
         publishers: publishers.clone(),
         identity: Arc::clone(&identity),
+        audit: record.clone(),
     };
     let (dashboard, showing) = show(dashboard, shown, &tcs, &shutdown);
     let routes = Routes::new(PolicyService::new(engine, Arc::clone(&fleet), rollouts, dashboard).into_server())
         .add_service(FleetService::new(&fleet, Some(leases)).into_server())
+        .add_service(AuditService::new(record.clone()).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
-    let server = Server { listener, identity, clients: Clients::Required, authorization: &AUTHORIZATION, routes };
+    let server = Server {
+        listener,
+        identity,
+        clients: Clients::Required,
+        authorization: &AUTHORIZATION,
+        routes,
+        recorder: Some(Arc::new(record.clone())),
+    };
     let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
     let outcome = server.run_measured(Some(rpcs), shutdown).await;
     telemetry.ends();
@@ -154,6 +169,7 @@ pub async fn serve_observed(
         showing.abort();
         let _ = showing.await;
     }
+    record.end().await;
     recording.end().await;
     outcome.map_err(ServeError::Server)
 }

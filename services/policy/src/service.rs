@@ -6,7 +6,7 @@ use journal::{Position, ReadError};
 use mesh_config::{MAX_FILE_BYTES, Problem, Problems, SourceFile};
 use mesh_identity::{
     OperatorRole, Peer,
-    grpc::{Rpc, Who},
+    grpc::{Rpc, Subject, Who},
 };
 use tenon_proto::policy::v1::{
     ApplyRequest, ApplyResponse, Attestor, Conflict, DescribeRequest, DescribeResponse, EndRolloutRequest, Endpoint,
@@ -75,7 +75,10 @@ impl PolicyService {
 impl Policy for PolicyService {
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
         let operator = operator(&request)?;
+        let subject = Subject::of(&request);
         let ApplyRequest { files, expected, plan, signatures, note } = request.into_inner();
+        let steps = if plan.is_some() { ", in steps" } else { "" };
+        subject.is(format!("{} files{steps}: {note}", files.len()));
         check_note(&note)?;
         let files = match accept(files) {
             Ok(files) => files,
@@ -106,7 +109,9 @@ impl Policy for PolicyService {
 
     async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<ApplyResponse>, Status> {
         let operator = operator(&request)?;
+        let subject = Subject::of(&request);
         let RollbackRequest { to, expected, note } = request.into_inner();
+        subject.is(to.map_or_else(String::new, |to| format!("to {}.{}: {note}", to.epoch, to.revision)));
         check_note(&note)?;
         let to = to.map(position).ok_or_else(|| Status::invalid_argument("to is missing, expected a revision"))?;
         let author = Author::operator(&operator, note, expected.map(position));
@@ -121,7 +126,9 @@ impl Policy for PolicyService {
 
     async fn end_rollout(&self, request: Request<EndRolloutRequest>) -> Result<Response<RolloutResponse>, Status> {
         let operator = operator(&request)?;
+        let subject = Subject::of(&request);
         let EndRolloutRequest { complete, note } = request.into_inner();
+        subject.is(format!("{}: {note}", if complete { "complete" } else { "give up" }));
         check_note(&note)?;
         rollout::service::end(Arc::clone(&self.rollouts), complete, operator, note).await.map(Response::new)
     }
@@ -131,6 +138,7 @@ impl Policy for PolicyService {
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().request_id);
         self.fleet.explain(request.into_inner()).await.map(Response::new)
     }
 
@@ -139,12 +147,15 @@ impl Policy for PolicyService {
     async fn tap(&self, request: Request<TapRequest>) -> Result<Response<Self::TapStream>, Status> {
         let peer = request.extensions().get::<Peer>().cloned();
         let peer = peer.ok_or_else(|| Status::unauthenticated("who watches is not known: call over mTLS"))?;
+        let subject = Subject::of(&request);
         let request = request.into_inner();
         if !request.headers.is_empty() && peer.role != Some(OperatorRole::Admin) {
             return Err(Status::permission_denied("values of headers are told to admins alone: leave the headers out"));
         }
         let TapFilter { service, caller, tenant, path, .. } = request.filter.clone().unwrap_or_default();
         let headers = request.headers.join(",");
+        subject
+            .is(format!("tenant {tenant:?} service {service:?} caller {caller:?} path {path:?} headers {headers:?}"));
         let stream = self.fleet.tap(request)?;
         tracing::info!(target: "tenon::audit", by = %peer.id, service, caller, tenant, path, headers, "watches calls");
         Ok(Response::new(stream))

@@ -7,7 +7,7 @@ pub(crate) mod machine;
 use std::time::Duration;
 
 use mesh_config::names::{TenantId, control_plane};
-use mesh_identity::grpc::{Rpc, Who};
+use mesh_identity::grpc::{Rpc, Subject, Who};
 use mesh_identity::{Peer, Workload, clock};
 use pbjson_types::Timestamp;
 use replica::{Decoded, Replica};
@@ -63,6 +63,7 @@ impl LifecycleService {
 #[tonic::async_trait]
 impl Lifecycle for LifecycleService {
     async fn apply(&self, request: Request<LifecycleEvent>) -> Result<Response<LifecycleResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().tenant_id);
         self.may_call(request.extensions().get::<Peer>())?;
         let store = self.writing.store()?;
         let caller = caller(&request);

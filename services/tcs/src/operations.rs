@@ -2,7 +2,7 @@
 
 use futures_util::stream::BoxStream;
 use mesh_identity::OperatorRole;
-use mesh_identity::grpc::{Rpc, Who};
+use mesh_identity::grpc::{Rpc, Subject, Who};
 use tenon_proto::tcs::v1::operations_server::Operations;
 use tenon_proto::tcs::v1::{BackupRequest, BackupResponse, GetGuardRequest, Guard};
 use tonic::{Request, Response, Status};
@@ -52,8 +52,9 @@ impl Operations for OperationsService {
 
     async fn set_guard(&self, request: Request<Guard>) -> Result<Response<Guard>, Status> {
         let (store, guards) = self.writing.guards()?;
-        let operator = caller(&request);
+        let (operator, subject) = (caller(&request), Subject::of(&request));
         let guard = request.into_inner();
+        subject.is(format!("largest shrink {} %, {} canaries", guard.largest_shrink_percent, guard.canaries.len()));
         // One that is on the list already may be gone: an override is set for just that.
         let known = guards.get().canaries;
         for canary in guard.canaries.iter().filter(|canary| !known.contains(canary)) {

@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use journal::audit::{self, AUDIT_AUTHORIZATION, Audit, AuditService};
 use journal::metrics::{Publishers, ReplicaStatus, Replicas, Stores};
 use journal::{OpenError, Options, Publisher, REPLICATION_AUTHORIZATION, RelaySource, ReplicationService};
 use mesh_config::names::{ServiceName, TrustDomain, control_plane};
@@ -40,7 +41,14 @@ use crate::writing::Writing;
 
 /// Everything that the process's server serves, and to whom: the same in each role.
 pub static AUTHORIZATION: LazyLock<Vec<Rpc>> = LazyLock::new(|| {
-    [TENANTS_AUTHORIZATION, LIFECYCLE_AUTHORIZATION, OPERATIONS_AUTHORIZATION, REPLICATION_AUTHORIZATION].concat()
+    [
+        TENANTS_AUTHORIZATION,
+        LIFECYCLE_AUTHORIZATION,
+        OPERATIONS_AUTHORIZATION,
+        REPLICATION_AUTHORIZATION,
+        AUDIT_AUTHORIZATION,
+    ]
+    .concat()
 });
 
 /// Folder below the state folder for what is held of a store that is elsewhere.
@@ -144,6 +152,11 @@ pub async fn serve_observed(
     let views = Arc::new(ProductViews::new(routes.clone()));
     let stores = Stores::default();
     let mut replicas = Replicas(vec![held(kind::ROUTE, routes.clone())]);
+    let record = match &role {
+        Role::Leader { store, .. } => Audit::beside(store),
+        Role::Relay { .. } => journal::Store::Embedded(state_dir.join("audit.redb")),
+    };
+    let local = state_dir.join("journal-audit");
     let tenants = match role {
         Role::Leader { store, past } => {
             lead(&store, past, identity.id().trust_domain(), &state_dir, views, &stores, &shutdown).await?
@@ -155,6 +168,7 @@ pub async fn serve_observed(
         }
     };
     let Tenants { reading, writing, publisher, following } = tenants;
+    let record = Audit::open(audit::Service::Tcs, &record, identity.id().trust_domain(), &local).await?;
     telemetry.add(OwnSvid(Arc::clone(&identity)));
     telemetry.add(Publishers(vec![publisher.clone()]));
     telemetry.add(stores);
@@ -164,11 +178,20 @@ pub async fn serve_observed(
     let services = Routes::new(TenantsServer::new(TenantsService::new(reading, writing.clone(), shutdown.clone())))
         .add_service(LifecycleServer::new(LifecycleService::new(writing.clone(), routes)))
         .add_service(OperationsServer::new(OperationsService::new(writing)))
+        .add_service(AuditService::new(record.clone()).into_server())
         .add_service(ReplicationService::new(vec![publisher]).into_server());
     let authorization = &AUTHORIZATION;
-    let server = Server { listener, identity, clients: Clients::Required, authorization, routes: services };
+    let server = Server {
+        listener,
+        identity,
+        clients: Clients::Required,
+        authorization,
+        routes: services,
+        recorder: Some(Arc::new(record.clone())),
+    };
     let rpcs = telemetry.serves(grpc::methods(&AUTHORIZATION));
     let outcome = server.run_measured(Some(rpcs), shutdown).await;
+    record.end().await;
     telemetry.ends();
     refreshing.abort();
     drop(ending);

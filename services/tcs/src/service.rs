@@ -6,7 +6,7 @@ use futures_util::{Stream, StreamExt as _};
 use journal::{AppendError, Position};
 use mesh_config::names::control_plane;
 use mesh_identity::OperatorRole;
-use mesh_identity::grpc::{Rpc, Who};
+use mesh_identity::grpc::{Rpc, Subject, Who};
 use tenon_proto::tcs::v1::get_request::By;
 use tenon_proto::tcs::v1::tenant_context::Status as TenantStatus;
 use tenon_proto::tcs::v1::tenants_server::Tenants;
@@ -67,16 +67,21 @@ impl Tenants for TenantsService {
     /// is wrong in the import itself, ALREADY_EXISTS for hosts of tenants that it does not replace.
     async fn import(&self, request: Request<Streaming<ImportRequest>>) -> Result<Response<ImportResponse>, Status> {
         let store = self.writing.store()?;
-        let operator = caller(&request);
+        let (operator, subject) = (caller(&request), Subject::of(&request));
         let import = receive(request.into_inner()).await?;
         let tenants = import.tenants().len() as u64;
+        subject.is(format!("{tenants} tenants"));
         let Position { epoch, revision } = store.import(import).await?;
         tracing::info!(%operator, tenants, epoch, revision, "tenants imported");
         Ok(Response::new(ImportResponse { tenants, epoch, revision }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<TenantContext>, Status> {
+        let subject = Subject::of(&request);
         let GetRequest { by, at_least } = request.into_inner();
+        if let Some(By::TenantId(name) | By::Host(name)) = &by {
+            subject.is(name);
+        }
         self.reading.reached(at_least.as_ref()).await?;
         let tenant = match by {
             Some(By::TenantId(id)) => self.reading.get(&id).await?,
@@ -90,7 +95,9 @@ impl Tenants for TenantsService {
     type ListStream = Iter<Listed>;
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let subject = Subject::of(&request);
         let ListRequest { region } = request.into_inner();
+        subject.is(if region.is_empty() { "all tenants" } else { &region });
         let tenants = self.reading.list().await?.map(|tenant| tenant.map_err(Status::from));
         let wanted = tenants
             .filter(move |tenant| region.is_empty() || tenant.as_ref().map_or(true, |tenant| tenant.region == region));
@@ -99,6 +106,7 @@ impl Tenants for TenantsService {
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<WriteResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().tenant_id);
         let store = self.writing.store()?;
         let (operator, id) = (caller(&request), request.into_inner().tenant_id);
         let position = store.set_status(id.clone(), TenantStatus::Suspended).await?;
@@ -106,6 +114,7 @@ impl Tenants for TenantsService {
     }
 
     async fn unsuspend(&self, request: Request<UnsuspendRequest>) -> Result<Response<WriteResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().tenant_id);
         let store = self.writing.store()?;
         let (operator, id) = (caller(&request), request.into_inner().tenant_id);
         let position = store.set_status(id.clone(), TenantStatus::Active).await?;
@@ -113,6 +122,7 @@ impl Tenants for TenantsService {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<WriteResponse>, Status> {
+        Subject::of(&request).is(&request.get_ref().tenant_id);
         let store = self.writing.store()?;
         let (operator, id) = (caller(&request), request.into_inner().tenant_id);
         let position = store.delete(id.clone()).await?;
@@ -122,7 +132,9 @@ impl Tenants for TenantsService {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let subject = Subject::of(&request);
         let WatchRequest { after, tenant_id } = request.into_inner();
+        subject.is(if tenant_id.is_empty() { "all tenants" } else { &tenant_id });
         let head = self.reading.head().await?.ok_or(StoreError::Nothing)?;
         let after = after.map_or(head, |after| Position::new(after.epoch, after.revision));
         if after.epoch != head.epoch {

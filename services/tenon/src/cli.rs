@@ -1,6 +1,7 @@
 //! What can be typed: every command, flag and help text. Nothing here does any work.
 
 mod asap;
+mod audit;
 mod guard;
 mod identity;
 mod policy;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use journal::Store;
 
 pub use self::asap::{Asap, Inspect, Mint, Verify};
+pub use self::audit::{Audit, AuditExport, AuditList, AuditVerify};
 pub use self::guard::{AllowShrink, Guard, SetGuard, ShowGuard};
 pub use self::identity::{IssueOperator, IssueSvid, Revoke};
 pub use self::policy::{Explain, Policy, PolicyCheck, PolicySchema, PolicyTest};
@@ -68,6 +70,8 @@ pub enum Command {
     Explain(ExplainRequest),
     Tap(Tap),
     Dashboard(Dashboard),
+    #[command(subcommand)]
+    Audit(Audit),
     Check(Check),
     Sidecars(Sidecars),
     Completions(Completions),

@@ -4,6 +4,7 @@
 //! sidecars run. Standard output has the result and nothing else; standard error has what went wrong and what to do.
 
 mod asap;
+mod audit;
 mod check;
 pub mod cli;
 mod config_file;
@@ -101,6 +102,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Explain(args) => block_on(policy::explain_request(args)),
         Command::Tap(args) => block_on(tap::run(args)),
         Command::Dashboard(args) => block_on(dashboard::run(args)),
+        Command::Audit(command) => block_on(audit::run(command)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Sidecars(args) => block_on(sidecars::run(args)),
         Command::Completions(args) => Ok(completions(args.shell)),

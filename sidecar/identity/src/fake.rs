@@ -141,6 +141,7 @@ impl Fake {
             clients: Clients::Optional,
             authorization: table,
             routes: Routes::new(IdentityServer::new(self)),
+            recorder: None,
         };
         let task = tokio::spawn(server.run(shutdown.clone()));
         Running { address, identity, counts, behaviour, shutdown, task }

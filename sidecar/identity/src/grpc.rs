@@ -4,9 +4,11 @@
 mod authorization;
 mod channel;
 mod ending;
+mod recorder;
 mod server;
 
 pub use authorization::{Rpc, Who, methods, uncovered};
 pub(crate) use channel::channel_with;
 pub use channel::{channel, channel_to_any};
+pub use recorder::{Recorded, Recorder, Subject};
 pub use server::Server;

@@ -9,7 +9,7 @@
 //! What was there before is kept as its difference from the new value, so that a change of one field of a record costs
 //! the past a few bytes more than the record.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Bound};
 
 use bytes::Bytes;
 use redb::{
@@ -92,6 +92,22 @@ impl Names {
             }
         }
         Ok(Snapshot { position, records })
+    }
+
+    pub(super) fn records_after(
+        &self,
+        database: &Database,
+        after: &str,
+        most: usize,
+    ) -> Result<Vec<Record>, redb::Error> {
+        let transaction = database.begin_read()?;
+        let Some(table) = present(transaction.open_table(Records::new(&self.records)))? else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for found in table.range::<&str>((Bound::Excluded(after), Bound::Unbounded))?.take(most) {
+            let (key, found) = found?;
+            records.push(record(key.value(), found.value()));
+        }
+        Ok(records)
     }
 
     /// The next changes after a revision, or nothing when they are no longer all there.

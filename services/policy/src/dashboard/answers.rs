@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::{StatusCode, Uri},
+    http::StatusCode,
 };
 use mesh_config::names::control_plane;
 use mesh_identity::{OperatorRole, clock};
@@ -17,6 +17,8 @@ use tenon_proto::{
     replication::v1::{FollowerStatus, KindStatus, Position},
     tcs::v1::{GetRequest, get_request::By},
 };
+
+use tonic::Status;
 
 use super::{Answer, Problem, Shared, SignedIn, rates::WINDOW};
 use crate::{flows::FlowKey, json, rollout, service::unreadable};
@@ -257,8 +259,8 @@ pub(super) async fn refusals(State(dashboard): Shared, _: SignedIn, Query(Since 
 }
 
 /// What the sidecars remember of one request: what `tenon explain REQUEST_ID -o json` prints.
-pub(super) async fn explain(State(dashboard): Shared, signed_in: SignedIn, uri: Uri, Path(id): Path<String>) -> Answer {
-    signed_in.told(&uri);
+pub(super) async fn explain(State(dashboard): Shared, signed_in: SignedIn, Path(id): Path<String>) -> Answer {
+    dashboard.audit.record(signed_in.does("Policy/Explain", &id)).await.map_err(Status::from)?;
     let mut found = dashboard.fleet.explain(ExplainRequest { request_id: id.clone() }).await?;
     json::in_order(&mut found.decisions);
     let described = dashboard.described().await.ok();
@@ -277,13 +279,8 @@ pub(super) async fn explain(State(dashboard): Shared, signed_in: SignedIn, uri: 
 }
 
 /// One tenant, by its id or by a host of it, as the TCS has it.
-pub(super) async fn tenant(
-    State(dashboard): Shared,
-    signed_in: SignedIn,
-    uri: Uri,
-    Path(name): Path<String>,
-) -> Answer {
-    signed_in.told(&uri);
+pub(super) async fn tenant(State(dashboard): Shared, signed_in: SignedIn, Path(name): Path<String>) -> Answer {
+    dashboard.audit.record(signed_in.does("Tenants/Get", &name)).await.map_err(Status::from)?;
     let Some(mut tcs) = dashboard.tcs.clone() else {
         let text = "this policy service does not know where the TCS is: start it with --tcs HOST:PORT";
         return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, text));
@@ -320,13 +317,15 @@ pub(super) struct End {
 pub(super) async fn end_rollout(
     State(dashboard): Shared,
     signed_in: SignedIn,
-    uri: Uri,
     Json(End { complete, note }): Json<End>,
 ) -> Answer {
     signed_in.must_be(OperatorRole::Operator)?;
     crate::service::check_note(&note)?;
-    signed_in.told(&uri);
+    let what = if complete { "complete" } else { "give up" };
+    let begun = dashboard.audit.begin_anyway(signed_in.does("Policy/EndRollout", what)).await;
     let by = signed_in.peer.id.to_string();
-    let ended = rollout::service::end(dashboard.rollouts.clone(), complete, by, note).await?;
+    let ended = rollout::service::end(dashboard.rollouts.clone(), complete, by, note).await;
+    begun.end_with(&ended, |_, event| event);
+    let ended = ended?;
     Ok(Json(json!({"rollout": ended.rollout.as_ref().map(json::rollout)})))
 }

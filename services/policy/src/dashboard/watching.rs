@@ -3,7 +3,7 @@
 use axum::{
     body::{Body, Bytes},
     extract::{Query, State},
-    http::{Uri, header},
+    http::header,
     response::{IntoResponse, Response},
 };
 use futures_util::StreamExt as _;
@@ -32,13 +32,13 @@ pub(super) struct Wanted {
 pub(super) async fn tap(
     State(dashboard): Shared,
     signed_in: SignedIn,
-    uri: Uri,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
     signed_in.must_be(OperatorRole::Operator)?;
     let Wanted { service, caller, tenant, path, refused } = wanted;
-    tracing::info!(target: "tenon::audit", by = %signed_in.peer.id, service, caller, tenant, path, "watches calls");
-    signed_in.told(&uri);
+    let event = signed_in.does("Policy/Tap", &tenant);
+    let event = event.detail("service", &service).detail("caller", &caller).detail("path", &path);
+    dashboard.audit.record(event).await.map_err(tonic::Status::from)?;
     let filter = TapFilter { service, caller, tenant, path, refused, both_sides: false };
     let calls = dashboard.fleet.tap(TapRequest { filter: Some(filter), rate: RATE, headers: Vec::new() })?;
     let (identity, peer) = (dashboard.identity.clone(), signed_in.peer);

@@ -148,6 +148,7 @@ async fn policy_service(
         clients: Clients::Required,
         authorization: REPLICATION_AUTHORIZATION,
         routes: Routes::new(ReplicationService::new(vec![publisher]).into_server()),
+        recorder: None,
     };
     let serving = server.run(shutdown.clone());
     (address, journal, tokio::spawn(async move { serving.await.unwrap() }))

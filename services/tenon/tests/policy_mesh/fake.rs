@@ -161,8 +161,14 @@ impl Mesh {
         let script = Arc::new(Mutex::new(Script { describe: described(POLICY), ..Script::default() }));
         let fake = Fake(Arc::clone(&script));
         let routes = Routes::new(PolicyServer::new(fake.clone())).add_service(ReplicationServer::new(fake));
-        let server =
-            Server { listener, identity, clients: Clients::Required, authorization: &policy::AUTHORIZATION, routes };
+        let server = Server {
+            listener,
+            identity,
+            clients: Clients::Required,
+            authorization: &policy::AUTHORIZATION,
+            routes,
+            recorder: None,
+        };
         runtime.spawn(server.run(CancellationToken::new()));
 
         let control_plane: Value = serde_json::json!({

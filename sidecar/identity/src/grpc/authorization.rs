@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::future::Either;
+use futures_util::future::{BoxFuture, Either};
 use http::{Request, Response};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
@@ -12,6 +12,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
+use super::{Recorder, Subject};
 use crate::{Identity, OperatorRole, Peer, Workload};
 
 /// One row of an authorization table.
@@ -109,12 +110,18 @@ pub(super) struct Guard<S> {
     inner: S,
     identity: Arc<Identity>,
     table: Arc<HashMap<&'static str, Who>>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 impl<S> Guard<S> {
-    pub(super) fn new(inner: S, identity: Arc<Identity>, table: &'static [Rpc]) -> Self {
+    pub(super) fn new(
+        inner: S,
+        identity: Arc<Identity>,
+        table: &'static [Rpc],
+        recorder: Option<Arc<dyn Recorder>>,
+    ) -> Self {
         let table = table.iter().chain(BUILT_IN).map(|rpc| (rpc.path, rpc.who)).collect();
-        Self { inner, identity, table: Arc::new(table) }
+        Self { inner, identity, table: Arc::new(table), recorder }
     }
 
     fn admit(&self, path: &str, peer: Option<&Peer>) -> Result<(), Status> {
@@ -137,11 +144,13 @@ impl<S> Guard<S> {
 
 impl<S> Service<Request<Body>> for Guard<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Either<S::Future, std::future::Ready<Result<Response<Body>, S::Error>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response<Body>, S::Error>>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -150,8 +159,11 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let peer = request.extensions().get::<Connection>().and_then(|connection| connection.0.clone());
         if let Err(status) = self.admit(request.uri().path(), peer.as_deref()) {
+            if let (Some(recorder), Some(peer)) = (&self.recorder, &peer) {
+                recorder.refused(peer, request.uri().path(), &status);
+            }
             tracing::info!(path = request.uri().path(), peer = peer.map(|peer| peer.id.to_string()), "call refused");
-            return Either::Right(std::future::ready(Ok(refusal(&request, status))));
+            return Either::Right(Box::pin(std::future::ready(Ok(refusal(&request, status)))));
         }
         if let (Some(peer), Some(Who::Operators(OperatorRole::Operator | OperatorRole::Admin))) =
             (&peer, self.table.get(request.uri().path()))
@@ -159,10 +171,28 @@ where
             let role = peer.role.map(OperatorRole::as_str);
             tracing::info!(target: "tenon::audit", by = %peer.id, serial = peer.serial, role, path = request.uri().path(), "an operator's call");
         }
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(Peer::clone(&peer));
-        }
-        Either::Left(self.inner.call(request))
+        let Some(peer) = peer else { return Either::Left(self.inner.call(request)) };
+        request.extensions_mut().insert(Peer::clone(&peer));
+        let subject = Subject::default();
+        let begun = self.recorder.as_ref().and_then(|it| it.begin(&peer, request.uri().path(), subject.clone()));
+        let Some(begun) = begun else { return Either::Left(self.inner.call(request)) };
+        request.extensions_mut().insert(subject);
+        // The one that is ready makes the call; its copy takes its place.
+        let copy = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, copy);
+        Either::Right(Box::pin(async move {
+            let recorded = match begun.await {
+                Ok(recorded) => recorded,
+                Err(status) => return Ok(refusal(&request, status)),
+            };
+            let response = inner.call(request).await?;
+            // An answer that is an error has its status among its headers.
+            match Status::from_header_map(response.headers()) {
+                Some(status) if status.code() != tonic::Code::Ok => recorded.ended(Err(&status)),
+                Some(_) | None => recorded.ended(Ok(())),
+            }
+            Ok(response)
+        }))
     }
 }
 

@@ -13,9 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use super::Rpc;
 use super::authorization::{BUILT_IN, Guard};
 use super::ending::Ending;
+use super::{Recorder, Rpc};
 use crate::tls::{self, Clients};
 use crate::{Identity, Peer};
 
@@ -54,6 +54,8 @@ pub struct Server {
     pub authorization: &'static [Rpc],
     /// The services.
     pub routes: Routes,
+    /// Who is told what is called.
+    pub recorder: Option<Arc<dyn Recorder>>,
 }
 
 impl Server {
@@ -89,7 +91,7 @@ impl Server {
         let accepting = tokio::spawn(accept(self.listener, Arc::new(acceptor), shutdown.clone()));
 
         let routes = with_built_in(self.routes, self.authorization)?;
-        let guard = Measured::new(Guard::new(routes, self.identity, self.authorization), rpcs);
+        let guard = Measured::new(Guard::new(routes, self.identity, self.authorization, self.recorder), rpcs);
         let serving = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(SILENCE))
             .http2_keepalive_timeout(Some(SILENCE))

@@ -30,6 +30,7 @@ impl Alone {
             clients: Clients::Required,
             authorization: FLEET_AUTHORIZATION,
             routes: Routes::new(FleetService::new(&fleet, None).into_server()),
+            recorder: None,
         };
         let task = tokio::spawn(server.run(shutdown.clone()));
         Self { address, fleet, recording, shutdown, task }

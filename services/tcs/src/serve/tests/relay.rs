@@ -85,6 +85,7 @@ async fn any_leader(mesh: &mut Mesh) -> (Arc<dyn Journal>, Publisher) {
         clients: Clients::Required,
         authorization: REPLICATION_AUTHORIZATION,
         routes: Routes::new(ReplicationService::new(vec![publisher.clone()]).into_server()),
+        recorder: None,
     };
     mesh.tasks.push(tokio::spawn(async move { server.run(shutdown).await.unwrap() }));
     (journal, publisher)
