@@ -34,6 +34,7 @@ impl Policy {
             clients: Clients::Required,
             authorization: REPLICATION_AUTHORIZATION,
             routes: Routes::new(ReplicationService::new(vec![publisher]).into_server()),
+            recorder: None,
         };
         tokio::spawn(server.run(CancellationToken::new()));
         let policy = Self { address, routes };

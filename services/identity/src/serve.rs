@@ -165,10 +165,7 @@ pub async fn serve_observed(
     let publishers = publish(&store, &ca, &shutdown)?;
     let stores = Stores::default();
     stores.file("identity", data_dir.join(STORE_FILE));
-    telemetry.add(OwnSvid(Arc::clone(&identity)));
-    telemetry.add(Authorities(Arc::clone(&ca)));
-    telemetry.add(Publishers(publishers.clone()));
-    telemetry.add(stores.clone());
+    shows(&telemetry, &identity, &ca, &publishers, &stores);
     let journal = |kind| store.kind(kind).map(|journal| stores.timed(kind, journal));
     let of_ca = Arc::clone(&ca);
     let authority = Authority::open(of_ca, Arc::clone(&identity), audit, publishers.clone(), journal).await?;
@@ -189,8 +186,7 @@ pub async fn serve_observed(
         let settings = repository::Settings { listener, names: key_repository_names, keys, bundles };
         repository::start(settings, &authority, &shutdown).await?;
     }
-    let beside = Record::beside(&journal::Store::Embedded(data_dir.join(STORE_FILE)));
-    let record = Record::open(Service::Identity, &beside, &trust_domain, &data_dir.join("journal-audit")).await?;
+    let record = record(&data_dir, &trust_domain).await?;
     let routes = Routes::new(IdentityServer::new(IdentityService::new(Arc::clone(&authority))))
         .add_service(AuditService::new(record.clone()).into_server())
         .add_service(ReplicationService::new(publishers).into_server());
@@ -210,13 +206,31 @@ pub async fn serve_observed(
     signing.abort();
     // What it knows of the policy and of instances goes to disk.
     drop(ending);
-    for task in following.into_iter().flatten().chain([registering]) {
+    written(following.into_iter().flatten().chain([registering])).await;
+    store::mark_at_end(&ca, &store).await;
+    outcome.map_err(ServeError::Server)
+}
+
+/// Waits until what these tasks know is on the disk.
+async fn written(tasks: impl Iterator<Item = JoinHandle<()>>) {
+    for task in tasks {
         if let Err(error) = task.await {
             tracing::error!(%error, "not everything that is known was written down");
         }
     }
-    store::mark_at_end(&ca, &store).await;
-    outcome.map_err(ServeError::Server)
+}
+
+/// What operators change and ask here.
+async fn record(data_dir: &Path, trust_domain: &TrustDomain) -> Result<Record, OpenError> {
+    let beside = Record::beside(&journal::Store::Embedded(data_dir.join(STORE_FILE)));
+    Record::open(Service::Identity, &beside, trust_domain, &data_dir.join("journal-audit")).await
+}
+
+fn shows(telemetry: &Telemetry, identity: &Arc<Identity>, ca: &Arc<Ca>, publishers: &[Publisher], stores: &Stores) {
+    telemetry.add(OwnSvid(Arc::clone(identity)));
+    telemetry.add(Authorities(Arc::clone(ca)));
+    telemetry.add(Publishers(publishers.to_vec()));
+    telemetry.add(stores.clone());
 }
 
 /// The kinds of this service.

@@ -144,7 +144,8 @@ impl Event {
 /// Who asks does not decide how large a record is.
 fn short(mut text: String) -> String {
     if text.len() > TEXT {
-        text.truncate(text.floor_char_boundary(TEXT));
+        let end = (0..=TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
         text.push('…');
     }
     text

@@ -1,14 +1,15 @@
 //! The audit record in both stores: one chain whoever writes it, what is tampered with is found, and what is noted while the
 //! store is away is written later.
 
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
 #[path = "conformance/backend.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "other tests use more of it")]
 mod backend;
 #[path = "../../../integration/src/nats.rs"]
-#[allow(dead_code)]
+#[expect(dead_code, reason = "other tests use more of it")]
 mod nats;
 #[path = "../../../integration/src/ports.rs"]
-#[allow(dead_code)]
 mod ports;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};

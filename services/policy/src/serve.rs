@@ -159,15 +159,9 @@ pub async fn serve_observed(
     let outcome = server.run_measured(Some(rpcs), shutdown).await;
     telemetry.ends();
     // The store is free for the next process only when nothing of this one holds it.
-    watching.abort();
-    let _ = watching.await;
-    driving.abort();
-    let _ = driving.await;
-    keeping.abort();
-    let _ = keeping.await;
-    if let Some(showing) = showing {
-        showing.abort();
-        let _ = showing.await;
+    for task in [watching, driving, keeping].into_iter().chain(showing) {
+        task.abort();
+        let _ = task.await;
     }
     record.end().await;
     recording.end().await;

@@ -180,12 +180,11 @@ pub async fn serve_observed(
         .add_service(OperationsServer::new(OperationsService::new(writing)))
         .add_service(AuditService::new(record.clone()).into_server())
         .add_service(ReplicationService::new(vec![publisher]).into_server());
-    let authorization = &AUTHORIZATION;
     let server = Server {
         listener,
         identity,
         clients: Clients::Required,
-        authorization,
+        authorization: &AUTHORIZATION,
         routes: services,
         recorder: Some(Arc::new(record.clone())),
     };

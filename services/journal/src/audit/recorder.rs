@@ -136,13 +136,4 @@ impl Drop for Afterwards {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_action_is_the_service_and_the_method() {
-        assert_eq!(action("/tenon.tcs.v1.Tenants/Suspend"), "Tenants/Suspend");
-        assert_eq!(action("/Tenants/Suspend"), "Tenants/Suspend");
-        assert_eq!(action("odd"), "odd");
-    }
-}
+mod tests;

@@ -170,7 +170,7 @@ async fn apply(client: &mut PolicyClient<Channel>, files: &[(&str, &str)]) -> Ap
 
 #[test]
 fn every_rpc_stands_in_the_authorization_table() {
-    let services = ["tenon.policy.v1.Policy", "tenon.replication.v1.Replication"];
+    let services = ["tenon.policy.v1.Policy", "tenon.replication.v1.Replication", "tenon.audit.v1.Audit"];
     assert_eq!(uncovered(&services, &AUTHORIZATION), Vec::<String>::new());
 }
 
