@@ -135,6 +135,12 @@ fn an_export_that_was_changed_is_found_and_a_head_that_was_kept_tells_of_a_chain
         assert_eq!(code, Some(1), "{how}");
         assert!(of(&told, "tcs")["fault"].as_str().is_some_and(|fault| fault.contains(says)), "{how}: {told:#}");
     }
+    fs::write(&file, "").expect("written");
+    let output = mesh.tenon(&["audit", "verify", "--file", &path]).expect("it runs");
+    assert!(
+        output.status.code() == Some(1) && String::from_utf8_lossy(&output.stderr).contains("has no records"),
+        "{output:?}"
+    );
     fs::write(&file, "no record\n").expect("written");
     let output = mesh.tenon(&["audit", "verify", "--file", &path]).expect("it runs");
     assert!(String::from_utf8_lossy(&output.stderr).contains("audit.jsonl:1: not JSON"), "{output:?}");

@@ -3,7 +3,7 @@
 mod line;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     io::{self, BufRead as _, Write as _},
     path::Path,
@@ -51,6 +51,9 @@ async fn list(args: AuditList) -> Result<Answer, Failure> {
             .await?;
         }
     }
+    // Processes that share a store tell the same chain.
+    let mut told = HashSet::new();
+    found.retain(|(_, record)| told.insert((record.service.clone(), record.hash.clone())));
     found.sort_by_key(|(_, record)| record.at_unix_ms);
     let mut out = Output::stdout(args.output.output);
     if out.is_json() {
@@ -188,6 +191,10 @@ async fn verify(args: AuditVerify) -> Result<Answer, Failure> {
     let mut chains = Chains::new(&args.expect)?;
     if let Some(file) = &args.file {
         read(file, |process, record| chains.push(&process, &service_of(&process), &record))?;
+        if chains.all.is_empty() {
+            return Err(Failure::new(format!("{} has no records", file.display()))
+                .next("name a file that `tenon audit export` wrote, as it was written"));
+        }
         return chains.tell(&args.output);
     }
     let mesh = Mesh::find(&args.mesh.data)?;

@@ -69,7 +69,7 @@ impl Recorder for Audit {
         Some(
             async move {
                 let begun = if anyway { audit.begin_anyway(event).await } else { audit.begin(event).await? };
-                Ok(Box::new(Call { begun, subject }) as Box<dyn Recorded>)
+                Ok(Box::new(Call { begun: Some(begun), subject }) as Box<dyn Recorded>)
             }
             .boxed(),
         )
@@ -93,18 +93,26 @@ fn event(peer: &Peer, path: &str) -> Event {
 
 /// Recorded before it is made.
 struct Call {
-    begun: Begun,
+    /// Absent once it has ended.
+    begun: Option<Begun>,
     subject: Subject,
 }
 
 impl Recorded for Call {
-    fn ended(self: Box<Self>, outcome: Result<(), &Status>) {
-        let Self { begun, subject } = *self;
+    fn ended(mut self: Box<Self>, outcome: Result<(), &Status>) {
+        let Some(begun) = self.begun.take() else { return };
+        let about = |event: Event| event.about(self.subject.text());
         match outcome {
-            Ok(()) => begun.end(Outcome::Done, |event| event.about(subject.text())),
-            Err(status) => {
-                begun.end(of_status(status), |event| event.about(subject.text()).detail("why", status.message()));
-            }
+            Ok(()) => begun.end(Outcome::Done, about),
+            Err(status) => begun.end(of_status(status), |event| about(event).detail("why", status.message())),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            begun.end(Outcome::Unknown, |event| event.about(self.subject.text()));
         }
     }
 }
@@ -120,10 +128,13 @@ impl Recorded for Afterwards {
     fn ended(mut self: Box<Self>, outcome: Result<(), &Status>) {
         let Some(event) = self.event.take() else { return };
         let event = event.about(self.subject.text());
-        self.audit.note(match outcome {
-            Ok(()) => event,
-            Err(status) => event.outcome(of_status(status)).detail("why", status.message()),
-        });
+        match outcome {
+            Ok(()) => self.audit.note(event),
+            // Whoever may only ask must not fill the disk.
+            Err(status) => {
+                self.audit.note_limited(event.outcome(of_status(status)).detail("why", status.message()));
+            }
+        }
     }
 }
 

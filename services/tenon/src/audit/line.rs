@@ -4,11 +4,10 @@ use serde_json::{Value, json};
 use tenon_proto::audit::v1::Record;
 
 pub(super) fn to_json(process: &str, record: &Record) -> Value {
-    let at = jiff::Timestamp::from_millisecond(i64::try_from(record.at_unix_ms).unwrap_or(0)).map(|at| at.to_string());
     json!({
         "process": process,
         "sequence": record.sequence,
-        "at": at.ok(),
+        "at": moment(record.at_unix_ms),
         "atUnixMs": record.at_unix_ms,
         "service": record.service,
         "by": record.by,
@@ -22,10 +21,19 @@ pub(super) fn to_json(process: &str, record: &Record) -> Value {
     })
 }
 
+fn moment(unix_ms: u64) -> Option<String> {
+    let at = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()?;
+    Some(at.to_string())
+}
+
 /// # Errors
 /// Which field is missing or something else.
 pub(super) fn from_json(line: &str) -> Result<(String, Record), String> {
     let json: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    // For people; the hash is over the number.
+    if json["at"].as_str().map(str::to_owned) != moment(json["atUnixMs"].as_u64().unwrap_or(0)) {
+        return Err("`at` is not the moment of `atUnixMs`".to_owned());
+    }
     let text = |name: &str| json[name].as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` is not text"));
     let number = |name: &str| json[name].as_u64().ok_or_else(|| format!("`{name}` is not a number"));
     let bytes = |name: &str| unhex(&text(name)?).ok_or_else(|| format!("`{name}` is not hexadecimal"));
@@ -81,7 +89,9 @@ mod tests {
         let line = to_json("tcs", &record).to_string();
         assert_eq!(from_json(&line), Ok(("tcs".to_owned(), record)));
         for (damaged, says) in [
-            ("{}".to_owned(), "`details`"),
+            ("{}".to_owned(), "`at`"),
+            (line.replace("\"at\":\"2023", "\"at\":\"2024"), "`at`"),
+            (line.replace("\"details\"", "\"other\""), "`details`"),
             ("x".to_owned(), "not JSON"),
             (line.replace("\"of\":6", "\"of\":\"6\""), "`of`"),
             (line.replace("abab", "xyz"), "`hash` is not hexadecimal"),
