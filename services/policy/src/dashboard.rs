@@ -15,6 +15,7 @@ mod sessions;
 mod watching;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -40,7 +41,7 @@ use journal::{
 use mesh_config::names::{ServiceName, control_plane};
 use mesh_identity::{Identity, OperatorRole, Peer, clock, grpc};
 use tenon_proto::{
-    policy::v1::{DescribeResponse, SignInResponse},
+    policy::v1::{DescribeResponse, FlowsRequest, FlowsResponse, SignInResponse},
     tcs::v1::tenants_client::TenantsClient,
 };
 use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
@@ -59,6 +60,10 @@ use {rates::Rates, sessions::Sessions};
 const CONNECTIONS: usize = 256;
 /// How long the header of a request may take to come, also where the connection is open already.
 const HEADER: Duration = Duration::from_secs(60);
+/// How old the flow record may be that is shown, in seconds.
+const RECORD: u64 = 15;
+/// Spans of which it is kept.
+const RECORDS: usize = 4;
 /// After this long it is tried again to listen, where the address is taken.
 const AGAIN: Duration = Duration::from_secs(1);
 /// After this long it is tried again to accept, where there are too many open files.
@@ -80,6 +85,8 @@ pub(crate) struct Dashboard {
     address: OnceLock<SocketAddr>,
     /// The policy as it was read last: it is asked for often, and changes seldom.
     described: Mutex<Option<Arc<DescribeResponse>>>,
+    /// The flow record as it was added up last, by hours, and when that was: it reads the store.
+    records: tokio::sync::Mutex<BTreeMap<u32, (u64, Arc<FlowsResponse>)>>,
 }
 
 /// What the dashboard shows.
@@ -111,6 +118,7 @@ impl Dashboard {
             rates: Rates::default(),
             address: OnceLock::new(),
             described: Mutex::default(),
+            records: tokio::sync::Mutex::default(),
         }
     }
 
@@ -190,6 +198,28 @@ impl Dashboard {
         };
         *self.known() = Some(Arc::clone(&read));
         Ok(read)
+    }
+
+    /// The flow record of the last `hours`, the present one among them; 0: all that is kept. Added up for all who look at
+    /// once, and not again within [`RECORD`].
+    async fn record(&self, hours: u32) -> Result<Arc<FlowsResponse>, Problem> {
+        let now = clock::unix_seconds();
+        let mut records = self.records.lock().await;
+        records.retain(|_, (at, _)| now.saturating_sub(*at) < RECORD);
+        if let Some((_, record)) = records.get(&hours) {
+            return Ok(Arc::clone(record));
+        }
+        let since = match hours {
+            0 => 0,
+            hours => i64::try_from(now.saturating_sub(u64::from(hours - 1) * 3_600)).unwrap_or(0),
+        };
+        let request = FlowsRequest { since_unix_seconds: since, service: String::new() };
+        let record = Arc::new(self.fleet.flows(request).await?);
+        if records.len() >= RECORDS {
+            records.pop_first();
+        }
+        records.insert(hours, (now, Arc::clone(&record)));
+        Ok(record)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Option<Arc<DescribeResponse>>> {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tenon_proto::{
     kind,
-    policy::v1::{DescribeResponse, ExplainRequest, FlowsRequest, flow::Decision},
+    policy::v1::{DescribeResponse, ExplainRequest, FlowTotal, flow::Decision},
     replication::v1::{FollowerStatus, KindStatus, Position},
     tcs::v1::{GetRequest, get_request::By},
 };
@@ -232,18 +232,12 @@ pub(super) struct Since {
 
 /// What was refused, or passed because of audit mode alone: most often first.
 pub(super) async fn refusals(State(dashboard): Shared, _: SignedIn, Query(Since { hours }): Query<Since>) -> Answer {
-    let since = match hours {
-        0 => 0,
-        hours => i64::try_from(clock::unix_seconds().saturating_sub(u64::from(hours - 1) * 3_600)).unwrap_or(0),
-    };
-    let answer = dashboard.fleet.flows(FlowsRequest { since_unix_seconds: since, service: String::new() }).await?;
-    let not_allowed = |total: &tenon_proto::policy::v1::FlowTotal| {
-        total.flow.as_ref().is_some_and(|flow| flow.decision() != Decision::Allowed)
-    };
-    let mut totals: Vec<_> = answer.flows.into_iter().filter(not_allowed).collect();
+    let answer = dashboard.record(hours).await?;
+    let not_allowed = |total: &&FlowTotal| total.flow.as_ref().is_some_and(|flow| flow.decision() != Decision::Allowed);
+    let mut totals: Vec<_> = answer.flows.iter().filter(not_allowed).collect();
     totals.sort_by_key(|total| std::cmp::Reverse(total.flow.as_ref().map_or(0, |flow| flow.count)));
     let now = dashboard.rates.recent(clock::unix_seconds());
-    let row = |total: &tenon_proto::policy::v1::FlowTotal| {
+    let row = |total: &&FlowTotal| {
         let mut json = json::flow_total(total);
         let recent = total.flow.as_ref().and_then(|flow| now.get(&FlowKey::of(flow)));
         json["recent"] = recent.copied().unwrap_or(0).into();

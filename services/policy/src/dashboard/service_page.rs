@@ -14,7 +14,7 @@ use sidecar_core::{
     policy::{Match, Policy},
 };
 use tenon_proto::policy::v1::{
-    DescribeResponse, Endpoint, Flow, FlowsRequest, Proof, Rule, ServicePolicy, TenantRequirement, flow::Decision,
+    DescribeResponse, Endpoint, Flow, Proof, Rule, ServicePolicy, TenantRequirement, flow::Decision,
 };
 
 use super::{
@@ -55,15 +55,16 @@ pub(super) async fn service(State(dashboard): Shared, _: SignedIn, Path(name): P
     let described = dashboard.described().await?;
     let policy = described.services.iter().find(|policy| policy.service == name);
     // The whole record: what it calls is recorded by those whom it calls.
-    let record = dashboard.fleet.flows(FlowsRequest { since_unix_seconds: 0, service: String::new() }).await?;
+    let record = dashboard.record(0).await?;
     let recent = dashboard.rates.recent(clock::unix_seconds());
     let mut flows: Vec<(Flow, Used)> = Vec::new();
-    for total in record.flows {
-        let Some(flow) = total.flow.filter(|flow| flow.service == name || flow.caller == name) else { continue };
+    for total in &record.flows {
+        let of_it = |flow: &&Flow| flow.service == name || flow.caller == name;
+        let Some(flow) = total.flow.as_ref().filter(of_it) else { continue };
         let mut used = Used { last: total.last_unix_seconds, ..Used::default() };
         used.calls.add(flow.decision(), flow.count);
-        used.recent = recent.get(&crate::flows::FlowKey::of(&flow)).copied().unwrap_or(0);
-        flows.push((flow, used));
+        used.recent = recent.get(&crate::flows::FlowKey::of(flow)).copied().unwrap_or(0);
+        flows.push((flow.clone(), used));
     }
     let statuses: Vec<_> = dashboard.publishers.iter().map(journal::Publisher::status).collect();
     let sidecars = sidecars_of(&statuses);
