@@ -19,6 +19,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use mesh_config::names::TrustDomain;
@@ -39,6 +40,8 @@ const PAGE: usize = 500;
 /// Whoever may only ask must not fill the disk.
 const BURST: u64 = 1_000;
 const PER_SECOND: u64 = 5;
+/// How long what takes something away waits for its record.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of each text of a record.
 const TEXT: usize = 1_000;
 /// Nobody tails this journal: its past is the records themselves.
@@ -165,6 +168,10 @@ impl RecordError {
         Self { why: format!("{error}{source}").into(), full: matches!(error, AppendError::Full(_)) }
     }
 
+    fn slow() -> Self {
+        Self { why: "its store does not answer in time".into(), full: false }
+    }
+
     fn ended() -> Self {
         Self { why: "this process is about to end".into(), full: false }
     }
@@ -282,7 +289,8 @@ impl Audit {
 
     /// As [`Self::begin`], for what takes something away: it is made whether or not it can be recorded first.
     pub async fn begin_anyway(&self, event: Event) -> Begun {
-        match self.begin(event.clone()).await {
+        let begun = tokio::time::timeout(PATIENCE, self.begin(event.clone())).await;
+        match begun.unwrap_or_else(|_| Err(RecordError::slow())) {
             Ok(begun) => begun,
             Err(error) => {
                 tracing::error!(%error, action = event.action, what = event.what, "done, and not in the audit record");

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs,
     io::{self, BufRead as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
 
@@ -236,7 +237,7 @@ async fn export(args: AuditExport) -> Result<Answer, Failure> {
         Failure::new(format!("cannot write {shown}: {error}"))
             .next("name a file that does not exist, in a folder that you may write to and with room on its disk")
     };
-    let file = fs::File::create_new(&args.out).map_err(failed)?;
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.out).map_err(failed)?;
     let mut file = io::BufWriter::new(file);
     let mut count = 0_u64;
     for process in mesh.processes() {

@@ -122,7 +122,9 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(service = self.service.name(), %error, "the audit record cannot be written");
-                for (event, reply) in all {
+                // Said anew the next time: it must not take the place of what happened.
+                self.lost.fetch_add(lost, Ordering::Relaxed);
+                for (event, reply) in all.into_iter().skip(usize::from(lost > 0)) {
                     match reply {
                         Some(reply) => drop(reply.send(Err(error.clone()))),
                         None if self.noted.len() < WAITING => self.noted.push_back(event),
