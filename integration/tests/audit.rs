@@ -112,6 +112,18 @@ fn an_export_that_was_changed_is_found_and_a_head_that_was_kept_tells_of_a_chain
     let later = format!("tcs:9999:{}", head.rsplit(':').next().expect("a hash"));
     assert_eq!(verify(&mesh, &["--expect", &later]).0, Some(1), "its end is missing");
 
+    let tcs = mesh.service("tcs").expect("it runs");
+    signal(mesh.pid(), Signal::STOP).expect("nobody starts it again");
+    signal(tcs, Signal::KILL).expect("killed");
+    let (code, told) = verify(&mesh, &[]);
+    assert_eq!(
+        (code, &of(&told, "tcs")["ok"], &of(&told, "policy")["ok"]),
+        (Some(1), &Value::Null, &json!(true)),
+        "{told:#}"
+    );
+    signal(mesh.pid(), Signal::CONT).expect("it goes on");
+    eventually(SOON, "it is started again", || Ok(verify(&mesh, &[]).0 == Some(0))).expect("started");
+
     let file = mesh.scratch().join("audit.jsonl");
     let path = file.display().to_string();
     mesh.tenon_ok(&["audit", "export", "--out", &path]).expect("exported");

@@ -202,6 +202,9 @@ async fn who_is_not_signed_in_sees_nothing_and_who_may_only_look_changes_nothing
     assert_eq!(forged.0, 415, "{}", forged.2);
     let ended = http(at, "POST", "/api/rollout/end", &[("authorization", &bearer), json_body], "{\"complete\":true}");
     assert_eq!(ended.0, 409, "there is none: {}", ended.2);
+    // Whoever is on the machine may connect, and keeps nobody out.
+    let idle: Vec<_> = (0..400).map(|_| TcpStream::connect(at).expect("connected")).collect();
+    assert_eq!(get(at, "/api/mesh", &token).0, 200, "beside {} that say nothing", idle.len());
     assert_eq!(http(at, "DELETE", "/api/session", &[("authorization", &bearer)], "").0, 200);
     assert_eq!(get(at, "/api/mesh", &token).0, 401, "signed out");
     looks_only(&mesh);

@@ -21,8 +21,9 @@ use journal::{
         chain::{Fault, Head, Verifier},
     },
 };
+use prost::Message as _;
 use redb::TableDefinition;
-use tenon_proto::audit::v1::Record;
+use tenon_proto::audit::v1::{HeadResponse, Record};
 
 use crate::backend::{MESH, mesh, single, within};
 
@@ -154,6 +155,22 @@ async fn a_head_that_somebody_removed_does_not_begin_the_chain_anew() {
     let before = ten(&path).await;
     tamper(&path, |table| drop(table.remove("head").unwrap()));
     let audit = open(&path).await;
+    assert_eq!(audit.record(event(11)).await.unwrap(), 11);
+    assert_eq!(verified(&audit, vec![before]).await.unwrap().sequence, 11);
+}
+
+#[tokio::test]
+async fn a_head_that_somebody_set_back_keeps_nothing_from_being_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit");
+    let before = ten(&path).await;
+    let audit = open(&path).await;
+    let fourth = records(&audit).await.swap_remove(3);
+    audit.end().await;
+    let earlier = HeadResponse { service: "tcs".into(), sequence: 4, hash: fourth.hash }.encode_to_vec();
+    tamper(&path, |table| drop(table.insert("head", (4, &earlier[..])).unwrap()));
+    let audit = open(&path).await;
+    assert_eq!(audit.head().await.unwrap(), before);
     assert_eq!(audit.record(event(11)).await.unwrap(), 11);
     assert_eq!(verified(&audit, vec![before]).await.unwrap().sequence, 11);
 }

@@ -15,7 +15,7 @@ mod sessions;
 mod watching;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -44,7 +44,11 @@ use tenon_proto::{
     policy::v1::{DescribeResponse, FlowsRequest, FlowsResponse, SignInResponse},
     tcs::v1::tenants_client::TenantsClient,
 };
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
@@ -56,10 +60,10 @@ use crate::{
 };
 use {rates::Rates, sessions::Sessions};
 
-/// Connections that are open at once; more are closed when they come.
+/// Connections that are open at once. Beyond, the oldest goes: nobody keeps others out.
 const CONNECTIONS: usize = 256;
 /// How long the header of a request may take to come, also where the connection is open already.
-const HEADER: Duration = Duration::from_secs(60);
+const HEADER: Duration = Duration::from_secs(15);
 /// How old the flow record may be that is shown, in seconds.
 const RECORD: u64 = 15;
 /// Spans of which it is kept.
@@ -148,26 +152,33 @@ impl Dashboard {
             async move { shutdown.run_until_cancelled(dashboard.rates.count(dashboard.fleet.reports())).await }
         });
         let service = TowerToHyperService::new(self.router());
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let (mut tasks, mut open) = (JoinSet::new(), VecDeque::<AbortHandle>::new());
         loop {
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
+                Some(_) = tasks.join_next() => {
+                    open.retain(|connection| !connection.is_finished());
+                    continue;
+                }
                 accepted = listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {
                 sleep(PAUSE).await;
                 continue;
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-            let (service, shutdown) = (service.clone(), shutdown.clone());
-            tokio::spawn(async move {
+            if open.len() >= CONNECTIONS
+                && let Some(oldest) = open.pop_front()
+            {
+                oldest.abort();
+            }
+            let service = service.clone();
+            open.push_back(tasks.spawn(async move {
                 let mut http = http1::Builder::new();
                 http.timer(TokioTimer::new()).header_read_timeout(HEADER);
-                let connection = http.serve_connection(TokioIo::new(stream), service);
-                let _whoever_looked_is_gone = shutdown.run_until_cancelled(connection).await;
-                drop(place);
-            });
+                let _whoever_looked_is_gone = http.serve_connection(TokioIo::new(stream), service).await;
+            }));
         }
+        tasks.shutdown().await;
         let _ = counting.await;
     }
 

@@ -113,6 +113,8 @@ struct Chain {
 struct Chains {
     all: BTreeMap<String, Chain>,
     expected: BTreeMap<String, Vec<Head>>,
+    /// Processes of which nothing can be told, and why.
+    silent: BTreeMap<String, String>,
 }
 
 impl Chains {
@@ -125,7 +127,7 @@ impl Chains {
             })?;
             heads.entry(process).or_default().push(head);
         }
-        Ok(Self { all: BTreeMap::new(), expected: heads })
+        Ok(Self { all: BTreeMap::new(), expected: heads, silent: BTreeMap::new() })
     }
 
     fn begin(&mut self, process: &str, service: &str) -> &mut Chain {
@@ -145,12 +147,17 @@ impl Chains {
 
     fn tell(mut self, output: &crate::cli::OutputArgs) -> Result<Answer, Failure> {
         // A head of a process of which there is nothing: all of it was removed.
-        for process in self.expected.keys().cloned().collect::<Vec<_>>() {
-            let service = process.split('-').next().unwrap_or_default().to_owned();
-            self.begin(&process, &service);
+        let expected: Vec<_> = self.expected.keys().filter(|it| !self.silent.contains_key(*it)).cloned().collect();
+        for process in expected {
+            self.begin(&process, &service_of(&process));
         }
         let mut out = Output::stdout(output.output);
         let (mut rows, mut told, mut well) = (Vec::new(), Vec::new(), true);
+        for (process, problem) in &self.silent {
+            self.all.remove(process);
+            told.push(json!({"process": process, "service": service_of(process), "records": null, "ok": null, "fault": problem, "head": null}));
+            rows.push(vec![process.clone(), "-".to_owned(), "NOT CHECKED".to_owned(), problem.clone()]);
+        }
         for (process, chain) in self.all {
             let Chain { verifier, service, records } = chain;
             let outcome = verifier.finish();
@@ -168,8 +175,9 @@ impl Chains {
                 found,
             ]);
         }
+        let all = self.silent.is_empty();
         if out.is_json() {
-            out.json(&json!({"ok": well, "chains": told}))?;
+            out.json(&json!({"ok": well && all, "chains": told}))?;
         } else {
             out.table(&["process", "records", "result", "head, or what is wrong"], &rows)?;
             if !well {
@@ -177,7 +185,7 @@ impl Chains {
             }
         }
         out.flush()?;
-        Ok(well.into())
+        Ok((well && all).into())
     }
 }
 
@@ -201,15 +209,22 @@ async fn verify(args: AuditVerify) -> Result<Answer, Failure> {
     let mesh = Mesh::find(&args.mesh.data)?;
     for process in mesh.processes() {
         let service = process.role.name();
-        // Asked before the records: what is recorded meanwhile comes after it.
-        let head = stands(&mesh, &process).await?;
-        chains.expected.entry(process.name.clone()).or_default().push(head);
-        chains.begin(&process.name, service);
-        ask(&mesh, &process, &ListRequest::default(), |record| {
-            chains.push(&process.name, service, &record);
-            Ok(())
-        })
-        .await?;
+        let asked = async {
+            // Asked before the records: what is recorded meanwhile comes after it.
+            let head = stands(&mesh, &process).await?;
+            chains.expected.entry(process.name.clone()).or_default().push(head);
+            chains.begin(&process.name, service);
+            ask(&mesh, &process, &ListRequest::default(), |record| {
+                chains.push(&process.name, service, &record);
+                Ok(())
+            })
+            .await
+        };
+        // What the others have is told all the same.
+        if let Err(failure) = asked.await {
+            let problem = failure.to_string().lines().next().unwrap_or_default().to_owned();
+            chains.silent.insert(process.name.clone(), problem);
+        }
     }
     chains.tell(&args.output)
 }

@@ -213,17 +213,14 @@ impl Writer {
     }
 }
 
-/// Where the record of `service` in a journal stands.
+/// Where the record of `service` in a journal stands: what its head says, and what was written after that.
 pub(super) async fn head(journal: &dyn Journal, service: Service) -> Result<Head, ReadError> {
-    if let Some(found) = journal.get(HEAD).await?
-        && let Ok(HeadResponse { sequence, hash, .. }) = HeadResponse::decode(found.value)
-        && let Ok(hash) = hash[..].try_into()
-    {
-        return Ok(Head { sequence, hash });
-    }
-    // There is none, or somebody has spoiled it: the records say it, and what is wrong with them whoever verifies.
-    let mut last = Head { sequence: 0, hash: chain::beginning(service.name()) };
-    let mut after = RECORDS.to_owned();
+    let said = journal.get(HEAD).await?.and_then(|found| HeadResponse::decode(found.value).ok());
+    let said = said.and_then(|it| Some(Head { sequence: it.sequence, hash: it.hash[..].try_into().ok()? }));
+    let mut last = said.unwrap_or(Head { sequence: 0, hash: chain::beginning(service.name()) });
+    // With the head all that it counts is written. Somebody has set back or spoiled one that has records after it: they tell
+    // where the chain goes on, and whoever verifies, what is wrong with them.
+    let mut after = key(last.sequence);
     loop {
         let page = journal.records_after(&after, super::PAGE).await?;
         let Some(found) = page.last() else { return Ok(last) };

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tenon_proto::{
     kind,
-    policy::v1::{DescribeResponse, ExplainRequest, FlowTotal, flow::Decision},
+    policy::v1::{DescribeResponse, ExplainRequest, FlowTotal, ServicePolicy, flow::Decision},
     replication::v1::{FollowerStatus, KindStatus, Position},
     tcs::v1::{GetRequest, get_request::By},
 };
@@ -105,8 +105,8 @@ pub(super) async fn mesh(State(dashboard): Shared, _: SignedIn) -> Answer {
     }
     let statuses: Vec<_> = dashboard.publishers.iter().map(journal::Publisher::status).collect();
     let sidecars = sidecars_of(&statuses);
-    let count = |service: &str| sidecars.keys().filter(|(of, _)| *of == service).count();
-    let state = |wanted: &str| sidecars.values().filter(|has| state_of(has, &statuses).0 == wanted).count();
+    let states: Vec<_> = sidecars.values().map(|has| state_of(has, &statuses).0).collect();
+    let state = |wanted: &str| states.iter().filter(|state| **state == wanted).count();
     let rollout = dashboard.rollouts.status().await.map_err(|error| unreadable(&error))?;
     let edge = |((caller, service), calls): (&(&str, &str), &Calls)| {
         let mut json = calls.json();
@@ -114,7 +114,8 @@ pub(super) async fn mesh(State(dashboard): Shared, _: SignedIn) -> Answer {
         json["service"] = (*service).into();
         json
     };
-    let services = services_of(&described, &edges);
+    let called = edges.keys().flat_map(|(caller, service)| [*caller, *service]);
+    let services = Services::of(&described, called, &sidecars);
     Ok(Json(json!({
         "mesh": described.mesh,
         "trustDomain": described.trust_domain,
@@ -127,29 +128,53 @@ pub(super) async fn mesh(State(dashboard): Shared, _: SignedIn) -> Answer {
         "recording": dashboard.fleet.is_recording(),
         "sidecars": {"connected": sidecars.len(), "late": state("late"), "refused": state("refused")},
         "rollout": rollout.as_ref().map(json::rollout),
-        "services": services.into_iter().map(|name| {
-            let policy = described.services.iter().find(|policy| policy.service == name);
-            let endpoints = described.endpoints.iter().filter(|endpoint| endpoint.service == name);
-            json!({
-                "name": name,
-                "defined": policy.is_some(),
-                "product": policy.map(|policy| &policy.product).filter(|product| !product.is_empty()),
-                "rules": policy.map_or(0, |policy| policy.rules.len()),
-                "audit": policy.is_some_and(|policy| !policy.audit_allowlist.is_empty()),
-                "quarantined": quarantine(&described, name),
-                "sidecars": count(name),
-                "endpoints": endpoints.map(|endpoint| &endpoint.address).collect::<BTreeSet<_>>().len(),
-                "calls": to.get(name).copied().unwrap_or_default().json(),
-            })
-        }).collect::<Vec<_>>(),
+        "services": services.0.iter().map(|(name, it)| json!({
+            "name": name,
+            "defined": it.policy.is_some(),
+            "product": it.policy.map(|policy| &policy.product).filter(|product| !product.is_empty()),
+            "rules": it.policy.map_or(0, |policy| policy.rules.len()),
+            "audit": it.policy.is_some_and(|policy| !policy.audit_allowlist.is_empty()),
+            "quarantined": it.quarantined,
+            "sidecars": it.sidecars,
+            "endpoints": it.addresses.len(),
+            "calls": to.get(name).copied().unwrap_or_default().json(),
+        })).collect::<Vec<_>>(),
         "edges": edges.iter().map(edge).collect::<Vec<_>>(),
     })))
 }
 
-/// Those of the policy, and whoever calls or is called without being in it.
-fn services_of<'a>(described: &'a DescribeResponse, edges: &BTreeMap<(&'a str, &'a str), Calls>) -> BTreeSet<&'a str> {
-    let called = edges.keys().flat_map(|(caller, service)| [*caller, *service]).filter(|name| !name.is_empty());
-    described.services.iter().map(|policy| policy.service.as_str()).chain(called).collect()
+/// The services of the policy, and whoever calls or is called without being in it, by name.
+struct Services<'a>(BTreeMap<&'a str, OneService<'a>>);
+
+#[derive(Default)]
+struct OneService<'a> {
+    policy: Option<&'a ServicePolicy>,
+    /// The reason, where it is.
+    quarantined: Option<&'a str>,
+    sidecars: usize,
+    /// Of its endpoints: one that stands in the policy files and is registered as well is one.
+    addresses: BTreeSet<&'a str>,
+}
+
+impl<'a> Services<'a> {
+    fn of(described: &'a DescribeResponse, called: impl Iterator<Item = &'a str>, sidecars: &Sidecars<'a>) -> Self {
+        let mut all: BTreeMap<&str, OneService<'_>> =
+            called.filter(|name| !name.is_empty()).map(|name| (name, OneService::default())).collect();
+        for policy in &described.services {
+            all.entry(&policy.service).or_default().policy = Some(policy);
+        }
+        let quarantines = described.quarantines.iter().map(|it| (it.service.as_str(), it.reason.as_str()));
+        for (service, reason) in quarantines {
+            all.entry(service).or_default().quarantined = Some(reason);
+        }
+        for (service, _) in sidecars.keys() {
+            all.entry(service).or_default().sidecars += 1;
+        }
+        for endpoint in &described.endpoints {
+            all.entry(&endpoint.service).or_default().addresses.insert(&endpoint.address);
+        }
+        Self(all)
+    }
 }
 
 pub(super) fn quarantine<'a>(described: &'a DescribeResponse, service: &str) -> Option<&'a str> {
