@@ -42,6 +42,8 @@ const BURST: u64 = 1_000;
 const PER_SECOND: u64 = 5;
 /// How long what takes something away waits for its record.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long anything else waits for it: as long as a write of NATS may take, however many wait before it.
+const GRANTED_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of each text of a record.
 const TEXT: usize = 1_000;
 /// Nobody tails this journal: its past is the records themselves.
@@ -156,7 +158,7 @@ fn short(mut text: String) -> String {
 
 /// The event is not in the audit record, or it is not known whether it is.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("the audit record cannot be written, and nothing is granted that is not in it: {why}")]
+#[error("nothing has changed, and nothing is granted: that must be in the audit record first, and {why}")]
 pub struct RecordError {
     why: Arc<str>,
     full: bool,
@@ -164,8 +166,15 @@ pub struct RecordError {
 
 impl RecordError {
     fn new(error: &AppendError) -> Self {
-        let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-        Self { why: format!("{error}{source}").into(), full: matches!(error, AppendError::Full(_)) }
+        let why = match error {
+            AppendError::Full(cause) => {
+                format!("no room is left on the disk of its store: free some, then try again: {cause}")
+            }
+            AppendError::Failed(cause) => format!("its store cannot be written: {cause}"),
+            AppendError::Unconfirmed(cause) => format!("its store did not confirm it: {cause}"),
+            AppendError::Conflict { .. } | AppendError::Moved { .. } => error.to_string(),
+        };
+        Self { why: why.into(), full: matches!(error, AppendError::Full(_)) }
     }
 
     fn slow() -> Self {
@@ -277,14 +286,20 @@ impl Audit {
         self.note(if more > 0 { event.detail("more", more) } else { event });
     }
 
-    /// Records that a change is about to be made.
+    /// Records that a change is about to be made. One that is recorded when nobody waits any more is of unknown outcome.
     ///
     /// # Errors
-    /// As [`Self::record`].
+    /// As [`Self::record`], and when its store takes longer than 10 s.
     pub async fn begin(&self, event: Event) -> Result<Begun, RecordError> {
-        let event = event.outcome(Outcome::Begun);
-        let of = self.record(event.clone()).await?;
-        Ok(Begun { audit: self.clone(), event: Some(Event { of, ..event }) })
+        let (reply, answer) = oneshot::channel();
+        let (audit, event) = (self.clone(), event.outcome(Outcome::Begun));
+        tokio::spawn(async move {
+            let begun = audit.record(event.clone()).await;
+            let begun = begun.map(|of| Begun { audit: audit.clone(), event: Some(Event { of, ..event }) });
+            drop(reply.send(begun));
+        });
+        let answer = tokio::time::timeout(GRANTED_WITHIN, answer).await.map_err(|_| RecordError::slow())?;
+        answer.unwrap_or_else(|_| Err(RecordError::ended()))
     }
 
     /// As [`Self::begin`], for what takes something away: it is made whether or not it can be recorded first.

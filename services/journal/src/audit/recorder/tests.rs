@@ -6,7 +6,7 @@ use tonic::Code;
 use super::*;
 use crate::{
     AppendError, Embedded, History, Journal, Position, ReadError, Snapshot, Tail, Write,
-    audit::{Cursor, Service},
+    audit::{Cursor, Event, GRANTED_WITHIN, Service},
 };
 
 #[test]
@@ -16,10 +16,11 @@ fn an_action_is_the_service_and_the_method() {
     assert_eq!(action("odd"), "odd");
 }
 
-/// A journal on a disk that is full while it is told so.
+/// A journal on a disk that is full while it is told so, and answers no write while somebody holds it.
 struct Disk {
     inner: Arc<dyn Journal>,
     full: Arc<AtomicBool>,
+    held: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[tonic::async_trait]
@@ -29,6 +30,7 @@ impl Journal for Disk {
     }
 
     async fn append_at(&self, head: Position, writes: Vec<Write>) -> Result<Position, AppendError> {
+        let _held = self.held.lock().await;
         match self.full.load(Ordering::Relaxed) {
             true => Err(AppendError::Full("the disk".into())),
             false => self.inner.append_at(head, writes).await,
@@ -73,6 +75,7 @@ fn peer(id: &str) -> Arc<Peer> {
 struct World {
     _dir: tempfile::TempDir,
     full: Arc<AtomicBool>,
+    held: Arc<tokio::sync::Mutex<()>>,
     audit: Audit,
 }
 
@@ -81,8 +84,9 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         let inner = Embedded::open(&dir.path().join("audit")).unwrap().kind("audit_tcs").unwrap();
         let full = Arc::new(AtomicBool::new(false));
-        let audit = Audit::on(Service::Tcs, Arc::new(Disk { inner, full: Arc::clone(&full) }));
-        Self { _dir: dir, full, audit }
+        let held = Arc::default();
+        let disk = Disk { inner, full: Arc::clone(&full), held: Arc::clone(&held) };
+        Self { _dir: dir, full, held, audit: Audit::on(Service::Tcs, Arc::new(disk)) }
     }
 
     /// Makes a call that comes to `outcome`; `None`: it is none that is recorded.
@@ -171,6 +175,41 @@ async fn on_a_full_disk_what_grants_or_tells_is_refused_and_what_takes_away_is_d
     world.full.store(false, Ordering::Relaxed);
     let done = ["Identity/Revoke", "Tenants/Suspend", "Policy/Apply"].map(|action| record(action, "acme", "done"));
     assert_eq!(world.records().await, done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_a_store_that_does_not_answer_nobody_waits_longer_than_ten_seconds_and_a_late_record_is_of_unknown_outcome()
+ {
+    let world = World::new();
+    let ann = "operator/ann";
+    let held = Arc::clone(&world.held).lock_owned().await;
+    let began = tokio::time::Instant::now();
+    let (get, undelete, suspend) = tokio::join!(
+        world.call(ann, "/tenon.tcs.v1.Tenants/Get", Ok(())),
+        world.call(ann, "/tenon.tcs.v1.Tenants/Undelete", Ok(())),
+        world.call(ann, "/tenon.tcs.v1.Tenants/Suspend", Ok(())),
+    );
+    assert!(began.elapsed() <= GRANTED_WITHIN + std::time::Duration::from_millis(100), "{:?}", began.elapsed());
+    for refused in [get, undelete] {
+        let status = refused.unwrap().unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(status.message().contains("nothing has changed"), "{status}");
+    }
+    assert!(suspend.unwrap().is_ok(), "what takes away waits a second");
+    drop(held);
+    // What was begun is there, and what it came to as far as anybody knows.
+    let mut open = vec!["Tenants/Get", "Tenants/Undelete", "Tenants/Suspend"];
+    for _ in 0..10 {
+        world.audit.record(Event::new("self", "after", "")).await.unwrap();
+        let found = world.audit.after(&mut Cursor::default()).await.unwrap();
+        open.retain(|action| {
+            let begun = found.iter().find(|it| it.action == *action && it.outcome == "begun").unwrap();
+            !found.iter().any(|it| it.of == begun.sequence && it.outcome == "unknown")
+        });
+    }
+    assert!(open.is_empty(), "{open:?}");
+    let records = world.records().await;
+    assert!(records.contains(&record("Tenants/Suspend", "acme", "done")), "{records:?}");
 }
 
 #[tokio::test]
