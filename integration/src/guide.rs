@@ -1,17 +1,90 @@
 //! Documents whose commands a test runs.
 //!
 //! In a block of shell, `$ ` begins a command. Other lines are what must be printed, in this order: other lines may stand
-//! between, `…` is any text, and runs of spaces are one. `# exit 1` at the end is the exit code of the block; else it is 0.
+//! between, `…` is any text, and runs of spaces are one; what goes to standard error counts too. `# ` begins a comment, but for
+//! `# exit 1` at the end, which is the exit code of the block; else it is 0. Before the last one, a command may fail where it is
+//! shown what it prints then, or the next one has `$?`.
 
 use std::{
     collections::VecDeque,
-    path::Path,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::Context as _;
 
-use crate::{mesh::target_profile_dir, python};
+use crate::{
+    mesh::{Mesh, repository, target_profile_dir},
+    python,
+};
+
+/// Where the commands of documents are run: a folder as the top of the repository is when `make up` has run, and a mesh whose
+/// addresses are others than the sample's.
+pub struct Place {
+    folder: PathBuf,
+    data: PathBuf,
+    /// By port, as documents have it.
+    addresses: Vec<(u16, String)>,
+}
+
+impl Place {
+    /// Beside a mesh. `sidecars` are the addresses that documents have for those of its own.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn of(mesh: &Mesh, sidecars: &[(u16, SocketAddr)]) -> anyhow::Result<Self> {
+        let folder = mesh.scratch().join("guide");
+        fs::create_dir_all(&folder)?;
+        symlink(mesh.data_dir(), folder.join(".tenon"))?;
+        symlink(repository().join("proto"), folder.join("proto"))?;
+        let control_plane = mesh.mesh_file()?["controlPlane"].clone();
+        let control_plane =
+            [(15010, "identity"), (15011, "keyRepository"), (15020, "tcs"), (15030, "policy"), (15080, "dashboard")]
+                .into_iter()
+                .filter_map(|(port, name)| Some((port, control_plane[name].as_str()?.to_owned())));
+        let sidecars = sidecars.iter().map(|(port, address)| (*port, address.to_string()));
+        Ok(Self { folder, data: mesh.data_dir(), addresses: control_plane.chain(sidecars).collect() })
+    }
+
+    /// Runs all blocks of shell of a document, in their order; how many commands there are.
+    ///
+    /// # Errors
+    /// The document cannot be read, or a command not be started.
+    ///
+    /// # Panics
+    /// A command prints something else than the document says, or ends otherwise.
+    pub fn run(&self, document: &str) -> anyhow::Result<usize> {
+        let text = fs::read_to_string(repository().join(document))?;
+        let mut commands = 0;
+        for block in blocks(&text).iter().filter(|block| block.language == "sh") {
+            let shell = Shell::read(block, |line| self.local(line))?;
+            commands += shell.commands;
+            shell.run(&self.folder, &self.data, &format!("line {} of {document}", block.line))?;
+        }
+        Ok(commands)
+    }
+
+    /// A line of a document with the addresses and the trust domain of the mesh. In one pass: an address of the test may look
+    /// like one of the document.
+    fn local(&self, line: &str) -> String {
+        let mut parts = line.split("127.0.0.1:");
+        let mut local = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let digits = part.find(|it: char| !it.is_ascii_digit()).unwrap_or(part.len());
+            let (port, rest) = part.split_at(digits);
+            let known = self.addresses.iter().find(|(shown, _)| port.parse() == Ok(*shown));
+            match known {
+                Some((_, address)) => local += address,
+                None => local += &format!("127.0.0.1:{port}"),
+            }
+            local += rest;
+        }
+        local.replace("demo.example", "test.example").replace("target/release/tenon", "tenon")
+    }
+}
 
 /// What stands between fences.
 pub struct Block<'a> {
@@ -67,15 +140,22 @@ impl Shell {
         let mut shell = Self { script: String::new(), commands: 0, expected: VecDeque::new(), exit: 0 };
         // A line that ends in a backslash goes on with the next.
         let mut goes_on = false;
+        // Nothing is shown that the last command printed.
+        let mut silent = false;
         for line in block.text.lines() {
             if let Some(command) = line.strip_prefix("$ ").or(goes_on.then_some(line)) {
+                if silent && !goes_on && !command.contains("$?") {
+                    shell.script += "[ $? = 0 ] || exit 90\n";
+                }
+                silent = true;
                 shell.script += &(local(command) + "\n");
                 shell.commands += usize::from(!goes_on);
-                goes_on = command.ends_with('\\');
+                goes_on = command.ends_with(['\\', '|']);
             } else if let Some(code) = line.strip_prefix("# exit ") {
                 shell.exit = code.parse().context("an exit code")?;
-            } else if !line.is_empty() {
+            } else if !line.is_empty() && !line.starts_with("# ") {
                 shell.expected.push_back(local(line));
+                silent = false;
             }
         }
         Ok(shell)
@@ -93,15 +173,14 @@ impl Shell {
         let programs = [target_profile_dir()?, installed.parent().context("a program lies in a folder")?.to_owned()];
         let path = std::env::join_paths(programs.into_iter().chain(std::env::split_paths(&std::env::var("PATH")?)))?;
         let output = Command::new("sh")
-            .args(["-c", &self.script])
+            .args(["-c", &format!("exec 2>&1\n{}", self.script)])
             .current_dir(folder)
             .env("PATH", path)
             .env("TENON_DATA", data)
             .stdin(Stdio::null())
             .output()?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let told = || format!("{place}:\n{}{printed}{errors}", self.script);
+        let told = || format!("{place}:\n{}{printed}", self.script);
         assert_eq!(output.status.code(), Some(self.exit), "{}", told());
         for line in printed.lines() {
             if self.expected.front().is_some_and(|pattern| matches(pattern, line)) {
@@ -143,10 +222,13 @@ mod tests {
     }
 
     #[test]
-    fn a_command_goes_on_after_a_backslash() {
-        let document = "```sh\n$ one \\\n  two 1\n$ three\nprinted\n# exit 1\n```\n";
+    fn a_command_goes_on_after_a_backslash_and_after_a_bar() {
+        let document = "```sh\n$ one \\\n  two 1\n# then\n$ three |\n  four\nprinted\n# exit 1\n```\n";
         let shell = Shell::read(&blocks(document)[0], |line| line.replace('1', "2")).unwrap();
-        assert_eq!((shell.script.as_str(), shell.commands, shell.exit), ("one \\\n  two 2\nthree\n", 2, 1));
+        assert_eq!(
+            (shell.script.as_str(), shell.commands, shell.exit),
+            ("one \\\n  two 2\n[ $? = 0 ] || exit 90\nthree |\n  four\n", 2, 1)
+        );
         assert_eq!(shell.expected, ["printed"]);
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use integration::{
-    guide::{Shell, blocks},
-    mesh::{Mesh, Plan, SOON, binary, eventually, repository, signal},
+    guide::Place,
+    mesh::{Mesh, Plan, SOON, binary, eventually, signal},
 };
 use redb::{Database, ReadableTable as _, TableDefinition};
 use rustix::process::Signal;
@@ -236,13 +236,7 @@ fn every_command_of_the_document_does_what_it_says() -> anyhow::Result<()> {
     let mesh = mesh();
     mesh.tenon_ok(&["tenants", "suspend", "acme"])?;
     recorded(&mesh, "Tenants/Suspend", "acme", "done");
-    let document = fs::read_to_string(repository().join("docs/audit.md"))?;
-    let mut commands = 0;
-    for block in blocks(&document).iter().filter(|block| block.language == "sh") {
-        let shell = Shell::read(block, str::to_owned)?;
-        commands += shell.commands;
-        shell.run(mesh.scratch(), &mesh.data_dir(), &format!("line {} of docs/audit.md", block.line))?;
-    }
+    let commands = Place::of(&mesh, &[])?.run("docs/audit.md")?;
     assert_eq!(commands, 5);
     Ok(())
 }
