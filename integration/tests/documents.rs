@@ -129,6 +129,15 @@ fn the_commands_of_transaction_tokens_do_what_they_say() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends the calls, whatever the commands did.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn what_is_watched_comes_as_the_documents_show_it() -> anyhow::Result<()> {
     let mesh = started(Plan::demo()?)?;
@@ -141,11 +150,10 @@ fn what_is_watched_comes_as_the_documents_show_it() -> anyhow::Result<()> {
                 thread::park_timeout(Duration::from_millis(50));
             }
         });
-        let commands = place.run("docs/tap.md");
-        done.store(true, Ordering::SeqCst);
-        commands
+        let _ended = Ended(&done);
+        place.run("docs/tap.md")
     })?;
-    assert_eq!(commands, 1);
+    assert_eq!(commands, 2);
     Ok(())
 }
 

@@ -153,6 +153,52 @@ async fn a_call_whose_tenant_was_named_by_host_is_watched_by_the_tenants_id_on_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_calls_most_is_told_by_tenant_and_by_method_with_what_was_refused() {
+    let mesh = mesh();
+    let mut media = wiki(&mesh).await;
+    let top = |args: &[&str]| {
+        let mut command = Command::new(binary("tenon").expect("built"));
+        command.args(["top", "--rounds", "1", "--every", "4s", "-o", "json"]).args(args);
+        command.arg("--data").arg(mesh.data_dir());
+        tokio::task::spawn_blocking(move || command.output().expect("it runs"))
+    };
+    let (by_tenant, by_method) = (top(&["--by", "tenant"]), top(&["--by", "method", "--tenant", "acme"]));
+    while !by_tenant.is_finished() || !by_method.is_finished() {
+        for tenant in ["acme", "acme", "acme", "globex"] {
+            assert_eq!(outcome(&list(&mut media, tenant).await), "ALLOWED");
+        }
+        let delete = with_headers(&[("x-tenant-id", "acme")], DeleteRequest { id: "no-such-file".into() });
+        assert!(media.delete(delete).await.is_err(), "no rule allows it");
+        tokio::time::sleep(AGAIN).await;
+    }
+    let told = |output: Output| -> Value {
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let (by_tenant, by_method) = (told(by_tenant.await.expect("it ends")), told(by_method.await.expect("it ends")));
+    assert_eq!(by_tenant["sidecars"], 4, "{by_tenant:#}");
+    let number = |line: &Value, name: &str| line[name].as_f64().unwrap_or_else(|| panic!("{name} of {line}"));
+    let keys = |told: &Value, by: &str| -> Vec<String> {
+        told["lines"]
+            .as_array()
+            .expect("lines")
+            .iter()
+            .map(|line| line[by].as_str().expect("a key").to_owned())
+            .collect()
+    };
+    assert_eq!(keys(&by_tenant, "tenant"), ["acme", "globex"], "{by_tenant:#}");
+    assert_eq!(keys(&by_method, "method"), ["/media.v1.Media/List", "/media.v1.Media/Delete"], "{by_method:#}");
+    let [acme, globex] = [0, 1].map(|index| by_tenant["lines"][index].clone());
+    // Of five calls four are acme's, one of them refused; the first and the last round may be cut.
+    let share = number(&acme, "callsPerSecond") / number(&globex, "callsPerSecond");
+    assert!((3.0..5.5).contains(&share), "{by_tenant:#}");
+    assert!(number(&acme, "refusedPerSecond") > 0.0 && number(&globex, "refusedPerSecond") == 0.0, "{by_tenant:#}");
+    let [list, delete] = [0, 1].map(|index| by_method["lines"][index].clone());
+    assert!(number(&list, "p99Microseconds") >= number(&list, "p50Microseconds"), "{by_method:#}");
+    assert_eq!(delete["refusedPerSecond"], delete["callsPerSecond"], "{by_method:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn viewers_may_not_watch_and_operators_see_no_values_of_their_choice() {
     let mesh = mesh();
     for (role, more, problem) in [

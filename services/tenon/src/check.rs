@@ -96,6 +96,9 @@ pub async fn run(args: cli::Check) -> Result<Answer, Failure> {
             _ = tokio::signal::ctrl_c() => return Ok((failed == 0).into()),
         };
         failed = tell(&mut out, &findings, true)?;
+        if out.is_closed() {
+            return Ok((failed == 0).into());
+        }
         tokio::select! {
             () = sleep(pause) => {}
             _ = tokio::signal::ctrl_c() => return Ok((failed == 0).into()),

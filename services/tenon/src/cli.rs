@@ -11,6 +11,7 @@ mod rotate;
 mod tap;
 mod tcs;
 mod tenants;
+mod top;
 mod txn_token;
 
 use std::path::PathBuf;
@@ -32,6 +33,7 @@ pub use self::rotate::{Rotate, RotateArgs, RotateRoot};
 pub use self::tap::Tap;
 pub use self::tcs::{Backup, BackupKey, Restore, VerifyBackup, When};
 pub use self::tenants::{GetTenant, LifecycleEventArgs, Watch};
+pub use self::top::{By, Top};
 pub use self::txn_token::TxnToken;
 
 /// The `tenon` command line.
@@ -69,6 +71,7 @@ pub enum Command {
     Asap(Asap),
     Explain(ExplainRequest),
     Tap(Tap),
+    Top(Top),
     Dashboard(Dashboard),
     #[command(subcommand)]
     Audit(Audit),

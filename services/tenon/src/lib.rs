@@ -24,6 +24,7 @@ mod spawn_child;
 mod tap;
 mod tcs;
 mod tenants;
+mod top;
 mod up;
 
 use std::{
@@ -101,6 +102,7 @@ fn run(command: Command) -> Result<Answer, Failure> {
         Command::Asap(command) => block_on(asap::run(command)),
         Command::Explain(args) => block_on(policy::explain_request(args)),
         Command::Tap(args) => block_on(tap::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
         Command::Dashboard(args) => block_on(dashboard::run(args)),
         Command::Audit(command) => block_on(audit::run(command)),
         Command::Check(args) => block_on(check::run(args)),

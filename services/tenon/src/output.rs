@@ -23,6 +23,8 @@ pub struct Output {
     format: Format,
     terminal: bool,
     colour: bool,
+    /// Nobody reads any more.
+    closed: bool,
     out: Box<dyn Write + Send>,
 }
 
@@ -31,12 +33,18 @@ impl Output {
     pub fn stdout(format: Format) -> Self {
         let terminal = io::stdout().is_terminal();
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { format, terminal, colour: terminal && !no_color, out: Box::new(io::BufWriter::new(io::stdout())) }
+        Self {
+            format,
+            terminal,
+            colour: terminal && !no_color,
+            closed: false,
+            out: Box::new(io::BufWriter::new(io::stdout())),
+        }
     }
 
     /// Output into anything, as to a pipe.
     pub fn piped(format: Format, out: impl Write + Send + 'static) -> Self {
-        Self { format, terminal: false, colour: false, out: Box::new(out) }
+        Self { format, terminal: false, colour: false, closed: false, out: Box::new(out) }
     }
 
     /// Whether JSON was asked for.
@@ -56,7 +64,8 @@ impl Output {
 
     /// One line of text. A closed pipe is not an error: whoever reads has seen enough.
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
-        written(writeln!(self.out, "{text}"))
+        let written = writeln!(self.out, "{text}");
+        self.written(written)
     }
 
     /// A value as indented JSON.
@@ -69,32 +78,41 @@ impl Output {
     /// Makes room for the next of several pictures: on a terminal the last one goes.
     pub fn clear(&mut self) -> Result<(), Failure> {
         let text = if self.terminal { "\u{1b}[H\u{1b}[2J\u{1b}[3J" } else { "\n" };
-        written(self.out.write_all(text.as_bytes()))
+        let written = self.out.write_all(text.as_bytes());
+        self.written(written)
     }
 
     /// Rows under a header; columns are as wide as they must be.
     pub fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let text = if self.terminal { drawn(header, rows, self.colour) } else { aligned(header, rows) };
-        written(self.out.write_all(text.as_bytes()))
+        let written = self.out.write_all(text.as_bytes());
+        self.written(written)
     }
 
     /// Without format or terminal: bytes as they are, for parts of a longer document.
     pub fn raw(&mut self, text: &str) -> Result<(), Failure> {
-        written(self.out.write_all(text.as_bytes()))
+        let written = self.out.write_all(text.as_bytes());
+        self.written(written)
     }
 
     /// Hands everything to the operating system; the command's last act.
     pub fn flush(&mut self) -> Result<(), Failure> {
-        written(self.out.flush())
+        let written = self.out.flush();
+        self.written(written)
     }
-}
 
-fn written(result: io::Result<()>) -> Result<(), Failure> {
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("cannot write to standard output: {error}")))
+    /// Whether nobody reads any more, so that a command that goes on for ever ends.
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn written(&mut self, result: io::Result<()>) -> Result<(), Failure> {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.closed = true,
+            Err(error) => return Err(Failure::new(format!("cannot write to standard output: {error}"))),
+            Ok(()) => {}
         }
-        _ => Ok(()),
+        Ok(())
     }
 }
 
