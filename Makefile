@@ -8,11 +8,13 @@ REQUIREMENTS := integration/tests/python/requirements.txt
 NODE := target/node
 NODE_FILES := $(addprefix integration/tests/node/,package.json package-lock.json)
 ENVOY := target/envoy
+DIST := target/dist
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 PEER := target/peers/debug/asap-peer
 PEER_CRATE := integration/peers/asap-crate
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-release test-long lint bench bench-tcs bench-policy bench-mesh doc ci deps nats promtool openssl chromium
+.PHONY: help demo up test test-release test-long lint release bench bench-tcs bench-policy bench-mesh doc ci deps nats promtool openssl chromium systemd curl
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +44,18 @@ lint: ## Formatting and lints; warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
+release: $(VENV)/installed ## Static binaries in target/dist, each with its bill of materials, and their checksums
+	@# A target that is named: procedural macros are not linked statically then.
+	RUSTFLAGS='-C target-feature=+crt-static' TENON_PLAIN_LINK=1 \
+	  $(CARGO) build --locked --profile bench --target $(HOST) --target-dir target/static -p tenon -p tenon-sidecar
+	rm -rf $(DIST) && mkdir -p $(DIST)
+	for binary in tenon tenon-sidecar; do \
+	  strip -o $(DIST)/$$binary target/static/$(HOST)/release/$$binary && \
+	  $(CARGO) metadata --format-version 1 --locked --filter-platform $(HOST) | \
+	    $(VENV)/bin/python mesh-config/release/sbom.py $$binary Cargo.lock > $(DIST)/$$binary.cdx.json || exit 1; \
+	done
+	cd $(DIST) && sha256sum tenon* > SHA256SUMS
+
 bench: ## Time a decision, a look-up, a token, RS256 beside the crate asap, issuing
 	$(CARGO) bench -p sidecar-core -p mesh-asap -p replica -p mesh-identity -p identity --bench decisions --bench token --bench lookup --bench repository --bench issue
 	$(CARGO) run --release --manifest-path integration/peers/asap-bench/Cargo.toml --target-dir target/peers
@@ -65,7 +79,25 @@ doc: ## Build the API documentation; warnings are errors
 ci: ## What .ci/run does
 	./.ci/run
 
-deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl chromium ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, chromium, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
+deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl chromium systemd curl ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, chromium, systemd-analyze, curl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
+
+# Reads the units; it does not have to run.
+systemd:
+	@command -v systemd-analyze >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends systemd; \
+	  else \
+	    echo "the tests need systemd-analyze: install the package systemd, then run make again" >&2; exit 1; \
+	  fi; }
+
+# With which documents ask the key repository.
+curl:
+	@command -v curl >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && apt-get install -y --no-install-recommends curl; \
+	  else \
+	    echo "the tests need curl: install the package curl, then run make again" >&2; exit 1; \
+	  fi; }
 
 # Clicks through the dashboard.
 chromium:

@@ -45,6 +45,15 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     ("docs/life-cycle.md", "tenon-sidecar wait", "integration/tests/documents.rs", "[\"wait\", \"--admin\""),
     ("docs/life-cycle.md", "--take-over", "integration/src/by_hand.rs", "--take-over"),
     ("docs/outside-clients.md", "grpcurl -cacert", "integration/tests/external_clients.rs", "grpcurl"),
+    ("docs/production.md", "tenon up -f mesh-config/first", "integration/tests/packages.rs", "\"up\", \"-f\""),
+    (
+        "docs/production.md",
+        "systemctl enable --now tenon-identity",
+        "integration/tests/packages.rs",
+        "\"join-token\", \"--service\"",
+    ),
+    // Are root's, and put files where they belong.
+    ("docs/production.md", "install -m 755", "", ""),
     ("docs/workload-api.md", "--workload-api unix:", "integration/tests/workload_api.rs", "--workload-api"),
     ("docs/workload-api.md", "--serve-workload-api", "integration/tests/workload_api.rs", "--serve-workload-api"),
     // Needs a cluster.
@@ -191,6 +200,7 @@ fn documents() -> anyhow::Result<Vec<(String, String)>> {
 }
 
 const PROGRAMS: &[&str] = &[
+    "install",
     "tenon",
     "tenon-sidecar",
     "grpcurl",
@@ -205,7 +215,9 @@ const PROGRAMS: &[&str] = &[
 
 fn is_command(line: &str) -> bool {
     let line = line.strip_prefix("$ ").unwrap_or(line);
-    line.split_whitespace().next().is_some_and(|program| PROGRAMS.contains(&program))
+    let mut words =
+        line.split_whitespace().skip_while(|word| word.starts_with("TENON_") || word.starts_with("SPIFFE_"));
+    words.next().is_some_and(|program| PROGRAMS.contains(&program))
 }
 
 #[test]
