@@ -8,14 +8,16 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use integration::{
     by_hand::POLICY,
-    calls::http_get,
-    mesh::{Plan, repository},
+    calls::{channel, for_tenant, http_get, outcome},
+    mesh::{Plan, SOON, repository},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use tenon_proto::media::v1::{DeleteRequest, ListRequest, media_client::MediaClient};
 
 fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -117,6 +119,49 @@ async fn every_process_of_a_mesh_shows_what_is_documented_and_promtool_finds_not
     let elsewhere = |name: &&str| name.starts_with("tenon_tenant_cache_") || *name == "tenon_replica_parent_connected";
     let missing: Vec<_> = missing.into_iter().filter(|name| !elsewhere(name)).collect();
     assert_eq!(missing, Vec::<&str>::new(), "listed in docs/telemetry.md, and shown by nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_counted_once_by_who_called_whom_and_what() {
+    let mesh = tokio::task::spawn_blocking(|| Plan::demo().expect("a plan").start().expect("a mesh"));
+    let mesh = mesh.await.expect("it starts");
+    let product = json!({"state": "ACTIVE", "shard": {"cluster": "c1", "database": "media-1", "schema": "main"}});
+    let tenant = json!({"tenantId": "acme", "status": "ACTIVE", "region": "us-east", "products": {"media": product}});
+    mesh.import(&[tenant]).expect("imported");
+    let wiki = channel(mesh.outbound("wiki", "us-east"), "media").await.expect("the sidecar answers");
+    let mut media = MediaClient::new(wiki);
+    let (mut allowed, mut refused) = (0_u32, 0_u32);
+    let end = Instant::now() + SOON;
+    while allowed < 5 {
+        match outcome(&media.list(for_tenant("acme", ListRequest {})).await).as_str() {
+            "ALLOWED" => allowed += 1,
+            _ => assert!(Instant::now() < end, "the tenant never arrives"),
+        }
+        refused += 1;
+        let delete = for_tenant("acme", DeleteRequest { id: "no-such-file".into() });
+        assert_eq!(outcome(&media.delete(delete).await), "PATH_NOT_ALLOWED");
+    }
+    let admins = [mesh.admin("media", "us-east"), mesh.admin("wiki", "us-east"), mesh.admin("media", "eu-west")];
+    let wanted = [
+        (r#"caller="wiki",callee="media",method="/media.v1.Media/List",decision="allowed",reason="""#, allowed),
+        (r#"caller="wiki",callee="media",method="other",decision="refused",reason="PATH_NOT_ALLOWED""#, refused),
+    ];
+    loop {
+        let mut counts = [0.0; 2];
+        for admin in admins {
+            let text = http_get(admin, "/metrics").await.expect("metrics");
+            for (count, (labels, _)) in counts.iter_mut().zip(wanted) {
+                let line = format!("tenon_flow_calls_total{{{labels}}} ");
+                let value = text.lines().find_map(|it| it.strip_prefix(&line)?.parse::<f64>().ok());
+                *count += value.unwrap_or_default();
+            }
+        }
+        if counts == wanted.map(|(_, calls)| f64::from(calls)) {
+            break;
+        }
+        assert!(Instant::now() < end, "{counts:?} of {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[test]

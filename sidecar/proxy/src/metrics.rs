@@ -22,6 +22,7 @@ use crate::limits::LimitGauges;
 
 mod closed;
 mod endpoints;
+mod flows;
 mod limits;
 mod lookups;
 mod membership;

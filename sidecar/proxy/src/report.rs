@@ -309,8 +309,10 @@ impl Book {
         let mut refused = 0;
         let lost = self.ledgers.take_flows(|flow, calls| {
             refused += usize::from(matches!(flow.decision, Decision::Refused(_)));
+            self.counters.flows().add(flow, calls);
             self.backlog.add(flow, calls);
         });
+        self.counters.flows().lost(lost);
         self.counters.lost(lost);
         self.read_at = Instant::now();
         self.soon = if refused > FLOOD { EVERY } else { SOON };

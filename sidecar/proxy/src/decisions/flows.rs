@@ -123,6 +123,16 @@ impl Flows {
         true
     }
 
+    /// Calls that fitted nowhere.
+    pub const fn beyond(&self) -> u64 {
+        self.lost
+    }
+
+    /// What is counted, and stays so.
+    pub fn each(&self, mut each: impl FnMut(Flow<'_>, u64)) {
+        self.counts.iter().for_each(|(flow, count)| each(flow.flow(), count.calls));
+    }
+
     /// Hands out what was counted since the last time, and the calls that fitted nowhere. Flows stay known for a while.
     pub fn take(&mut self, mut each: impl FnMut(Flow<'_>, u64)) -> u64 {
         let crowded = self.counts.len() > self.most / 2;

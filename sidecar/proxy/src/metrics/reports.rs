@@ -13,7 +13,7 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use super::NO_LABELS;
+use super::{NO_LABELS, flows::FlowCounts};
 
 /// Counters of the reporter.
 #[derive(Debug, Default)]
@@ -23,6 +23,7 @@ pub struct Reports {
     lost: AtomicU64,
     waiting: AtomicU64,
     registered: AtomicBool,
+    flows: FlowCounts,
 }
 
 impl Reports {
@@ -37,7 +38,12 @@ impl Reports {
         self.reported.fetch_add(u64::try_from(flows).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// So many calls fitted into no flow.
+    /// Who calls what.
+    pub const fn flows(&self) -> &FlowCounts {
+        &self.flows
+    }
+
+    /// So many calls fitted into no flow that is reported.
     pub fn lost(&self, calls: u64) {
         self.lost.fetch_add(calls, Relaxed);
     }
@@ -68,6 +74,7 @@ impl Reports {
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>, remembered: usize) -> fmt::Result {
+        self.flows.encode(encoder)?;
         let help = "1 while flows are reported to a policy service";
         let mut connected = encoder.encode_descriptor("tenon_flow_reports_connected", help, None, MetricType::Gauge)?;
         ConstGauge::new(u64::from(self.is_connected())).encode(connected.encode_family(&NO_LABELS)?)?;
