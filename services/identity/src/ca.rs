@@ -55,6 +55,8 @@ pub struct Ca {
 struct Current {
     state: State,
     bundle: TrustBundle,
+    /// The last second of the root that signs, in Unix time.
+    root_ends: u64,
     /// Certificate of the issuing CA.
     issuing: CertificateDer<'static>,
     /// Its name and key.
@@ -149,6 +151,11 @@ impl Ca {
     /// The last second of the issuing CA that signs, in Unix time.
     pub(crate) fn issuing_ends(&self) -> u64 {
         self.current.load().state.signing().not_after
+    }
+
+    /// The last second of the root that signs, in Unix time.
+    pub(crate) fn root_ends(&self) -> u64 {
+        self.current.load().root_ends
     }
 
     /// How far the rotation of the root is.

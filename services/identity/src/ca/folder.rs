@@ -66,10 +66,10 @@ impl Folder {
                 Some(state) => state,
                 None => self.begin(&root.certificate, now)?,
             };
-            let bundle = self.bundle(&state)?;
+            let (bundle, root_ends) = self.bundle(&state)?;
             match self.issuer(&state) {
                 Ok(_) if now > state.signing().not_after => self.replace_issuing(state, now),
-                Ok((issuing, issuer)) => Ok(Current { state, bundle, issuing, issuer }),
+                Ok((issuing, issuer)) => Ok(Current { state, bundle, root_ends, issuing, issuer }),
                 Err(error @ (CaError::File { .. } | CaError::Crypto)) => Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "the issuing CA cannot be used: a new one is made");
@@ -88,9 +88,9 @@ impl Folder {
     }
 
     pub(super) fn load_state(&self, state: State) -> Result<Current, CaError> {
-        let bundle = self.bundle(&state)?;
+        let (bundle, root_ends) = self.bundle(&state)?;
         let (issuing, issuer) = self.issuer(&state)?;
-        Ok(Current { state, bundle, issuing, issuer })
+        Ok(Current { state, bundle, root_ends, issuing, issuer })
     }
 
     /// `state` as it shall be next, and room for its files.
@@ -146,12 +146,18 @@ impl Folder {
         Ok(current)
     }
 
-    fn bundle(&self, state: &State) -> Result<TrustBundle, CaError> {
+    /// And the last second of the root that signs.
+    fn bundle(&self, state: &State) -> Result<(TrustBundle, u64), CaError> {
         let mut roots = Vec::with_capacity(state.roots.len());
+        let mut ends = 0;
         for Root { name, sha256 } in &state.roots {
             let pair = self.files.pair(name);
             let (certificate, _) = pair.read()?;
-            roots.push(self.certificate(&pair, &certificate, sha256)?);
+            let (certificate, facts) = self.certificate(&pair, &certificate, sha256)?;
+            if *name == state.active {
+                ends = facts.not_after;
+            }
+            roots.push(certificate);
         }
         let issuing = sha256_of(&state.signing().sha256);
         let rotation = Rotation {
@@ -159,14 +165,14 @@ impl Folder {
             issuing_authority: issuing,
             rekey_created_before: state.rekey_created_before,
         };
-        Ok(TrustBundle::new(self.trust_domain.clone(), roots)?.with_rotation(rotation))
+        Ok((TrustBundle::new(self.trust_domain.clone(), roots)?.with_rotation(rotation), ends))
     }
 
     fn issuer(&self, state: &State) -> Result<(CertificateDer<'static>, Issuer<'static, KeyPair>), CaError> {
         let Issuing { name, sha256, .. } = state.signing();
         let pair = self.files.pair(name);
         let (certificate, key) = pair.read()?;
-        let certificate = self.certificate(&pair, &certificate, sha256)?;
+        let (certificate, _) = self.certificate(&pair, &certificate, sha256)?;
         let key = self.key(&pair, &certificate, &key)?.0;
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(CaError::Sign)?;
         Ok((certificate, issuer))
@@ -181,11 +187,11 @@ impl Folder {
     }
 
     /// The certificate that `ca.json` means.
-    fn certificate(&self, pair: &Pair, pem: &str, expected: &str) -> Result<CertificateDer<'static>, CaError> {
+    fn certificate(&self, pair: &Pair, pem: &str, expected: &str) -> Result<(CertificateDer<'static>, Facts), CaError> {
         let certificate = certificates::read_certificate(&pair.certificate, pem)?;
-        certificates::check_authority(&pair.certificate, &certificate, &self.trust_domain)?;
+        let facts = certificates::check_authority(&pair.certificate, &certificate, &self.trust_domain)?;
         if hex(&sha256(&certificate)) == expected {
-            return Ok(certificate);
+            return Ok((certificate, facts));
         }
         let what = "not the certificate that ca.json names: put back the files that belong together";
         Err(CaError::Content { path: pair.certificate.clone(), what })
