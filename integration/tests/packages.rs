@@ -378,15 +378,7 @@ fn the_policy_in_the_manifests_is_one_and_its_tests_pass() -> anyhow::Result<()>
 #[test]
 fn the_bill_of_materials_names_what_is_linked_and_is_the_same_each_time() -> anyhow::Result<()> {
     let metadata = Command::new(env!("CARGO"))
-        .args([
-            "metadata",
-            "--format-version",
-            "1",
-            "--locked",
-            "--offline",
-            "--filter-platform",
-            "x86_64-unknown-linux-gnu",
-        ])
+        .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"])
         .current_dir(repository())
         .output()?;
     assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
