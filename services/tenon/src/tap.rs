@@ -9,7 +9,7 @@ use std::{
 
 use mesh_telemetry::code_name;
 use policy::json;
-use tenon_proto::policy::v1::{TapFilter, TapRequest, TappedCall, tapped_call::Outcome};
+use tenon_proto::policy::v1::{TapRequest, TappedCall, tapped_call::Outcome};
 use tokio::time::{Instant, sleep_until};
 
 use self::feed::{Feed, Heard};
@@ -32,7 +32,9 @@ pub async fn run(args: Tap) -> Result<Answer, Failure> {
     let over = Instant::now() + args.time.unwrap_or(FOR_EVER);
     let mut left = args.count;
     let shown = Shown { headers: args.headers || !args.header.is_empty(), out: Output::stdout(args.output.output) };
-    let mut feed = Feed::begin(Mesh::find(&args.mesh.data)?, &request(&args));
+    let filter = args.filter.filter(args.both_sides);
+    let request = TapRequest { filter: Some(filter), rate: args.rate, headers: args.header.clone() };
+    let mut feed = Feed::begin(Mesh::find(&args.mesh.data)?, &request);
     let mut sidecars = None;
     loop {
         let heard = tokio::select! {
@@ -63,19 +65,6 @@ pub async fn run(args: Tap) -> Result<Answer, Failure> {
         }
     }
     Ok(left.is_none_or(|left| left == 0).into())
-}
-
-fn request(args: &Tap) -> TapRequest {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let filter = TapFilter {
-        service: text(&args.service),
-        caller: text(&args.caller),
-        tenant: text(&args.tenant),
-        path: text(&args.path),
-        refused: args.refused,
-        both_sides: args.both_sides,
-    };
-    TapRequest { filter: Some(filter), rate: args.rate, headers: args.header.clone() }
 }
 
 /// How calls are printed.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tenon_proto::policy::v1::{TapFilter, TapRequest, TappedCall, tapped_call::Outcome};
+use tenon_proto::policy::v1::{TapRequest, TappedCall, tapped_call::Outcome};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use crate::{
@@ -32,16 +32,7 @@ const OFTEN: Duration = Duration::from_secs(1);
 /// # Errors
 /// No mesh, no policy service that answers to begin with, a filter that it does not take, or no output that can be written to.
 pub async fn run(args: Top) -> Result<Answer, Failure> {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let filter = TapFilter {
-        service: text(&args.service),
-        caller: text(&args.caller),
-        tenant: text(&args.tenant),
-        path: text(&args.path),
-        refused: args.refused,
-        both_sides: false,
-    };
-    let request = TapRequest { filter: Some(filter), rate: RATE, headers: Vec::new() };
+    let request = TapRequest { filter: Some(args.filter.filter(false)), rate: RATE, headers: Vec::new() };
     let mut feed = Feed::begin(Mesh::find(&args.mesh.data)?, &request);
     let mut out = Output::stdout(args.output.output);
     let mut seen = Seen::new(Instant::now());

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use tenon_proto::policy::v1::TapFilter;
 
 use super::{MeshArgs, OutputArgs, policy_mesh::span};
 
@@ -14,21 +15,8 @@ use super::{MeshArgs, OutputArgs, policy_mesh::span};
     after_help = "Examples:\n  tenon tap                                        every call, 100 a second at most\n  tenon tap --tenant acme --refused                what acme is refused, and why\n  tenon tap --service media --path '/media.v1.*'   with quotes, or the shell takes the star\n  tenon tap --service media --count 1 --for 10s    exits 1 when no call comes within 10 s\n  tenon tap -o json | jq .headers                  an object a line\n\n`tenon explain REQUEST_ID` says more about one that was refused."
 )]
 pub struct Tap {
-    /// Only calls of this service, by its name.
-    #[arg(long, value_name = "CALLEE")]
-    pub service: Option<String>,
-    /// Only calls by this service.
-    #[arg(long, value_name = "CALLER")]
-    pub caller: Option<String>,
-    /// Only calls for this tenant, by its id.
-    #[arg(long, value_name = "ID")]
-    pub tenant: Option<String>,
-    /// Only calls of this path; with `*` at its end, of all that begin so.
-    #[arg(long, value_name = "PATH")]
-    pub path: Option<String>,
-    /// Only calls that a sidecar refused.
-    #[arg(long)]
-    pub refused: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
     /// Also as the caller's sidecar sees them: then most calls are told twice.
     #[arg(long)]
     pub both_sides: bool,
@@ -51,4 +39,39 @@ pub struct Tap {
     pub mesh: MeshArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Which calls are looked at.
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// Only calls of this service, by its name.
+    #[arg(long, value_name = "CALLEE")]
+    pub service: Option<String>,
+    /// Only calls by this service.
+    #[arg(long, value_name = "CALLER")]
+    pub caller: Option<String>,
+    /// Only calls for this tenant, by its id.
+    #[arg(long, value_name = "ID")]
+    pub tenant: Option<String>,
+    /// Only calls of this path; with `*` at its end, of all that begin so.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// Only calls that a sidecar refused.
+    #[arg(long)]
+    pub refused: bool,
+}
+
+impl FilterArgs {
+    /// As the policy service is told.
+    pub fn filter(&self, both_sides: bool) -> TapFilter {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        TapFilter {
+            service: text(&self.service),
+            caller: text(&self.caller),
+            tenant: text(&self.tenant),
+            path: text(&self.path),
+            refused: self.refused,
+            both_sides,
+        }
+    }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{MeshArgs, OutputArgs, policy_mesh::span};
+use super::{MeshArgs, OutputArgs, policy_mesh::span, tap::FilterArgs};
 
 /// Show who calls most: rates, refusals and times of the running mesh, in a table that is drawn anew all the time.
 ///
@@ -17,21 +17,8 @@ pub struct Top {
     /// What a line of the table is.
     #[arg(long, value_enum, default_value = "service")]
     pub by: By,
-    /// Only calls of this service, by its name.
-    #[arg(long, value_name = "CALLEE")]
-    pub service: Option<String>,
-    /// Only calls by this service.
-    #[arg(long, value_name = "CALLER")]
-    pub caller: Option<String>,
-    /// Only calls for this tenant, by its id.
-    #[arg(long, value_name = "ID")]
-    pub tenant: Option<String>,
-    /// Only calls of this path; with `*` at its end, of all that begin so.
-    #[arg(long, value_name = "PATH")]
-    pub path: Option<String>,
-    /// Only calls that a sidecar refused.
-    #[arg(long)]
-    pub refused: bool,
+    #[command(flatten)]
+    pub filter: FilterArgs,
     /// Lines at most.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
     pub lines: u16,
