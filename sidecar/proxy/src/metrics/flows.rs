@@ -35,11 +35,12 @@ impl Default for FlowCounts {
 }
 
 impl FlowCounts {
-    /// More of this flow. What a caller invents takes no room: the path that no rule allows, the service that nobody defines.
+    /// More of this flow. What a caller invents takes no room: a path before a rule was found for it, a service that nobody
+    /// defines.
     pub fn add(&self, flow: Flow<'_>, calls: u64) {
         let flow = match flow.decision {
-            Decision::Refused(Reason::PathNotAllowed) => Flow { path: "", ..flow },
             Decision::Refused(Reason::ServiceUnknown) => Flow { path: "", service: "", ..flow },
+            Decision::Audited(reason) | Decision::Refused(reason) if !has_a_rule(reason) => Flow { path: "", ..flow },
             Decision::Allowed | Decision::Audited(_) | Decision::Refused(_) => flow,
         };
         self.lock().flows.add(flow, calls);
@@ -88,6 +89,11 @@ impl FlowCounts {
     }
 }
 
+/// Whether a call that is refused for this reason has found its rule before. One that is shed for lack of memory has not.
+fn has_a_rule(reason: Reason) -> bool {
+    matches!(reason.phase(), "transaction" | "freshness" | "tenant") || reason == Reason::TenantRateLimited
+}
+
 #[cfg(test)]
 mod tests {
     use prometheus_client::{collector::Collector, encoding::text::encode, registry::Registry};
@@ -133,12 +139,15 @@ mod tests {
         let counts = FlowCounts::default();
         for number in 0..5_000 {
             let path = format!("/invented/{number}");
-            counts.add(flow("wiki", &path, Decision::Refused(Reason::PathNotAllowed)), 1);
+            for reason in [Reason::PathNotAllowed, Reason::Quarantined, Reason::AsapExpired, Reason::Overloaded] {
+                counts.add(flow("wiki", &path, Decision::Refused(reason)), 1);
+            }
+            counts.add(flow("wiki", &path, Decision::Audited(Reason::PathNotAllowed)), 1);
             let unknown = Flow { service: &path, ..flow("wiki", &path, Decision::Refused(Reason::ServiceUnknown)) };
             counts.add(unknown, 1);
         }
         let text = text(counts);
-        assert_eq!(text.matches("tenon_flow_calls_total{").count(), 2, "{text}");
+        assert_eq!(text.matches("tenon_flow_calls_total{").count(), 6, "{text}");
         assert!(text.contains(r#"callee="other",method="other",decision="refused",reason="SERVICE_UNKNOWN"} 5000"#));
     }
 
