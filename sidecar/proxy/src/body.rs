@@ -10,6 +10,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
+use mesh_telemetry::Messages;
 use sidecar_core::{Reason, Refusal};
 use tokio::time::Sleep;
 
@@ -61,6 +62,7 @@ pub struct Following {
     /// The data has come to its end; trailers may follow.
     data_ended: bool,
     deadline: Option<Pin<Box<Sleep>>>,
+    messages: Messages,
     call: Call,
 }
 
@@ -100,7 +102,7 @@ impl CallBody {
         call.line.follow(answer);
         // Where nobody reads, it may never be asked for its first frame.
         call.handed_on(true);
-        let following = Following { open: true, data_ended: false, deadline, call };
+        let following = Following { open: true, data_ended: false, deadline, messages: Messages::default(), call };
         Response::from_parts(parts, Self::Following(Box::new(following)))
     }
 }
@@ -124,6 +126,9 @@ impl Following {
         match ready!(self.poll_answer(cx)) {
             Some(Ok(frame)) => {
                 // hyper does not poll a body again that has said it is at its end.
+                if let Some(data) = frame.data_ref() {
+                    self.call.answered += self.messages.pass(data);
+                }
                 if let Some(trailers) = frame.trailers_ref() {
                     self.call.finish(trailers.get("grpc-status"));
                 } else if self.call.line.is_at_its_end() {

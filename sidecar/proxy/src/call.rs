@@ -15,15 +15,16 @@ use sidecar_core::{
     balance::{Ended, Slot, is_own_fault},
     inbound,
 };
+use tonic::Code;
 use tracing::info;
 
 use crate::{
     body::CallBody,
-    decisions::{Decision, Flow, Grounds, Remembered},
+    decisions::{Decision, Ending, Flow, Grounds, Measure, Remembered},
     headers, health,
     in_flight::Serving,
     limits::Admission,
-    metrics::{Calls, Direction, Outcome},
+    metrics::{Calls, Direction, Outcome, has_a_rule},
     open::{OpenCall, OpenCalls, Place, Question},
     pool::Lease,
     refuse::{self, Revisions},
@@ -84,6 +85,10 @@ pub struct Call {
     grounds: Option<Box<Grounds>>,
     /// It was decided that it may be made.
     passed: bool,
+    /// A rule was found for its path, or its own app chose it: it is none that a stranger has invented.
+    known: bool,
+    /// Bytes of the messages of its answer so far, without their framing.
+    pub answered: u64,
     /// A refusal of it was noted.
     noted: bool,
     ended: bool,
@@ -110,6 +115,8 @@ impl Call {
             tenant: None,
             grounds: None,
             passed: false,
+            known: false,
+            answered: 0,
             noted: false,
             ended: false,
         }
@@ -136,7 +143,8 @@ impl Call {
     /// Whose call it has turned out to be, for whoever wants to know.
     pub fn is_of(&mut self, tenant: Option<&str>) {
         let live = &self.worker.live;
-        let asked = self.head.is_some() || self.span.is_some() || live.access_log.is_some();
+        let asked =
+            self.head.is_some() || self.span.is_some() || live.access_log.is_some() || live.config.tenant_metrics > 0;
         if let Some(tenant) = tenant.filter(|_| asked) {
             self.tenant = Some(tenant.into());
         }
@@ -173,7 +181,7 @@ impl Call {
         if self.direction == Direction::Inbound {
             response.headers_mut().insert(headers::REFUSED, HeaderValue::from_static(refusal.reason.as_str()));
         }
-        self.end(Outcome::Refused, Some(refusal.reason.as_str()));
+        self.end_refused(refusal.reason);
         response
     }
 
@@ -181,7 +189,7 @@ impl Call {
     pub fn refuse_open(&mut self, refusal: &Refusal) -> HeaderMap {
         let revisions = self.note(refusal);
         let trailers = refuse::trailers(refusal, self.facts(), &revisions);
-        self.end(Outcome::Refused, Some(refusal.reason.as_str()));
+        self.end_refused(refusal.reason);
         trailers
     }
 
@@ -201,6 +209,7 @@ impl Call {
     /// It was decided that the call may be made; in audit mode, in spite of what `audited` says.
     pub fn passes(&mut self, audited: Option<&Refusal>) {
         self.passed = true;
+        self.known = audited.is_none_or(|refusal| has_a_rule(refusal.reason));
         if self.direction == Direction::Inbound {
             self.count(audited.map_or(Decision::Allowed, |refusal| Decision::Audited(refusal.reason)));
         }
@@ -234,13 +243,17 @@ impl Call {
 
     /// The answer came to its end.
     pub fn finish(&mut self, status: Option<&HeaderValue>) {
-        let status = status.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        self.end(Outcome::Finished, status.as_deref());
+        let code = status.map_or(Code::Unknown, |status| Code::from_bytes(status.as_bytes()));
+        self.end(Outcome::Finished, code, status.and_then(|value| value.to_str().ok()));
     }
 
     /// The other side broke off in the middle.
     pub fn broken(&mut self, error: &dyn std::fmt::Display) {
-        self.end(Outcome::Broken, Some(&error.to_string()));
+        self.end(Outcome::Broken, Code::Unavailable, Some(&error.to_string()));
+    }
+
+    fn end_refused(&mut self, reason: Reason) {
+        self.end(Outcome::Refused, Code::from_i32(reason.code() as i32), Some(reason.as_str()));
     }
 
     fn note(&mut self, refusal: &Refusal) -> Revisions {
@@ -292,7 +305,7 @@ impl Call {
             caller: &self.facts().caller,
             service,
             path: self.facts().uri.path(),
-            decision,
+            how: decision,
         });
     }
 
@@ -322,7 +335,7 @@ impl Call {
         (policy, tenants)
     }
 
-    fn end(&mut self, outcome: Outcome, status: Option<&str>) {
+    fn end(&mut self, outcome: Outcome, code: Code, status: Option<&str>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -333,6 +346,7 @@ impl Call {
         }
         let took = self.started.elapsed();
         self.counters().ended(outcome, took);
+        self.measure(outcome, code, took);
         if let Some(slot) = &self.slot {
             slot.ended(shown_at_the_end(outcome, status), health::now());
         }
@@ -345,6 +359,26 @@ impl Call {
         }
         self.admission = None;
         (self.place, self.serving, self.slot, self.lease) = (None, None, None, None);
+    }
+
+    /// For metrics of calls by method, and of tenants.
+    fn measure(&self, outcome: Outcome, code: Code, took: Duration) {
+        let (facts, direction, ledger) = (self.facts(), self.direction, &self.worker.ledger);
+        if facts.grpc {
+            // What callers invent is told apart from nothing: a path, or of those that the app calls a service.
+            let path = if self.known && code != Code::Unimplemented { facts.uri.path() } else { "" };
+            let service = if self.passed || direction == Direction::Inbound { &*facts.service } else { "" };
+            let code = u8::try_from(code as i32).unwrap_or_default();
+            let flow = Flow { caller: &*facts.caller, service, path, how: Ending { direction, code } };
+            let traced = self.span.as_ref().map(|span| (span.trace(), mesh_identity::clock::since_epoch()));
+            let request = self.line.received.load(Ordering::Relaxed);
+            ledger.ended(flow, &Measure { took, request, response: self.answered, traced });
+        }
+        // What the app names is passed on where nobody has it: the callee decides.
+        let counts = direction == Direction::Inbound && self.worker.live.config.tenant_metrics > 0;
+        if let Some(tenant) = self.tenant.as_deref().filter(|_| counts) {
+            ledger.ended_for(tenant, outcome);
+        }
     }
 
     /// To whoever wants to know.
@@ -380,6 +414,6 @@ fn shown_at_the_end(outcome: Outcome, status: Option<&str>) -> Ended {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.end(Outcome::Cancelled, None);
+        self.end(Outcome::Cancelled, Code::Cancelled, None);
     }
 }

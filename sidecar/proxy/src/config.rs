@@ -134,6 +134,10 @@ pub struct Flags {
     /// by who calls are recorded always [default: 0]
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
     pub trace_share: Option<f64>,
+    /// Show in /metrics the calls of so many tenants, those that are called for most, and of all others together. Whoever may
+    /// read the metrics then reads which tenants these are [default: 0]
+    #[arg(long, env = "TENON_TENANT_METRICS", value_name = "N")]
+    pub tenant_metrics: Option<usize>,
     /// Forward every call without looking at who makes it and for which tenant: what the checks cost is measured by this
     #[cfg(feature = "bench-no-checks")]
     // Not TENON_..: `tenon up` keeps variables of that name from its sidecars.
@@ -219,6 +223,8 @@ pub struct Config {
     pub access_log: Logged,
     /// Who takes spans, and of which calls.
     pub spans: Option<Spans>,
+    /// Tenants that are shown in metrics.
+    pub tenant_metrics: usize,
     /// Only the benchmark's own build has it.
     #[cfg(feature = "bench-no-checks")]
     pub no_checks: bool,
@@ -292,6 +298,7 @@ impl Flags {
             access_log: self.access_log.or(file.access_log),
             otlp: self.otlp.or(file.otlp),
             trace_share: self.trace_share.or(file.trace_share),
+            tenant_metrics: self.tenant_metrics.or(file.tenant_metrics),
             #[cfg(feature = "bench-no-checks")]
             no_checks: self.no_checks || file.no_checks,
         }
@@ -318,7 +325,8 @@ impl Flags {
         let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
         let state_dir = problems.state_dir(self.state_dir);
         let (workers, memory_limit) = problems.bounds(self.workers, self.memory_limit.as_deref());
-        let (spans, access_log) = problems.told(self.otlp, self.trace_share, self.access_log.as_deref());
+        let (spans, access_log, tenant_metrics) =
+            problems.told(self.otlp, self.trace_share, self.access_log.as_deref(), self.tenant_metrics);
         let listeners = (service, trust_domain, outbound, inbound, admin);
         let others = (identity, tcs, policy, svid_from, state_dir);
         let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {
@@ -355,6 +363,7 @@ impl Flags {
             memory_limit,
             access_log,
             spans,
+            tenant_metrics,
             #[cfg(feature = "bench-no-checks")]
             no_checks: self.no_checks,
         })

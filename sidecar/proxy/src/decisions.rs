@@ -1,11 +1,14 @@
-//! What this sidecar decided: counted as flows for the flow record, and the last refusals kept for `tenon explain`.
+//! What this sidecar decided: counted as flows for the flow record, and the last refusals kept for `tenon explain`. And how
+//! calls ended, for metrics.
 //!
 //! Each worker writes a ledger of its own, and only the reporter and a scrape look into it from elsewhere: for as long as
 //! two pointers take to be swapped, or one request id to be looked for. Nothing here is sent anywhere (`report.rs`), and
 //! no tenant stands in a flow.
 
+mod ends;
 mod flows;
 mod recent;
+mod tenants;
 
 use std::{
     mem,
@@ -17,12 +20,17 @@ use tenon_proto::policy::v1::{RecentDecision, flow::Decision as WireDecision};
 use tokio::sync::Notify;
 
 pub use self::{
+    ends::{Ended, Ending, Exemplar, Measure, Measures},
     flows::{Flow, Flows},
     recent::{Grounds, Recent, Remembered, Wanted},
+    tenants::Tenants,
 };
+use crate::metrics::Outcome;
 
 /// Flows that one worker tells apart between two takings.
 const FLOWS_OF_A_WORKER: usize = 2_048;
+/// The same of [`Ended`] between two scrapes: each has half a kilobyte.
+const ENDS_OF_A_WORKER: usize = 512;
 /// Decisions that are remembered, and what they may take, of all workers.
 const REMEMBERED: usize = 4_096;
 const REMEMBERED_BYTES: usize = 4 << 20;
@@ -60,10 +68,15 @@ impl Decision {
     }
 }
 
+/// How calls ended, by who called whom and what.
+pub type Ends = Flows<Ending, Measures>;
+
 /// What one worker decided.
 #[derive(Debug)]
 pub struct Ledger {
     flows: Mutex<Flows>,
+    ends: Mutex<Ends>,
+    tenants: Mutex<Tenants>,
     recent: Mutex<Recent>,
     /// Shared by all: a refused flow is new.
     news: Arc<Notify>,
@@ -74,6 +87,8 @@ impl Ledger {
         let share = |all: usize| all / workers;
         Self {
             flows: Mutex::new(Flows::new(FLOWS_OF_A_WORKER)),
+            ends: Mutex::new(Ends::new(ENDS_OF_A_WORKER)),
+            tenants: Mutex::default(),
             recent: Mutex::new(Recent::new(share(REMEMBERED).max(64), share(REMEMBERED_BYTES).max(64 << 10))),
             news: Arc::clone(news),
         }
@@ -82,9 +97,19 @@ impl Ledger {
     /// Counts one call. Where the flow is known, that is a look-up and an addition.
     pub fn count(&self, flow: Flow<'_>) {
         let new = lock(&self.flows).add(flow, 1);
-        if new && matches!(flow.decision, Decision::Refused(_)) {
+        if new && matches!(flow.how, Decision::Refused(_)) {
             self.news.notify_one();
         }
+    }
+
+    /// Counts one call that has ended. Where there were such, that is a look-up and a few additions.
+    pub fn ended(&self, flow: Flow<'_, Ending>, call: &Measure) {
+        lock(&self.ends).add_with(flow, 1, |measures| measures.had(call));
+    }
+
+    /// Counts one call that has ended, for a tenant that there is.
+    pub fn ended_for(&self, tenant: &str, outcome: Outcome) {
+        lock(&self.tenants).add(tenant, outcome);
     }
 
     /// Keeps a refusal, or what audit mode let pass.
@@ -99,7 +124,7 @@ pub struct Ledgers {
     ledgers: Box<[Arc<Ledger>]>,
     news: Arc<Notify>,
     /// In place of those that are being counted in: a taking swaps the two, so that no call waits for it.
-    spare: Mutex<Vec<Flows>>,
+    spare: Mutex<Vec<(Flows, Ends)>>,
 }
 
 impl Ledgers {
@@ -108,7 +133,7 @@ impl Ledgers {
         let (news, workers) = (Arc::new(Notify::new()), workers.max(1));
         Self {
             ledgers: (0..workers).map(|_| Arc::new(Ledger::new(workers, &news))).collect(),
-            spare: Mutex::new((0..workers).map(|_| Flows::new(FLOWS_OF_A_WORKER)).collect()),
+            spare: Mutex::new((0..workers).map(|_| spare()).collect()),
             news,
         }
     }
@@ -121,11 +146,26 @@ impl Ledgers {
     /// Hands out what was counted since the last time, and how many calls fitted into no flow.
     pub fn take_flows(&self, mut each: impl FnMut(Flow<'_>, u64)) -> u64 {
         let mut lost = 0;
-        for (ledger, spare) in self.ledgers.iter().zip(lock(&self.spare).iter_mut()) {
+        for (ledger, (spare, _)) in self.ledgers.iter().zip(lock(&self.spare).iter_mut()) {
             mem::swap(&mut *lock(&ledger.flows), spare);
+            lost += spare.take(|flow, calls, ()| each(flow, calls));
+        }
+        lost
+    }
+
+    /// The same of calls that have ended.
+    pub fn take_ends(&self, mut each: impl FnMut(Flow<'_, Ending>, u64, Measures)) -> u64 {
+        let mut lost = 0;
+        for (ledger, (_, spare)) in self.ledgers.iter().zip(lock(&self.spare).iter_mut()) {
+            mem::swap(&mut *lock(&ledger.ends), spare);
             lost += spare.take(&mut each);
         }
         lost
+    }
+
+    /// The same of tenants.
+    pub fn take_tenants(&self) -> impl Iterator<Item = Tenants> {
+        self.ledgers.iter().map(|ledger| mem::take(&mut *lock(&ledger.tenants)))
     }
 
     /// Comes back when a refused flow was counted that was not known.
@@ -166,6 +206,10 @@ impl Ledgers {
     }
 }
 
+fn spare() -> (Flows, Ends) {
+    (Flows::new(FLOWS_OF_A_WORKER), Ends::new(ENDS_OF_A_WORKER))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -185,7 +229,7 @@ mod tests {
                 let ledger = ledgers.of(worker);
                 for number in 0..calls {
                     let path = format!("/m/{}", number % 3_000);
-                    ledger.count(Flow { caller: "wiki", service: "media", path: &path, decision: Decision::Allowed });
+                    ledger.count(Flow { caller: "wiki", service: "media", path: &path, how: Decision::Allowed });
                 }
             };
             let counting = [scope.spawn(move || count(0)), scope.spawn(move || count(1))];

@@ -175,6 +175,9 @@ fn ask(
     let (state, now) = (worker.live.inbound(), clock::unix_seconds());
     let tenants = Answered { tenants: &worker.live.tenants, answer };
     let decision = inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited);
+    if let Ok(Verdict { tenant: Some(tenant), .. }) = &decision {
+        call.is_of(Some(tenant.id()));
+    }
     let decision = decision.and_then(|verdict| worker.live.limits.rate(&state, &caller.name, verdict));
     call.decided_on(&state, &decision);
     call.serving = decision.as_ref().ok().and_then(|verdict| serving(worker, &state, verdict));

@@ -1,6 +1,9 @@
 //! Everything a sidecar decides from, as it is right now: assembled from the replicas, swapped as a whole.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use sidecar_core::{
     route::Route,
 };
 use tenon_proto::{kind, policy::v1 as policy_proto};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::warn;
@@ -98,6 +101,8 @@ pub struct Live {
     pub registration: Arc<Registration>,
     /// Connections to other sidecars, of all workers.
     pub pools: Pools,
+    /// Of the workers, and the one that does all else.
+    runtimes: Mutex<Vec<Handle>>,
     inbound: ArcSwap<inbound::State>,
     outbound: ArcSwap<outbound::State>,
     replicas: Replicas,
@@ -147,9 +152,10 @@ impl Live {
             in_flight: Arc::default(),
             limits: Arc::new(Limits::new(config.memory_limit)),
             decisions: Arc::new(Ledgers::new(config.workers)),
-            outside: Arc::new(Clients::new(tokio::runtime::Handle::current())),
+            outside: Arc::new(Clients::new(Handle::current())),
             registration: Registration::new(),
             pools: Pools::default(),
+            runtimes: Mutex::new(vec![Handle::current()]),
             inbound: ArcSwap::from_pointee(empty_inbound(config)),
             outbound: ArcSwap::from_pointee(empty_outbound(config)),
             replicas,
@@ -241,6 +247,15 @@ impl Live {
         (self.replicas.allowlist.position().map(position), self.tenants.position())
     }
 
+    /// A worker runs on this one.
+    pub fn runs_on(&self, runtime: &Handle) {
+        self.runtimes().push(runtime.clone());
+    }
+
+    fn runtimes(&self) -> MutexGuard<'_, Vec<Handle>> {
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What a scrape and `/config` show.
     pub fn snapshot(&self) -> Snapshot {
         let replicas = &self.replicas;
@@ -268,6 +283,9 @@ impl Live {
             limits: self.limits.gauges(),
             access_log_lost: self.access_log.as_ref().map_or(0, AccessLog::lost),
             remembered: self.decisions.remembered(),
+            runtimes: self.runtimes().iter().map(Handle::metrics).collect(),
+            rpcs: self.metrics.rpcs().take(&self.decisions),
+            tenants: self.metrics.tenants().take(&self.decisions, self.config.tenant_metrics),
             // What the replicas do not know is for the admin listener to add.
             ..Snapshot::default()
         }

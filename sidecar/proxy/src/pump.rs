@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
 };
 
@@ -73,7 +73,10 @@ impl Pump {
             return Poll::Ready(Ok(()));
         }
         match ready!(upload.poll_next(cx, &mut self.cursor)) {
-            Piece::Data(data) => self.rest = data,
+            Piece::Data(data) => {
+                self.rest = data;
+                line.received.store(upload.received(), Relaxed);
+            }
             Piece::Trailers(trailers) => {
                 let _the_stream_has_ended = self.stream.send_trailers(trailers);
                 self.done = true;

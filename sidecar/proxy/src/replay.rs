@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::Reason;
 use http::HeaderMap;
 use http_body::Body;
+use mesh_telemetry::Messages;
 
 use crate::headers;
 
@@ -25,6 +26,8 @@ pub struct Upload<B> {
     /// Bytes that may still be kept; `None` once nothing is kept any more.
     room: Option<usize>,
     end: Option<End>,
+    messages: Messages,
+    received: u64,
 }
 
 /// In order, the first apart: of an ordinary unary call it is the only one, and costs no list.
@@ -62,7 +65,12 @@ where
     /// Of which `room` bytes may be kept.
     pub fn new(body: B, room: usize) -> Self {
         let end = body.is_end_stream().then_some(End::Plain);
-        Self { body, kept: Kept::default(), room: Some(room), end }
+        Self { body, kept: Kept::default(), room: Some(room), end, messages: Messages::default(), received: 0 }
+    }
+
+    /// Bytes of the messages that were taken from the caller, without their framing.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// There is no body: the head ends the request.
@@ -127,6 +135,7 @@ where
                     // Nothing to send on, nothing to keep.
                     Ok(data) if data.is_empty() => continue,
                     Ok(data) => {
+                        self.received += self.messages.pass(&data);
                         self.end = self.body.is_end_stream().then_some(End::Plain);
                         return Poll::Ready(Some(data));
                     }

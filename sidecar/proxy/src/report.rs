@@ -308,7 +308,7 @@ impl Book {
     fn read(&mut self) {
         let mut refused = 0;
         let lost = self.ledgers.take_flows(|flow, calls| {
-            refused += usize::from(matches!(flow.decision, Decision::Refused(_)));
+            refused += usize::from(matches!(flow.how, Decision::Refused(_)));
             self.counters.flows().add(flow, calls);
             self.backlog.add(flow, calls);
         });

@@ -107,7 +107,12 @@ impl Span {
         self.audited = audited;
     }
 
-    /// Of its trace, in hexadecimal.
+    /// Of its trace.
+    pub fn trace(&self) -> [u8; 16] {
+        self.own.trace
+    }
+
+    /// The same in hexadecimal.
     pub fn trace_id(&self) -> String {
         self.own.trace_id()
     }

@@ -104,6 +104,7 @@ pub fn start(
     drain: Duration,
 ) -> io::Result<(Handle, thread::JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    live.runs_on(runtime.handle());
     let (sender, receiver) = mpsc::unbounded_channel();
     let service: Arc<str> = live.config.service.as_str().into();
     let authority = http::uri::Authority::from_maybe_shared(service.to_string()).map_err(io::Error::other)?;

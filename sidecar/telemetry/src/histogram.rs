@@ -25,6 +25,16 @@ pub struct Counts {
     pub(crate) buckets: Vec<(f64, u64)>,
 }
 
+impl Counts {
+    /// `buckets` has one more than `bounds`.
+    #[must_use]
+    pub fn new(bounds: &[f64], buckets: &[u64], sum: f64) -> Self {
+        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+        let buckets: Vec<_> = bounds.zip(buckets.iter().copied()).collect();
+        Self { sum, count: buckets.iter().map(|(_, count)| count).sum(), buckets }
+    }
+}
+
 impl Histogram {
     /// Of durations, in seconds.
     #[must_use]
@@ -63,11 +73,10 @@ impl Histogram {
     /// What was counted until now.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets: Vec<_> = bounds.zip(&self.buckets).map(|(bound, count)| (bound, count.load(Relaxed))).collect();
+        let buckets: Vec<_> = self.buckets.iter().map(|count| count.load(Relaxed)).collect();
         #[expect(clippy::cast_precision_loss, reason = "a sum for people")]
         let sum = self.sum.load(Relaxed) as f64 / self.scale;
-        Counts { sum, count: buckets.iter().map(|(_, count)| count).sum(), buckets }
+        Counts::new(self.bounds, &buckets, sum)
     }
 }
 

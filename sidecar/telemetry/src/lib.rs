@@ -5,6 +5,7 @@
 //! Never here: what a number means.
 
 pub mod documented;
+mod exemplars;
 mod format;
 mod histogram;
 mod listener;
@@ -14,10 +15,11 @@ mod rpc;
 mod runtime;
 mod telemetry;
 
+pub use exemplars::{Exemplar, with_exemplars};
 pub use format::Format;
-pub use histogram::Histogram;
+pub use histogram::{Counts, Histogram};
 pub use page::Page;
 pub use process::process;
-pub use rpc::{Measured, Rpcs, code_name};
+pub use rpc::{BYTES as RPC_BYTES, Measured, Messages, OTHER as OTHER_METHOD, Rpcs, SECONDS as RPC_SECONDS, code_name};
 pub use runtime::runtime;
 pub use telemetry::{Observed, Telemetry};

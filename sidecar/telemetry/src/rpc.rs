@@ -4,6 +4,7 @@
 
 mod body;
 mod measured;
+mod messages;
 mod status;
 
 use std::{
@@ -18,17 +19,17 @@ use std::{
 
 use tonic::Code;
 
-pub use self::{measured::Measured, status::code_name};
+pub use self::{measured::Measured, messages::Messages, status::code_name};
 use crate::{Histogram, Observed, Page, histogram::Counts};
 
 /// Some of the bounds of A66, in seconds: each bucket is a series for each method and status.
-const SECONDS: &[f64] =
+pub const SECONDS: &[f64] =
     &[0.0003, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 /// Likewise, in bytes.
-const BYTES: &[f64] = &[1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 67_108_864.0];
+pub const BYTES: &[f64] = &[1024.0, 4096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 67_108_864.0];
 
 /// What A66 calls methods that the server does not have: callers can send any path.
-const OTHER: &str = "other";
+pub const OTHER: &str = "other";
 
 /// Counters of the calls of one server.
 #[derive(Debug)]

@@ -91,7 +91,8 @@ impl Telemetry {
             page.gauge("tenon_build_info", "Version of this binary", [(build, 1u64)])?;
             page.gauge("tenon_ready", "1 when /ready answers 200", [(NONE, u64::from(ready))])?;
             process(page)?;
-            runtime(page)?;
+            let own = tokio::runtime::Handle::try_current().ok().map(|runtime| runtime.metrics());
+            runtime(page, own.as_slice())?;
             observed.iter().try_for_each(|part| part.show(page))
         })
     }

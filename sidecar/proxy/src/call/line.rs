@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -35,6 +35,8 @@ pub struct Line {
     answer: Mutex<Option<RecvStream>>,
     /// Since which tick of [`crate::limits::Memory`] the reader has not asked for more than it was given; 0: it waits for more.
     pub(super) unread: AtomicU32,
+    /// Bytes of the messages of the request so far, without their framing.
+    pub received: AtomicU64,
 }
 
 impl Line {
@@ -49,6 +51,7 @@ impl Line {
             upstream: Mutex::default(),
             answer: Mutex::default(),
             unread: AtomicU32::new(0),
+            received: AtomicU64::new(0),
         }
     }
 

@@ -23,15 +23,25 @@ const LONGEST_SETTLE: Duration = Duration::from_secs(600);
 /// All problems of a configuration, so that they are told at once.
 pub(super) struct Problems(pub(super) Vec<String>);
 
+/// Of which there may be metrics.
+const MOST_TENANTS: usize = 100;
+
 impl Problems {
-    /// What is told of calls: spans, and lines of the access log.
+    /// What is told of calls: spans, lines of the access log, and of how many tenants there are metrics.
     pub(super) fn told(
         &mut self,
         otlp: Option<String>,
         share: Option<f64>,
         access_log: Option<&str>,
-    ) -> (Option<Spans>, Logged) {
-        (self.spans(otlp, share), self.optional("access-log", access_log).unwrap_or_default())
+        tenants: Option<usize>,
+    ) -> (Option<Spans>, Logged, usize) {
+        let tenants = tenants.unwrap_or_default();
+        if tenants > MOST_TENANTS {
+            self.0.push(format!(
+                "--tenant-metrics {tenants}: expected 0 to {MOST_TENANTS}: each is some series of the metrics"
+            ));
+        }
+        (self.spans(otlp, share), self.optional("access-log", access_log).unwrap_or_default(), tenants)
     }
 
     /// Who takes spans, at an URL without TLS, and of which share of calls.

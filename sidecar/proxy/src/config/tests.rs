@@ -50,6 +50,15 @@ fn spans_go_to_an_http_url_and_a_share_is_from_0_to_1() {
 }
 
 #[test]
+fn tenants_stand_in_metrics_only_where_that_is_wanted_and_never_all_of_them() {
+    let with = |tenant_metrics| Flags { tenant_metrics, ..complete() }.into_config();
+    assert_eq!(with(None).expect("good").tenant_metrics, 0);
+    assert_eq!(with(Some(100)).expect("good").tenant_metrics, 100);
+    let ConfigError(problems) = with(Some(101)).expect_err("wrong");
+    assert!(matches!(problems.as_slice(), [problem] if problem.starts_with("--tenant-metrics 101: ")), "{problems:?}");
+}
+
+#[test]
 fn a_workload_api_stands_instead_of_pin_and_proofs_and_not_beside_them() {
     let alone =
         Flags { workload_api: Some("unix:///run/spire/agent.sock".into()), trust_bundle_sha256: None, ..complete() };

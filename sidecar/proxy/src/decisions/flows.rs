@@ -1,4 +1,4 @@
-//! How often who called what, and what was decided: bounded, whatever paths callers invent.
+//! How often who called what, and how that went: bounded, whatever paths callers invent.
 
 use std::hash::{Hash, Hasher};
 
@@ -15,18 +15,18 @@ const IDLE_TAKINGS: u8 = 4;
 
 /// One flow, as parts of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Flow<'a> {
+pub struct Flow<'a, H = Decision> {
     /// Who called.
     pub caller: &'a str,
     /// Who was called.
     pub service: &'a str,
     /// Empty: more paths than are told apart.
     pub path: &'a str,
-    /// What was decided.
-    pub decision: Decision,
+    /// What was decided, or how the call ended.
+    pub how: H,
 }
 
-impl<'a> Flow<'a> {
+impl<'a, H> Flow<'a, H> {
     fn on(self, path: &'a str) -> Self {
         Self { path, ..self }
     }
@@ -34,92 +34,93 @@ impl<'a> Flow<'a> {
 
 /// The same, held.
 #[derive(Debug)]
-struct Held {
+struct Held<H> {
     caller: Box<str>,
     service: Box<str>,
     path: Box<str>,
-    decision: Decision,
+    how: H,
 }
 
-impl Held {
-    fn flow(&self) -> Flow<'_> {
-        Flow { caller: &self.caller, service: &self.service, path: &self.path, decision: self.decision }
+impl<H: Copy> Held<H> {
+    fn flow(&self) -> Flow<'_, H> {
+        Flow { caller: &self.caller, service: &self.service, path: &self.path, how: self.how }
     }
 }
 
-impl From<Flow<'_>> for Held {
-    fn from(flow: Flow<'_>) -> Self {
-        let Flow { caller, service, path, decision } = flow;
-        Self { caller: caller.into(), service: service.into(), path: path.into(), decision }
+impl<H> From<Flow<'_, H>> for Held<H> {
+    fn from(flow: Flow<'_, H>) -> Self {
+        let Flow { caller, service, path, how } = flow;
+        Self { caller: caller.into(), service: service.into(), path: path.into(), how }
     }
 }
 
-impl PartialEq for Held {
+impl<H: Copy + PartialEq> PartialEq for Held<H> {
     fn eq(&self, other: &Self) -> bool {
         self.flow() == other.flow()
     }
 }
 
-impl Eq for Held {}
+impl<H: Copy + Eq> Eq for Held<H> {}
 
-impl Hash for Held {
-    fn hash<H: Hasher>(&self, state: &mut H) {
+impl<H: Copy + Hash> Hash for Held<H> {
+    fn hash<S: Hasher>(&self, state: &mut S) {
         self.flow().hash(state);
     }
 }
 
-impl Equivalent<Held> for Flow<'_> {
-    fn equivalent(&self, held: &Held) -> bool {
+impl<H: Copy + PartialEq> Equivalent<Held<H>> for Flow<'_, H> {
+    fn equivalent(&self, held: &Held<H>) -> bool {
         *self == held.flow()
     }
 }
 
 #[derive(Debug, Default)]
-struct Count {
+struct Count<M> {
     calls: u64,
+    more: M,
     /// Takings since the last call.
     idle: u8,
 }
 
-/// Counts flows. Counting one that is known allocates nothing.
+/// Counts flows, and keeps of each what else is wanted. Counting one that is known allocates nothing.
 #[derive(Debug)]
-pub struct Flows {
-    counts: HashMap<Held, Count, RandomState>,
+pub struct Flows<H = Decision, M = ()> {
+    counts: HashMap<Held<H>, Count<M>, RandomState>,
     /// So many are told apart.
     most: usize,
     /// Calls that fit nowhere.
     lost: u64,
 }
 
-impl Flows {
+impl<H: Copy + Eq + Hash, M: Default> Flows<H, M> {
     /// Tells `most` flows apart. What is beyond is counted by caller, service and decision alone; so many of these again.
     pub fn new(most: usize) -> Self {
         Self { counts: HashMap::default(), most, lost: 0 }
     }
 
     /// Counts `calls` of this flow. Says whether it was not known.
-    pub fn add(&mut self, flow: Flow<'_>, calls: u64) -> bool {
+    pub fn add(&mut self, flow: Flow<'_, H>, calls: u64) -> bool {
+        self.add_with(flow, calls, |_| ())
+    }
+
+    /// The same, and what `more` adds to what is kept of it.
+    pub fn add_with(&mut self, flow: Flow<'_, H>, calls: u64, more: impl FnOnce(&mut M)) -> bool {
         let flow = if flow.path.len() > LONGEST_PATH { flow.on("") } else { flow };
-        if self.increase(flow, calls) {
+        if let Some(count) = self.counts.get_mut(&flow) {
+            count.increase(calls, more);
             return false;
         }
         let together = self.counts.len() >= self.most && !flow.path.is_empty();
         let flow = if together { flow.on("") } else { flow };
-        if together && self.increase(flow, calls) {
+        if let Some(count) = self.counts.get_mut(&flow).filter(|_| together) {
+            count.increase(calls, more);
             return false;
         }
         if self.counts.len() >= 2 * self.most {
             self.lost = self.lost.saturating_add(calls);
             return false;
         }
-        self.counts.insert(flow.into(), Count { calls, idle: 0 });
-        true
-    }
-
-    fn increase(&mut self, flow: Flow<'_>, calls: u64) -> bool {
-        let Some(count) = self.counts.get_mut(&flow) else { return false };
-        count.calls = count.calls.saturating_add(calls);
-        count.idle = 0;
+        self.counts.entry(flow.into()).or_default().increase(calls, more);
         true
     }
 
@@ -128,23 +129,36 @@ impl Flows {
         self.lost
     }
 
+    /// So many more fitted nowhere.
+    pub const fn lose(&mut self, calls: u64) {
+        self.lost = self.lost.saturating_add(calls);
+    }
+
     /// What is counted, and stays so.
-    pub fn each(&self, mut each: impl FnMut(Flow<'_>, u64)) {
-        self.counts.iter().for_each(|(flow, count)| each(flow.flow(), count.calls));
+    pub fn each(&self, mut each: impl FnMut(Flow<'_, H>, u64, &M)) {
+        self.counts.iter().for_each(|(flow, count)| each(flow.flow(), count.calls, &count.more));
     }
 
     /// Hands out what was counted since the last time, and the calls that fitted nowhere. Flows stay known for a while.
-    pub fn take(&mut self, mut each: impl FnMut(Flow<'_>, u64)) -> u64 {
+    pub fn take(&mut self, mut each: impl FnMut(Flow<'_, H>, u64, M)) -> u64 {
         let crowded = self.counts.len() > self.most / 2;
         self.counts.retain(|flow, count| {
             if count.calls == 0 {
                 count.idle += 1;
                 return !crowded && count.idle < IDLE_TAKINGS;
             }
-            each(flow.flow(), std::mem::take(&mut count.calls));
+            each(flow.flow(), std::mem::take(&mut count.calls), std::mem::take(&mut count.more));
             true
         });
         std::mem::take(&mut self.lost)
+    }
+}
+
+impl<M> Count<M> {
+    fn increase(&mut self, calls: u64, more: impl FnOnce(&mut M)) {
+        self.calls = self.calls.saturating_add(calls);
+        self.idle = 0;
+        more(&mut self.more);
     }
 }
 
@@ -155,12 +169,12 @@ mod tests {
     use super::*;
 
     fn flow<'a>(caller: &'a str, path: &'a str) -> Flow<'a> {
-        Flow { caller, service: "media", path, decision: Decision::Refused(Reason::PathNotAllowed) }
+        Flow { caller, service: "media", path, how: Decision::Refused(Reason::PathNotAllowed) }
     }
 
     fn taken(flows: &mut Flows) -> Vec<(String, String, u64)> {
         let mut taken = Vec::new();
-        flows.take(|flow, calls| taken.push((flow.caller.to_owned(), flow.path.to_owned(), calls)));
+        flows.take(|flow, calls, ()| taken.push((flow.caller.to_owned(), flow.path.to_owned(), calls)));
         taken.sort();
         taken
     }
@@ -173,9 +187,9 @@ mod tests {
             flow("issues", "/m/Get"),
             flow("wiki", "/m/Put"),
             Flow { service: "issues", ..one },
-            Flow { decision: Decision::Allowed, ..one },
-            Flow { decision: Decision::Audited(Reason::PathNotAllowed), ..one },
-            Flow { decision: Decision::Refused(Reason::Quarantined), ..one },
+            Flow { how: Decision::Allowed, ..one },
+            Flow { how: Decision::Audited(Reason::PathNotAllowed), ..one },
+            Flow { how: Decision::Refused(Reason::Quarantined), ..one },
         ];
         assert!(flows.add(one, 1));
         for other in others {
@@ -183,7 +197,7 @@ mod tests {
         }
         assert!(!flows.add(one, 2));
         let mut counts = Vec::new();
-        flows.take(|flow, calls| counts.push((flow == one, calls)));
+        flows.take(|flow, calls, ()| counts.push((flow == one, calls)));
         counts.sort_unstable();
         assert_eq!(counts, [(false, 1), (false, 1), (false, 1), (false, 1), (false, 1), (false, 1), (true, 3)]);
     }
@@ -219,7 +233,7 @@ mod tests {
         }
         assert_eq!(flows.counts.len(), 8);
         let mut counted = 0;
-        let lost = flows.take(|_, calls| counted += calls);
+        let lost = flows.take(|_, calls, ()| counted += calls);
         assert_eq!(counted + lost, 100);
     }
 

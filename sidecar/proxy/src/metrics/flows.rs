@@ -19,18 +19,11 @@ const MOST: usize = 1_000;
 
 /// Counted since the start. Written and read by tasks on no call's way.
 #[derive(Debug)]
-pub struct FlowCounts(Mutex<Counted>);
-
-#[derive(Debug)]
-struct Counted {
-    flows: Flows,
-    /// Calls of flows for which there was no room.
-    more: u64,
-}
+pub struct FlowCounts(Mutex<Flows>);
 
 impl Default for FlowCounts {
     fn default() -> Self {
-        Self(Mutex::new(Counted { flows: Flows::new(MOST), more: 0 }))
+        Self(Mutex::new(Flows::new(MOST)))
     }
 }
 
@@ -38,36 +31,35 @@ impl FlowCounts {
     /// More of this flow. What a caller invents takes no room: a path before a rule was found for it, a service that nobody
     /// defines.
     pub fn add(&self, flow: Flow<'_>, calls: u64) {
-        let flow = match flow.decision {
+        let flow = match flow.how {
             Decision::Refused(Reason::ServiceUnknown) => Flow { path: "", service: "", ..flow },
             Decision::Audited(reason) | Decision::Refused(reason) if !has_a_rule(reason) => Flow { path: "", ..flow },
             Decision::Allowed | Decision::Audited(_) | Decision::Refused(_) => flow,
         };
-        self.lock().flows.add(flow, calls);
+        self.lock().add(flow, calls);
     }
 
     /// So many calls fitted into no flow.
     pub fn lost(&self, calls: u64) {
-        let mut counted = self.lock();
-        counted.more = counted.more.saturating_add(calls);
+        self.lock().lose(calls);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, Flows> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut series = Vec::new();
         let counted = self.lock();
-        let more = counted.more.saturating_add(counted.flows.beyond());
-        counted.flows.each(|flow, calls| {
-            let decision = match flow.decision {
+        let more = counted.beyond();
+        counted.each(|flow, calls, ()| {
+            let decision = match flow.how {
                 Decision::Allowed => "allowed",
                 Decision::Audited(_) => "audited",
                 Decision::Refused(_) => "refused",
             };
             let texts = [flow.caller, flow.service, flow.path].map(|text| if text.is_empty() { "other" } else { text });
-            series.push((texts.map(str::to_owned), decision, flow.decision.reason(), calls));
+            series.push((texts.map(str::to_owned), decision, flow.how.reason(), calls));
         });
         // Nobody waits for what is written to the scraper.
         drop(counted);
@@ -90,7 +82,7 @@ impl FlowCounts {
 }
 
 /// Whether a call that is refused for this reason has found its rule before. One that is shed for lack of memory has not.
-fn has_a_rule(reason: Reason) -> bool {
+pub fn has_a_rule(reason: Reason) -> bool {
     matches!(reason.phase(), "transaction" | "freshness" | "tenant") || reason == Reason::TenantRateLimited
 }
 
@@ -118,7 +110,7 @@ mod tests {
     }
 
     fn flow<'a>(caller: &'a str, path: &'a str, decision: Decision) -> Flow<'a> {
-        Flow { caller, service: "media", path, decision }
+        Flow { caller, service: "media", path, how: decision }
     }
 
     #[test]

@@ -53,9 +53,8 @@ impl Backlog {
             self.sequence += 1;
             self.formed.push_back(Batch { sequence: self.sequence, flows });
         };
-        let lost = self.merged.take(|flow, calls| {
-            bytes +=
-                flow.caller.len() + flow.service.len() + flow.path.len() + flow.decision.reason().len() + FLOW_BYTES;
+        let lost = self.merged.take(|flow, calls, ()| {
+            bytes += flow.caller.len() + flow.service.len() + flow.path.len() + flow.how.reason().len() + FLOW_BYTES;
             flows.push(to_proto(flow, calls));
             if flows.len() >= BATCH || bytes >= BATCH_BYTES {
                 form(std::mem::take(&mut flows));
@@ -109,8 +108,8 @@ fn to_proto(flow: Flow<'_>, calls: u64) -> proto::Flow {
         caller: flow.caller.to_owned(),
         service: flow.service.to_owned(),
         path: flow.path.to_owned(),
-        decision: flow.decision.to_proto().into(),
-        reason: flow.decision.reason().to_owned(),
+        decision: flow.how.to_proto().into(),
+        reason: flow.how.reason().to_owned(),
         count: calls,
     }
 }

@@ -116,7 +116,7 @@ impl Bench {
     }
 
     fn count(&self, worker: usize, path: &str, decision: Decision) {
-        self.ledgers.of(worker).count(Flow { caller: "wiki", service: "media", path, decision });
+        self.ledgers.of(worker).count(Flow { caller: "wiki", service: "media", path, how: decision });
     }
 }
 

@@ -15,7 +15,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::Code;
 
-use super::{Rpcs, status};
+use super::{Messages, Rpcs, status};
 
 /// A call that has begun; dropped, it has ended.
 #[derive(Debug)]
@@ -50,40 +50,6 @@ impl Drop for Call {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
         self.rpcs.ended(self.place, code, self.began.elapsed(), self.sent, self.received.load(Relaxed));
-    }
-}
-
-/// Finds the messages in a stream of gRPC: five bytes before each, of which the last four say how long it is.
-#[derive(Debug, Default)]
-struct Messages {
-    head: [u8; 5],
-    of_head: usize,
-    /// Bytes of the message that have not passed.
-    left: usize,
-}
-
-impl Messages {
-    /// Bytes of messages among `data`.
-    fn pass(&mut self, mut data: &[u8]) -> u64 {
-        let mut bytes = 0;
-        while !data.is_empty() {
-            if self.left == 0 {
-                let part = data.len().min(self.head.len() - self.of_head);
-                self.head[self.of_head..self.of_head + part].copy_from_slice(&data[..part]);
-                self.of_head += part;
-                data = &data[part..];
-                if self.of_head == self.head.len() {
-                    let [_compressed, length @ ..] = self.head;
-                    (self.left, self.of_head) = (u32::from_be_bytes(length) as usize, 0);
-                }
-                continue;
-            }
-            let part = data.len().min(self.left);
-            bytes += part as u64;
-            self.left -= part;
-            data = &data[part..];
-        }
-        bytes
     }
 }
 
@@ -168,20 +134,5 @@ impl<B: Body<Data = Bytes>> Body for Sent<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_found_however_the_stream_is_cut() {
-        let stream = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1], b"d"].concat();
-        for size in 1..=stream.len() {
-            let mut messages = Messages::default();
-            let bytes: u64 = stream.chunks(size).map(|part| messages.pass(part)).sum();
-            assert_eq!(bytes, 4, "in parts of {size}");
-        }
     }
 }
