@@ -12,12 +12,14 @@ use std::{
 };
 
 use integration::{
-    by_hand::POLICY,
+    by_hand::{Instance, POLICY},
     calls::{channel, for_tenant, http_get, outcome},
-    mesh::{Plan, SOON, repository},
+    mesh::{Mesh, Plan, SOON, repository},
+    python,
 };
+use prost::Message as _;
 use serde_json::{Value, json};
-use tenon_proto::media::v1::{DeleteRequest, ListRequest, media_client::MediaClient};
+use tenon_proto::media::v1::{DeleteRequest, GetRequest, ListRequest, media_client::MediaClient};
 
 fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -68,7 +70,11 @@ fn series() -> BTreeSet<String> {
 /// The metrics that an expression of PromQL names.
 fn named(expression: &str) -> Vec<&str> {
     let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
-    words.filter(|word| ["tenon_", "grpc_server_", "process_"].iter().any(|of| word.starts_with(of))).collect()
+    words
+        .filter(|word| {
+            ["tenon_", "grpc_server_call", "grpc_client_call", "process_"].iter().any(|of| word.starts_with(of))
+        })
+        .collect()
 }
 
 fn expressions_of_rules() -> Vec<String> {
@@ -162,6 +168,97 @@ async fn calls_are_counted_once_by_who_called_whom_and_what() {
         assert!(Instant::now() < end, "{counts:?} of {wanted:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// As the parser of Prometheus' own Python client reads a page of OpenMetrics.
+fn samples(admin: SocketAddr) -> Vec<Value> {
+    let script = repository().join("integration/tests/python/openmetrics.py");
+    let mut command = Command::new(python::program("python").expect("a Python"));
+    let output = command.arg(script).arg(format!("http://{admin}/metrics")).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// The sum over all series that have these labels.
+fn sum(samples: &[Value], name: &str, labels: &[(&str, &str)]) -> f64 {
+    let has = |sample: &&Value| labels.iter().all(|(label, value)| sample["labels"][*label] == **value);
+    let named = samples.iter().filter(|sample| sample["name"] == name).filter(has);
+    named.map(|sample| sample["value"].as_f64().expect("a number")).sum()
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+/// Another instance of media, which takes calls when this comes back.
+async fn measured(mesh: &Mesh) -> Instance {
+    let planned = Instance::plan(mesh, "media", "measured").expect("a plan").option("--tenant-metrics", "1");
+    // Nobody takes spans: what is recorded is recorded.
+    let mut instance = planned.option("--otlp", "http://127.0.0.1:9");
+    instance.start_app().expect("it starts");
+    instance.start_sidecar().expect("it starts");
+    instance
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_are_measured_by_method_on_both_sides_with_a_trace_to_look_at_and_tenants_where_that_is_wanted() {
+    let mesh = tokio::task::spawn_blocking(|| Plan::demo().expect("a plan").start().expect("a mesh"));
+    let mesh = mesh.await.expect("it starts");
+    let product = json!({"state": "ACTIVE", "shard": {"cluster": "c1", "database": "media-1", "schema": "main"}});
+    let tenant =
+        |id: &str| json!({"tenantId": id, "status": "ACTIVE", "region": "us-east", "products": {"media": product}});
+    mesh.import(&[tenant("acme"), tenant("globex")]).expect("imported");
+    let mut instance = measured(&mesh).await;
+    let wiki = channel(mesh.outbound("wiki", "us-east"), "media").await.expect("the sidecar answers");
+    let mut media = MediaClient::new(wiki);
+    let traced = |mut request: tonic::Request<GetRequest>| {
+        let context = format!("00-{TRACE}-00f067aa0ba902b7-01");
+        request.metadata_mut().insert("traceparent", context.parse().expect("a value"));
+        request
+    };
+    let (mut missing, mut refused) = (0_u32, 0_u32);
+    let (wanted, end) = (GetRequest { id: "no-such-file".into() }, Instant::now() + SOON);
+    let get = [("grpc_method", "media.v1.Media/Get"), ("grpc_status", "NOT_FOUND")];
+    // Until the instance has had some of both tenants.
+    let shown = loop {
+        for tenant in ["acme", "acme", "acme", "globex"] {
+            let answer = media.get(traced(for_tenant(tenant, wanted.clone()))).await;
+            missing += u32::from(answer.is_err_and(|status| status.code() == tonic::Code::NotFound));
+        }
+        let delete = for_tenant("acme", DeleteRequest { id: "no-such-file".into() });
+        refused += u32::from(outcome(&media.delete(delete).await) == "PATH_NOT_ALLOWED");
+        let shown = http_get(instance.admin(), "/metrics").await.map(|_| samples(instance.admin())).unwrap_or_default();
+        let of_tenant = |tenant: &str| sum(&shown, "tenon_tenant_calls_total", &[("tenant", tenant)]);
+        if missing > 20 && of_tenant("acme") > 0.0 && of_tenant("_other") > 0.0 {
+            break shown;
+        }
+        assert!(Instant::now() < end, "{missing} calls, {}", instance.log());
+    };
+    let server = |what: &str, labels: &[(&str, &str)]| sum(&shown, &format!("grpc_server_call_{what}"), labels);
+    let count = server("duration_seconds_count", &get);
+    assert!(count > 0.0);
+    let size = f64::from(u32::try_from(wanted.encoded_len()).expect("small"));
+    let received = server("rcvd_total_compressed_message_size_bytes_sum", &get);
+    assert!((received - count * size).abs() < 0.5, "{received} bytes of {count} requests");
+    let tenants = sum(&shown, "tenon_tenant_calls_total", &[("outcome", "finished")]);
+    assert!(tenants <= count, "{tenants} calls for tenants, {count} calls");
+    let of_nobody = shown.iter().filter(|sample| sample["labels"]["tenant"] == "globex").count();
+    assert_eq!(of_nobody, 0, "one tenant was asked for");
+    let traces: BTreeSet<_> = shown.iter().filter_map(|sample| sample["trace"].as_str()).collect();
+    assert_eq!(traces, BTreeSet::from([TRACE]));
+
+    let own = samples(mesh.admin("wiki", "us-east"));
+    let client = |labels: &[(&str, &str)]| {
+        let pair = [("caller", "wiki"), ("callee", "media")];
+        sum(&own, "grpc_client_call_duration_seconds_count", &[&pair[..], labels].concat())
+    };
+    assert!((client(&get) - f64::from(missing)).abs() < 0.5, "{} of {missing}", client(&get));
+    let denied = client(&[("grpc_method", "media.v1.Media/Delete"), ("grpc_status", "PERMISSION_DENIED")]);
+    assert!((denied - f64::from(refused)).abs() < 0.5, "{denied} of {refused}");
+    assert!(sum(&own, "tenon_tenant_calls_total", &[]) == 0.0, "nobody asked this one for tenants");
+    // What no rule allows is a path that anybody may have invented, to the callee.
+    let all: Vec<_> = samples(mesh.admin("media", "us-east")).into_iter().chain(shown).collect();
+    assert!(sum(&all, "grpc_server_call_duration_seconds_count", &[("grpc_method", "media.v1.Media/Delete")]) == 0.0);
+    assert!(sum(&all, "grpc_server_call_duration_seconds_count", &[("grpc_status", "PERMISSION_DENIED")]) > 0.0);
+    instance.end_sidecar(rustix::process::Signal::TERM).await.expect("it ends");
 }
 
 #[test]

@@ -369,7 +369,7 @@ impl Call {
             let path = if self.known && code != Code::Unimplemented { facts.uri.path() } else { "" };
             let service = if self.passed || direction == Direction::Inbound { &*facts.service } else { "" };
             let code = u8::try_from(code as i32).unwrap_or_default();
-            let flow = Flow { caller: &*facts.caller, service, path, how: Ending { direction, code } };
+            let flow = Flow { caller: &facts.caller, service, path, how: Ending { direction, code } };
             let traced = self.span.as_ref().map(|span| (span.trace(), mesh_identity::clock::since_epoch()));
             let request = self.line.received.load(Ordering::Relaxed);
             ledger.ended(flow, &Measure { took, request, response: self.answered, traced });

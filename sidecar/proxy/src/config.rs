@@ -306,12 +306,12 @@ impl Flags {
 
     fn check(self) -> Result<Config, ConfigError> {
         let mut problems = Problems(Vec::new());
+        let (spans, access_log, tenant_metrics) = problems.told(&self);
         let service = problems.required("service", self.service.as_deref());
         let trust_domain = problems.required("trust-domain", self.trust_domain.as_deref());
         let (region, zone) = problems.place(self.region.as_deref(), self.zone.as_deref());
         let app = problems.optional("app", self.app.as_deref());
-        let outbound = problems.outbound(self.outbound.as_deref().unwrap_or("127.0.0.1:15001"));
-        let app_uids = problems.app_uids(&self.app_uid, outbound.as_ref());
+        let (outbound, app_uids) = problems.app_side(self.outbound.as_deref(), &self.app_uid);
         let settle = problems.settle(self.settle.as_deref().unwrap_or("500ms")).unwrap_or_default();
         let inbound = problems.address("inbound", self.inbound.as_deref().unwrap_or("0.0.0.0:15006"));
         let advertise = problems.advertise(self.advertise.as_deref());
@@ -325,8 +325,6 @@ impl Flags {
         let svid_from = problems.svid_from(self.workload_api, self.trust_bundle_sha256, proofs);
         let state_dir = problems.state_dir(self.state_dir);
         let (workers, memory_limit) = problems.bounds(self.workers, self.memory_limit.as_deref());
-        let (spans, access_log, tenant_metrics) =
-            problems.told(self.otlp, self.trace_share, self.access_log.as_deref(), self.tenant_metrics);
         let listeners = (service, trust_domain, outbound, inbound, admin);
         let others = (identity, tcs, policy, svid_from, state_dir);
         let (Some(service), Some(trust_domain), Some(outbound), Some(inbound), Some(admin)) = listeners else {

@@ -11,7 +11,9 @@ use std::{
 use mesh_config::names::{RegionName, ZoneName};
 use mesh_identity::{join::Attestation, policy_signature::PublicKey};
 
-use super::{ConfigError, HeldTenants, LocalAddress, ReplicaAddress, Spans, SvidFrom, default_workers, tcs::size};
+use super::{
+    ConfigError, Flags, HeldTenants, LocalAddress, ReplicaAddress, Spans, SvidFrom, default_workers, tcs::size,
+};
 use crate::{access::Logged, limits::default_budget};
 
 /// A sidecar needs as much with nothing to do.
@@ -28,20 +30,15 @@ const MOST_TENANTS: usize = 100;
 
 impl Problems {
     /// What is told of calls: spans, lines of the access log, and of how many tenants there are metrics.
-    pub(super) fn told(
-        &mut self,
-        otlp: Option<String>,
-        share: Option<f64>,
-        access_log: Option<&str>,
-        tenants: Option<usize>,
-    ) -> (Option<Spans>, Logged, usize) {
-        let tenants = tenants.unwrap_or_default();
+    pub(super) fn told(&mut self, flags: &Flags) -> (Option<Spans>, Logged, usize) {
+        let tenants = flags.tenant_metrics.unwrap_or_default();
         if tenants > MOST_TENANTS {
             self.0.push(format!(
                 "--tenant-metrics {tenants}: expected 0 to {MOST_TENANTS}: each is some series of the metrics"
             ));
         }
-        (self.spans(otlp, share), self.optional("access-log", access_log).unwrap_or_default(), tenants)
+        let access_log = self.optional("access-log", flags.access_log.as_deref()).unwrap_or_default();
+        (self.spans(flags.otlp.clone(), flags.trace_share), access_log, tenants)
     }
 
     /// Who takes spans, at an URL without TLS, and of which share of calls.
@@ -147,8 +144,15 @@ impl Problems {
         HeldTenants::read(tenants, cache_bytes).map_err(|problem| self.0.push(problem)).ok()
     }
 
+    /// Where the app calls, and which users may.
+    pub(super) fn app_side(&mut self, outbound: Option<&str>, uids: &[String]) -> (Option<LocalAddress>, Vec<u32>) {
+        let address = self.outbound(outbound.unwrap_or("127.0.0.1:15001"));
+        let uids = self.app_uids(uids, address.as_ref());
+        (address, uids)
+    }
+
     /// Calls of the app carry no credential of their own, so nobody else may reach this listener.
-    pub(super) fn outbound(&mut self, value: &str) -> Option<LocalAddress> {
+    fn outbound(&mut self, value: &str) -> Option<LocalAddress> {
         let address: LocalAddress = self.optional("outbound", Some(value))?;
         if matches!(&address, LocalAddress::Tcp(address) if !address.ip().is_loopback()) {
             self.0.push(format!(
@@ -160,7 +164,7 @@ impl Problems {
     }
 
     /// The kernel tells who connects to a Unix socket, and to no other.
-    pub(super) fn app_uids(&mut self, given: &[String], outbound: Option<&LocalAddress>) -> Vec<u32> {
+    fn app_uids(&mut self, given: &[String], outbound: Option<&LocalAddress>) -> Vec<u32> {
         if !given.is_empty() && matches!(outbound, Some(LocalAddress::Tcp(_))) {
             self.0
                 .push("--app-uid: expected --outbound unix:PATH beside it, where the kernel tells who connects".into());

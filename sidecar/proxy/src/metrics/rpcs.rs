@@ -71,6 +71,9 @@ impl RpcCounts {
     }
 }
 
+/// One of the histograms of a row.
+type Counted = fn(&Measures) -> Counts;
+
 /// Prefix and what it is about, in the order of [`Direction::ALL`].
 const SIDES: [(&str, &str); 2] = [("grpc_client_call", "of its app"), ("grpc_server_call", "to its app")];
 
@@ -79,17 +82,13 @@ impl Rpcs {
         self.rows.iter().filter(move |row| row.ending.direction == side)
     }
 
-    fn of_all<'r>(
-        &'r self,
-        side: Direction,
-        counts: fn(&Measures) -> Counts,
-    ) -> Vec<([(&'static str, &'r str); 4], Counts)> {
+    fn of_all(&self, side: Direction, counts: Counted) -> Vec<([(&'static str, &str); 4], Counts)> {
         self.of(side).map(|row| (row.labels(), counts(&row.measures))).collect()
     }
 
     pub(super) fn show(&self, page: &mut Page<'_, '_>) -> fmt::Result {
         for (side, (prefix, whose)) in Direction::ALL.into_iter().zip(SIDES) {
-            let (sent, received): (fn(&Measures) -> Counts, fn(&Measures) -> Counts) = match side {
+            let (sent, received): (Counted, Counted) = match side {
                 Direction::Outbound => (Measures::request, Measures::response),
                 Direction::Inbound => (Measures::response, Measures::request),
             };

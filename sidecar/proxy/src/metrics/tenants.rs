@@ -79,7 +79,7 @@ impl Top {
         let stays = |tenant: &str| self.shown.contains_key(tenant);
         ranked.sort_by(|(a, calls), (b, others)| match others.total_cmp(calls) {
             Ordering::Equal => stays(b).cmp(&stays(a)).then_with(|| a.cmp(b)),
-            unequal => unequal,
+            unequal @ (Ordering::Less | Ordering::Greater) => unequal,
         });
         ranked.truncate(most.saturating_mul(CANDIDATES));
         let first = &ranked[..ranked.len().min(most)];
