@@ -92,6 +92,27 @@ impl Instance {
         self
     }
 
+    /// All options of its sidecar as a file for `--config`: YAML is what JSON is too.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn config(&self) -> anyhow::Result<PathBuf> {
+        let mut options = serde_json::Map::new();
+        for pair in self.args.chunks(2) {
+            let mut words = pair[0].trim_start_matches('-').split('-');
+            let mut name = words.next().unwrap_or_default().to_owned();
+            for word in words {
+                name += &word[..1].to_uppercase();
+                name += &word[1..];
+            }
+            let value = pair[1].parse::<u64>().map_or_else(|_| pair[1].clone().into(), serde_json::Value::from);
+            options.insert(name, value);
+        }
+        let path = self.scratch.join("sidecar.yaml");
+        fs::write(&path, serde_json::to_vec_pretty(&options)?)?;
+        Ok(path)
+    }
+
     /// Where its app listens.
     #[must_use]
     pub fn app(&self) -> SocketAddr {

@@ -7,27 +7,32 @@
 
 use std::{
     collections::VecDeque,
+    ffi::OsString,
     fs,
     net::SocketAddr,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Signal};
 
 use crate::{
-    mesh::{Mesh, repository, target_profile_dir},
+    mesh::{Mesh, SOON, repository, target_profile_dir, wait},
     python,
 };
 
 /// Where the commands of documents are run: a folder as the top of the repository is when `make up` has run, and a mesh whose
 /// addresses are others than the sample's.
+#[derive(Clone, Debug)]
 pub struct Place {
     folder: PathBuf,
     data: PathBuf,
     /// By port, as documents have it.
     addresses: Vec<(u16, String)>,
+    /// What else is another here.
+    others: Vec<(String, String)>,
 }
 
 impl Place {
@@ -46,7 +51,33 @@ impl Place {
                 .into_iter()
                 .filter_map(|(port, name)| Some((port, control_plane[name].as_str()?.to_owned())));
         let sidecars = sidecars.iter().map(|(port, address)| (*port, address.to_string()));
-        Ok(Self { folder, data: mesh.data_dir(), addresses: control_plane.chain(sidecars).collect() })
+        Ok(Self {
+            folder,
+            data: mesh.data_dir(),
+            addresses: control_plane.chain(sidecars).collect(),
+            others: Vec::new(),
+        })
+    }
+
+    /// What documents call `shown` is `own` here.
+    #[must_use]
+    pub fn with(mut self, shown: &str, own: &str) -> Self {
+        self.others.push((shown.to_owned(), own.to_owned()));
+        self
+    }
+
+    /// Where the commands are run.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The block of shell of a document in which `word` stands, for this place.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn shell(&self, document: &str, word: &str) -> anyhow::Result<Shell> {
+        shell(document, word, |line| self.local(line))
     }
 
     /// Runs all blocks of shell of a document, in their order; how many commands there are.
@@ -82,8 +113,19 @@ impl Place {
             }
             local += rest;
         }
-        local.replace("demo.example", "test.example").replace("target/release/tenon", "tenon")
+        let local = local.replace("demo.example", "test.example").replace("target/release/tenon", "tenon");
+        self.others.iter().fold(local, |line, (shown, own)| line.replace(shown, own))
     }
+}
+
+/// The block of shell of a document in which `word` stands; `local` puts the test's own values into a line of it.
+///
+/// # Errors
+/// There is none.
+pub fn shell(document: &str, word: &str, local: impl Fn(&str) -> String) -> anyhow::Result<Shell> {
+    let text = fs::read_to_string(repository().join(document))?;
+    let found = blocks(&text).into_iter().find(|block| block.language == "sh" && block.text.contains(word));
+    Shell::read(&found.with_context(|| format!("no block of {document} has {word}"))?, local)
 }
 
 /// What stands between fences.
@@ -161,6 +203,30 @@ impl Shell {
         Ok(shell)
     }
 
+    /// Starts it in `folder`, where it runs until what comes back is dropped. What it prints is in the file `log` there.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(&self, folder: &Path, variables: &[(&str, &str)]) -> anyhow::Result<Running> {
+        let log = fs::File::options().create(true).append(true).open(folder.join("log"))?;
+        let mut command = Command::new("sh");
+        command.args(["-c", &self.script]).current_dir(folder).env("PATH", programs()?).envs(variables.iter().copied());
+        // A group of its own: with it ends what it has started.
+        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Running { child: command.spawn()?, folder: folder.to_owned() })
+    }
+
+    /// Runs it in `folder` to its end: the exit code, and all that it prints.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn output(&self, folder: &Path, variables: &[(&str, &str)]) -> anyhow::Result<(Option<i32>, String)> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("exec 2>&1\n{}", self.script)]).current_dir(folder).stdin(Stdio::null());
+        let output = command.env("PATH", programs()?).envs(variables.iter().copied()).output()?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
+    }
+
     /// Runs it in `folder`, with the data folder of a mesh; what it prints must be what it says.
     ///
     /// # Errors
@@ -169,19 +235,9 @@ impl Shell {
     /// # Panics
     /// It prints something else, or ends otherwise.
     pub fn run(mut self, folder: &Path, data: &Path, place: &str) -> anyhow::Result<()> {
-        let installed = python::program("grpcurl")?;
-        let programs = [target_profile_dir()?, installed.parent().context("a program lies in a folder")?.to_owned()];
-        let path = std::env::join_paths(programs.into_iter().chain(std::env::split_paths(&std::env::var("PATH")?)))?;
-        let output = Command::new("sh")
-            .args(["-c", &format!("exec 2>&1\n{}", self.script)])
-            .current_dir(folder)
-            .env("PATH", path)
-            .env("TENON_DATA", data)
-            .stdin(Stdio::null())
-            .output()?;
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (exit, printed) = self.output(folder, &[("TENON_DATA", &data.to_string_lossy())])?;
         let told = || format!("{place}:\n{}{printed}", self.script);
-        assert_eq!(output.status.code(), Some(self.exit), "{}", told());
+        assert_eq!(exit, Some(self.exit), "{}", told());
         for line in printed.lines() {
             if self.expected.front().is_some_and(|pattern| matches(pattern, line)) {
                 self.expected.pop_front();
@@ -190,6 +246,44 @@ impl Shell {
         assert!(self.expected.is_empty(), "{}\ndoes not print {:?}", told(), self.expected);
         Ok(())
     }
+}
+
+/// Commands of a document that run.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Running {
+    /// What they have printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Ends them as Ctrl-C does, and waits.
+    ///
+    /// # Errors
+    /// They do not end in time.
+    pub fn end(mut self) -> anyhow::Result<ExitStatus> {
+        rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::INT)?;
+        wait(&mut self.child, SOON)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _gone = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _gone = self.child.wait();
+    }
+}
+
+/// Where a shell finds this build's programs, and grpcurl.
+fn programs() -> anyhow::Result<OsString> {
+    let installed = python::program("grpcurl")?;
+    let own = [target_profile_dir()?, installed.parent().context("a program lies in a folder")?.to_owned()];
+    Ok(std::env::join_paths(own.into_iter().chain(std::env::split_paths(&std::env::var("PATH")?)))?)
 }
 
 /// Whether `line` is what `pattern` shows: from its beginning, `…` for any text, spaces alike.

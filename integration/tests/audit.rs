@@ -237,6 +237,6 @@ fn every_command_of_the_document_does_what_it_says() -> anyhow::Result<()> {
     mesh.tenon_ok(&["tenants", "suspend", "acme"])?;
     recorded(&mesh, "Tenants/Suspend", "acme", "done");
     let commands = Place::of(&mesh, &[])?.run("docs/audit.md")?;
-    assert_eq!(commands, 5);
+    assert_eq!(commands, 7);
     Ok(())
 }

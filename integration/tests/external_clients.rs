@@ -15,6 +15,7 @@ use std::{
 use hyper_util::rt::TokioIo;
 use integration::{
     calls::{channel, for_tenant, outcome, reason, with_headers},
+    guide::Place,
     mesh::{Mesh, Plan, SOON, eventually, repository},
     python,
 };
@@ -429,28 +430,20 @@ async fn grpcurl_calls_from_outside_with_a_certificate_and_a_token_of_the_comman
     let [chain, key] = write_certificate(&mesh.scratch().join("billing"), partner.certificate());
     let pem = mesh.scratch().join("billing/asap.pem");
     fs::write(&pem, pem::encode(&pem::Pem::new("PRIVATE KEY", partner.key.pkcs8().to_vec()))).expect("written");
-    let minted = Command::new(integration::mesh::binary("tenon").expect("built"))
-        .args(["asap", "mint", "--issuer", "partner/billing", "--audience", "media", "--kid"])
-        .arg(partner.key.kid().as_str())
-        .arg("--key")
-        .arg(&pem)
-        .output()
-        .expect("it runs");
-    assert!(minted.status.success(), "{}", String::from_utf8_lossy(&minted.stderr));
-    let token = String::from_utf8(minted.stdout).expect("text").trim().to_owned();
-    let grpcurl = python::program("grpcurl").expect("grpcurl");
-    let (inbound, root) = (mesh.inbound("media", "us-east").to_string(), root(&mesh));
+    let place = Place::of(&mesh, &[]).expect("a place");
+    for (name, file) in
+        [("trust-bundle.pem", &root(&mesh)), ("chain.pem", &chain), ("key.pem", &key), ("asap.pem", &pem)]
+    {
+        fs::copy(file, place.folder().join(name)).expect("copied");
+    }
+    let inbound = mesh.inbound("media", "us-east").to_string();
+    let place = place.with("mesh.example:15006", &inbound).with("partner/billing/1", partner.key.kid().as_str());
     let call = |method: &str| {
-        let mut command = Command::new(&grpcurl);
-        command.args(["-max-time", "10", "-servername", "media.svc.test.example", "-cacert"]).arg(&root);
-        command.arg("-cert").arg(&chain).arg("-key").arg(&key).arg("-import-path").arg(repository().join("proto"));
-        command.args(["-proto", "media/v1/media.proto", "-H", "x-tenant-id: acme"]);
-        command.args(["-H", &format!("authorization: Bearer {token}"), &inbound, method]);
-        let output = command.output().expect("it runs");
-        let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        (output.status.success(), printed)
+        let place = place.clone().with("media.v1.Media/List", method);
+        let shell = place.shell("docs/outside-clients.md", "grpcurl").expect("the command of the document");
+        shell.output(place.folder(), &[]).expect("it runs")
     };
-    holds("the call passes", async || call("media.v1.Media/List").0).await;
-    let (passed, printed) = call("media.v1.Media/Delete");
-    assert!(!passed && printed.contains("PATH_NOT_ALLOWED"), "{printed}");
+    holds("the call passes", async || call("media.v1.Media/List").0 == Some(0)).await;
+    let (exit, printed) = call("media.v1.Media/Delete");
+    assert!(exit != Some(0) && printed.contains("PATH_NOT_ALLOWED"), "{printed}");
 }

@@ -4,12 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
+use anyhow::Context as _;
 use integration::{
+    guide::{self, Shell},
     mesh::{SOON, binary, eventually, repository, target_profile_dir, wait},
     ports::Ports,
     python,
@@ -115,11 +118,42 @@ impl Machine {
         Ok(())
     }
 
-    /// Puts a new join token where the unit of `instance` gets it from.
-    fn give_token(&self, service: &str, instance: &str) -> anyhow::Result<()> {
-        let token = self.tenon_ok(&["identity", "join-token", "--service", service])?;
+    /// The block of docs/production.md in which `word` stands, with folders of this machine in place of the system's.
+    fn shell(&self, word: &str) -> anyhow::Result<Shell> {
+        let root = self.path("root").display().to_string();
+        // It gives what it makes to root, which nobody but root can.
+        let may = if rustix::process::geteuid().is_root() { "" } else { ": " };
+        let tmpfiles = format!("{may}systemd-tmpfiles --create --root={root}");
+        let others = [
+            ("/etc/tenon", self.path("etc").display().to_string()),
+            ("/var/lib/tenon", self.path("state/tenon").display().to_string()),
+            (" /usr/", format!(" {root}/usr/")),
+            (" /etc/systemd/", format!(" {root}/etc/systemd/")),
+            ("systemctl enable --now", format!("systemctl --root={root} enable")),
+            // Root's, and there is such a user.
+            ("chown -R tenon-identity:", format!("grep -q ^tenon-identity: {root}/etc/passwd && echo")),
+            ("systemd-sysusers", format!("systemd-sysusers --root={root}")),
+            ("systemd-tmpfiles --create", tmpfiles),
+            ("=… tenon up", format!("='{PASSPHRASE}' exec tenon up")),
+            ("mesh-config/first", self.path("first-mesh").display().to_string()),
+        ];
+        let local = |line: &str| others.iter().fold(line.to_owned(), |line, (shown, own)| line.replace(shown, own));
+        guide::shell("docs/production.md", word, local)
+    }
+
+    /// Runs it, and it must end well.
+    fn run(&self, word: &str) -> anyhow::Result<()> {
+        let (exit, printed) = self.shell(word)?.output(self.dir.path(), &[])?;
+        anyhow::ensure!(exit == Some(0), "{word}: {printed}\n{}", self.logs());
+        Ok(())
+    }
+
+    /// Puts the join token that lies in `/etc/tenon` where the unit of `instance` gets it from, as `LoadCredential=` does.
+    fn give_token(&self, name: &str, instance: &str) -> anyhow::Result<()> {
         fs::create_dir_all(self.path(&format!("run/{instance}")))?;
-        Ok(fs::write(self.path(&format!("run/{instance}/join-token")), token)?)
+        let token = self.path(&format!("etc/{name}.join-token"));
+        fs::copy(&token, self.path(&format!("run/{instance}/join-token"))).with_context(|| format!("{token:?}"))?;
+        Ok(())
     }
 
     fn logs(&self) -> String {
@@ -145,18 +179,12 @@ impl Machine {
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("mesh.yaml"), self.local(&file("first/mesh.yaml")))?;
         let data = self.path("first");
-        let mut up = Command::new(binary("tenon")?)
-            .args(["up", "-f", &folder.to_string_lossy(), "--data", &data.to_string_lossy()])
-            .env("TENON_CA_PASSPHRASE", PASSPHRASE)
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(self.path("first.log"))?)
-            .spawn()?;
+        let up = self.shell("tenon up")?.start(self.dir.path(), &[])?;
         let made = eventually(SOON, "the first start is made", || {
             Ok(data.join("operator/svid.pem").is_file() && self.tenon(&["policy", "status"])?.status.success())
         });
-        kill_process(Pid::from_child(&up), Signal::TERM)?;
-        wait(&mut up, SOON)?;
-        made.map_err(|error| error.context(fs::read_to_string(self.path("first.log")).unwrap_or_default()))?;
+        made.with_context(|| up.log())?;
+        up.end()?;
         let mesh: Value = serde_json::from_slice(&fs::read(data.join("mesh.json"))?)?;
         Ok(mesh["trustBundleSha256"].as_str().expect("a pin").to_owned())
     }
@@ -164,28 +192,19 @@ impl Machine {
 
 const PASSPHRASE: &str = "of the machine that keeps the CA";
 
-fn copy_all(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_all(&entry.path(), &target)?;
-        } else if entry.file_type()?.is_file() {
-            fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
 /// The steps of docs/production.md.
 #[test]
 fn the_units_run_a_mesh_from_the_first_start_on_and_again_after_a_restart() -> anyhow::Result<()> {
     let mut machine = Machine::new()?;
     let pin = machine.first_start()?;
-    for folder in ["ca", "identity"] {
-        copy_all(&machine.path("first").join(folder), &machine.path("state/tenon").join(folder))?;
+    for folder in ["usr/bin", "etc/systemd/system", "usr/lib/sysusers.d", "usr/lib/tmpfiles.d"] {
+        fs::create_dir_all(machine.path("root").join(folder))?;
     }
+    for program in ["tenon", "tenon-sidecar"] {
+        symlink(binary(program)?, machine.path(program))?;
+    }
+    symlink(repository().join("mesh-config"), machine.path("mesh-config"))?;
+    machine.run("install -m 755")?;
     let settings = file("systemd/mesh.env").replace(&"0".repeat(64), &pin);
     let passphrase = format!("TENON_CA_PASSPHRASE={PASSPHRASE}");
     let sidecar = file("systemd/sidecar-media.env");
@@ -198,8 +217,9 @@ fn the_units_run_a_mesh_from_the_first_start_on_and_again_after_a_restart() -> a
     }
     machine.start(UNITS[0], "identity", &[&settings, &passphrase])?;
     machine.until_ready("the identity service is ready", &machine.address(15012))?;
-    for service in ["tenon-policy", "tenon-tcs", "media"] {
-        machine.give_token(service, service)?;
+    machine.run("systemctl enable")?;
+    for (name, instance) in [("policy", "tenon-policy"), ("tcs", "tenon-tcs"), ("sidecar-media", "media")] {
+        machine.give_token(name, instance)?;
     }
     machine.start(UNITS[1], "tenon-policy", &[&settings])?;
     machine.start(UNITS[2], "tenon-tcs", &[&settings])?;

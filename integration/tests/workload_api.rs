@@ -10,8 +10,10 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use integration::{
+    by_hand::{self, Instance},
     calls::{outcome, with_headers},
-    mesh::{Mesh, Plan, SOON, binary, eventually},
+    guide::{Place, Running},
+    mesh::{Mesh, Plan, SOON, eventually},
 };
 use mesh_identity::{Svid, testing};
 use serde_json::json;
@@ -120,29 +122,52 @@ fn answer(svid: &Svid, root: &[u8]) -> proto::X509svidResponse {
     proto::X509svidResponse { svids: vec![other, own], ..Default::default() }
 }
 
-/// A sidecar of wiki beside the one that `tenon up` runs: no join token, no pin, all from the Workload API.
-fn start_sidecar(mesh: &mut Mesh, api: &Path) -> (PathBuf, PathBuf) {
+/// A sidecar of wiki beside the one that `tenon up` runs: no join token, no pin, all from the Workload API. By the command of
+/// the document.
+fn start_sidecar(mesh: &Mesh, api: &Path) -> (PathBuf, PathBuf, Running) {
     let (outbound, serving) = (mesh.scratch().join("wiki-out.sock"), mesh.scratch().join("wiki-api.sock"));
-    let state = mesh.scratch().join("wiki-by-spire");
-    let file = mesh.mesh_file().expect("mesh.json");
-    let address = |of: &str| file["controlPlane"][of].as_str().expect("an address").to_owned();
-    let command = [
-        binary("tenon-sidecar").expect("the sidecar").display().to_string(),
-        "--service=wiki".into(),
-        "--trust-domain=test.example".into(),
-        "--region=us-east".into(),
-        format!("--workload-api=unix://{}", api.display()),
-        format!("--serve-workload-api={}", serving.display()),
-        format!("--outbound=unix:{}", outbound.display()),
-        "--inbound=127.0.0.1:0".into(),
-        "--admin=127.0.0.1:0".into(),
-        format!("--identity={}", address("identity")),
-        format!("--tcs={}", address("tcs")),
-        format!("--policy={}", address("policy")),
-        format!("--state-dir={}", state.display()),
+    let place = Place::of(mesh, &[]).expect("a place").with("--service media", "--service wiki");
+    let place = place.with("/run/spire/agent.sock", &api.to_string_lossy());
+    let variables = [
+        ("TENON_SERVE_WORKLOAD_API", serving.to_string_lossy().into_owned()),
+        ("TENON_REGION", "us-east".to_owned()),
+        ("TENON_OUTBOUND", format!("unix:{}", outbound.display())),
+        ("TENON_INBOUND", "127.0.0.1:0".to_owned()),
+        ("TENON_ADMIN", "127.0.0.1:0".to_owned()),
     ];
-    mesh.start_by_hand(&command).expect("a sidecar by hand");
-    (outbound, serving)
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let command = place.shell("docs/workload-api.md", "--workload-api unix:").expect("the command of the document");
+    let running = command.start(place.folder(), &variables).expect("a sidecar by hand");
+    (outbound, serving, running)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_finds_the_workload_api_where_the_document_says() {
+    let mesh = Plan::new()
+        .expect("a plan")
+        .file("policy.yaml", by_hand::POLICY)
+        .caller("wiki", "us-east")
+        .start()
+        .expect("the mesh starts");
+    let instance = Instance::plan(&mesh, "media", "guide").expect("a plan");
+    let (socket, config) = (mesh.scratch().join("spiffe.sock"), instance.config().expect("a file"));
+    let place = Place::of(&mesh, &[(9002, instance.app())]).expect("a place");
+    let place = place.with("/etc/tenon/media.yaml", &config.to_string_lossy());
+    let place = place.with("/run/media/spiffe.sock", &socket.to_string_lossy());
+    let commands = place.shell("docs/workload-api.md", "--serve-workload-api").expect("the commands of the document");
+    let running = commands.start(place.folder(), &[]).expect("they start");
+    let end = tokio::time::Instant::now() + SOON;
+    let svid = loop {
+        if let Ok(api) = WorkloadApiClient::connect_to(format!("unix://{}", socket.display())).await
+            && let Ok(svid) = api.fetch_x509_svid().await
+        {
+            break svid;
+        }
+        assert!(tokio::time::Instant::now() < end, "{}", running.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
+    assert_eq!(svid.spiffe_id().to_string(), "spiffe://test.example/svc/media");
+    instance.registered().await.expect("its app listens");
 }
 
 fn over(path: &Path) -> Channel {
@@ -173,7 +198,7 @@ async fn a_sidecar_lives_on_a_workload_api_and_serves_one_to_its_app() {
     let api = mesh.scratch().join("spire.sock");
     let first = ca.svid("wiki");
     let agent = Agent::start(&api, &first, &root);
-    let (outbound, serving) = start_sidecar(&mut mesh, &api);
+    let (outbound, serving, _running) = start_sidecar(&mesh, &api);
     let channel = over(&outbound);
     let passes = async |what: &str| {
         let deadline = tokio::time::Instant::now() + SOON;
