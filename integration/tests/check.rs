@@ -9,6 +9,7 @@ use std::{
 };
 
 use integration::{
+    calls::http_get,
     mesh::{Mesh, Plan, SOON, binary, eventually, signal},
     traffic::Traffic,
 };
@@ -113,6 +114,15 @@ fn write(mesh: &Mesh, name: &str, text: &str) {
     fs::rename(new, mesh.policy_dir().join(name)).expect("renamed");
 }
 
+/// As the metric of the policy service has it.
+async fn folder_problems(mesh: &Mesh) -> usize {
+    let address = mesh.mesh_file().expect("mesh.json")["controlPlane"]["metrics"]["policy"].clone();
+    let address = address.as_str().and_then(|it| it.parse().ok()).expect("an address");
+    let text = http_get(address, "/metrics").await.expect("metrics");
+    let value = text.lines().find_map(|line| line.strip_prefix("tenon_policy_folder_problems "));
+    value.and_then(|value| value.parse().ok()).expect("a number")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_the_policy_is_found() {
     let mesh = Plan::demo().expect("a plan").start().expect("the mesh starts");
@@ -136,8 +146,10 @@ async fn what_is_wrong_with_the_policy_is_found() {
     ] {
         write(&mesh, "more.yaml", &text);
         finds(&data, id, subject);
+        assert_eq!(folder_problems(&mesh).await > 0, id == "TC011", "{text}");
         fs::remove_file(mesh.policy_dir().join("more.yaml")).expect("removed");
         is_well(&data);
+        assert_eq!(folder_problems(&mesh).await, 0);
     }
     let local = mesh.policy_dir().join("local.yaml");
     let before = fs::read_to_string(&local).expect("the LocalMesh document");

@@ -9,6 +9,7 @@ mod fleet;
 mod flows;
 pub mod json;
 mod leases;
+mod metrics;
 mod rollout;
 mod serve;
 mod service;

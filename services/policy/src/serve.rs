@@ -33,6 +33,7 @@ use crate::{
     engine::{Engine, Journals},
     fleet::{FLEET_AUTHORIZATION, Fleet, FleetError, FleetService},
     leases::{Keeping, Leases, Places},
+    metrics::Folder,
     rollout::{self, Rollouts},
     service::{POLICY_AUTHORIZATION, PolicyService},
     views::{Allowlists, ForCallers, ForIdentity},
@@ -122,6 +123,7 @@ pub async fn serve_observed(
     let publishers = publishers(journals, &shutdown);
     telemetry.add(OwnSvid(Arc::clone(&identity)));
     telemetry.add(Publishers(publishers.clone()));
+    telemetry.add(Folder(Arc::clone(&engine)));
     telemetry.add(stores);
     let publisher = publishers.iter().find(|publisher| publisher.kind() == kind::ENDPOINT).cloned();
     let holder = Fleet::name(&state_dir)?;

@@ -279,7 +279,7 @@ impl Live {
                 gauges(kind::TRUST_BUNDLE, replicas.trust.bundle.status()),
                 gauges(kind::REVOCATION, replicas.trust.revocation.status()),
             ],
-            destinations: DestinationGauges::of(&self.outbound.load(), health::now()),
+            destinations: DestinationGauges::of(&self.outbound.load(), &self.pools.open(), health::now()),
             limits: self.limits.gauges(),
             access_log_lost: self.access_log.as_ref().map_or(0, AccessLog::lost),
             remembered: self.decisions.remembered(),

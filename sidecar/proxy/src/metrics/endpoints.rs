@@ -1,7 +1,8 @@
 //! How the instances do that this sidecar calls, as it sees them.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, net::SocketAddr};
 
+use mesh_telemetry::Page;
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
@@ -19,6 +20,8 @@ pub struct DestinationGauges {
     pub service: String,
     /// Its instances, nearest first.
     pub instances: Vec<InstanceGauges>,
+    /// Connections to them that are open.
+    pub connections: u64,
     /// Ejections, in the order of [`Cause::ALL`].
     #[serde(skip)]
     pub ejections: [u64; Cause::ALL.len()],
@@ -46,17 +49,19 @@ pub struct InstanceGauges {
 
 impl DestinationGauges {
     /// Those that were called; a mesh may have many more.
-    pub fn of(state: &outbound::State, now: u64) -> Vec<Self> {
+    pub fn of(state: &outbound::State, open: &HashMap<SocketAddr, u32>, now: u64) -> Vec<Self> {
         let destinations = state.destinations.iter().flat_map(outbound::Destinations::iter);
         let called = destinations.filter(|destination| destination.endpoints().group().is_used());
-        let mut all: Vec<Self> = called.map(|destination| Self::of_one(destination, now)).collect();
+        let mut all: Vec<Self> = called.map(|destination| Self::of_one(destination, open, now)).collect();
         all.sort_by(|a, b| a.service.cmp(&b.service));
         all
     }
 
-    fn of_one(destination: &Destination, now: u64) -> Self {
+    fn of_one(destination: &Destination, open: &HashMap<SocketAddr, u32>, now: u64) -> Self {
         let endpoints = destination.endpoints();
         let mut states = [0; State::ALL.len()];
+        let connections = endpoints.all().iter().filter_map(|endpoint| open.get(&endpoint.address));
+        let connections = connections.copied().map(u64::from).sum();
         let instances = endpoints.all().iter().map(|endpoint| {
             let state = endpoint.load.state(now);
             states[state as usize] += 1;
@@ -71,7 +76,7 @@ impl DestinationGauges {
         });
         let instances = instances.collect();
         let ejections = Cause::ALL.map(|cause| endpoints.group().ejections(cause));
-        Self { service: destination.service().to_string(), instances, ejections, states }
+        Self { service: destination.service().to_string(), instances, connections, ejections, states }
     }
 }
 
@@ -96,6 +101,18 @@ pub fn encode(encoder: &mut DescriptorEncoder<'_>, destinations: &[DestinationGa
             ConstGauge::new(count).encode(endpoints.encode_family(&labels)?)?;
         }
     }
+    let page = &mut Page::new(encoder);
+    let of = |destination: &DestinationGauges| [("service", destination.service.clone())];
+    let open = destinations.iter().map(|destination| (of(destination), destination.connections));
+    page.gauge(
+        "tenon_upstream_connections",
+        "Open connections to the instances of the services that were called",
+        open,
+    )?;
+    let calls =
+        |destination: &DestinationGauges| destination.instances.iter().map(|it| u64::from(it.in_flight)).sum::<u64>();
+    let calls = destinations.iter().map(|destination| (of(destination), calls(destination)));
+    page.gauge("tenon_upstream_in_flight", "Calls that the instances of the services have now", calls)?;
     let help = "Times that an instance was left out because its calls failed, by why";
     let mut ejections = encoder.encode_descriptor("tenon_endpoint_ejections", help, None, MetricType::Counter)?;
     for destination in destinations {

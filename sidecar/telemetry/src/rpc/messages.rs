@@ -11,7 +11,18 @@ pub struct Messages {
 
 impl Messages {
     /// Bytes of messages among `data`, which follows what has passed before.
-    pub fn pass(&mut self, mut data: &[u8]) -> u64 {
+    pub fn pass(&mut self, data: &[u8]) -> u64 {
+        // One message in one piece, as those of unary calls mostly are.
+        if let (0, 0, Some(([_compressed, length @ ..], message))) =
+            (self.left, self.of_head, data.split_first_chunk::<5>())
+            && u32::from_be_bytes(*length) as usize == message.len()
+        {
+            return message.len() as u64;
+        }
+        self.pass_in_parts(data)
+    }
+
+    fn pass_in_parts(&mut self, mut data: &[u8]) -> u64 {
         let mut bytes = 0;
         while !data.is_empty() {
             if self.left == 0 {
@@ -41,10 +52,15 @@ mod tests {
     #[test]
     fn messages_are_found_however_the_stream_is_cut() {
         let stream = [&[0, 0, 0, 0, 3][..], b"abc", &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1], b"d"].concat();
-        for size in 1..=stream.len() {
+        for size in 1..=stream.len() + 1 {
             let mut messages = Messages::default();
             let bytes: u64 = stream.chunks(size).map(|part| messages.pass(part)).sum();
             assert_eq!(bytes, 4, "in parts of {size}");
         }
+        // Each in a piece of its own, and the first in two.
+        let mut messages = Messages::default();
+        let (first, rest) = (&stream[..8], &stream[13..]);
+        let pieces = [first, first, rest, &first[..4], &first[4..], first];
+        assert_eq!(pieces.map(|piece| messages.pass(piece)), [3, 3, 1, 0, 3, 3]);
     }
 }
