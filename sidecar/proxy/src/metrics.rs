@@ -1,27 +1,19 @@
 //! Every metric of the sidecar. `docs/telemetry.md` lists them, and a test compares the two.
 
-use std::{
-    fmt::Write as _,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{fmt::Write as _, sync::Arc};
 
 use mesh_identity::join::Standing;
 use mesh_telemetry::Page;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, text::encode},
     registry::Registry,
 };
-use sidecar_core::Reason;
 use tokio::runtime::RuntimeMetrics;
 
 use crate::limits::LimitGauges;
 
+mod calls;
 mod closed;
 mod endpoints;
 mod flows;
@@ -35,6 +27,7 @@ mod rpcs;
 mod spans;
 mod tenants;
 
+pub use self::calls::{Calls, Connected};
 pub use self::closed::Closed;
 pub use self::endpoints::DestinationGauges;
 pub use self::flows::has_a_rule;
@@ -95,93 +88,6 @@ impl Outcome {
             Self::Cancelled => "cancelled",
             Self::Broken => "broken",
         }
-    }
-}
-
-/// Upper bounds of the latency histogram, in seconds.
-const BOUNDS: [f64; 14] = [0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-
-/// Counters of one direction. Only relaxed atomics: a call pays a nanosecond each, and a scrape stops nobody.
-#[derive(Debug)]
-pub struct Calls {
-    started: AtomicU64,
-    ended: [AtomicU64; Outcome::ALL.len()],
-    refused: Vec<AtomicU64>,
-    audited: AtomicU64,
-    buckets: [AtomicU64; BOUNDS.len() + 1],
-    nanoseconds: AtomicU64,
-    connections: AtomicI64,
-}
-
-impl Default for Calls {
-    fn default() -> Self {
-        Self {
-            started: AtomicU64::default(),
-            ended: Default::default(),
-            refused: Reason::ALL.iter().map(|_| AtomicU64::default()).collect(),
-            audited: AtomicU64::default(),
-            buckets: Default::default(),
-            nanoseconds: AtomicU64::default(),
-            connections: AtomicI64::default(),
-        }
-    }
-}
-
-impl Calls {
-    /// A call has come in.
-    pub fn started(&self) {
-        self.started.fetch_add(1, Relaxed);
-    }
-
-    /// The call is over.
-    pub fn ended(&self, outcome: Outcome, took: Duration) {
-        self.ended[outcome as usize].fetch_add(1, Relaxed);
-        let seconds = took.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
-        self.buckets[bucket].fetch_add(1, Relaxed);
-        self.nanoseconds.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
-    }
-
-    /// A refusal was made, at the start of a call or in the middle of a stream.
-    pub fn refused(&self, reason: Reason) {
-        if let Some(index) = Reason::ALL.iter().position(|other| *other == reason) {
-            self.refused[index].fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Audit mode let a call pass that enforcement would have refused.
-    pub fn audited(&self) {
-        self.audited.fetch_add(1, Relaxed);
-    }
-
-    /// A connection was accepted; it is counted as open until the guard is dropped.
-    pub fn connected(self: &Arc<Self>) -> Connected {
-        self.connections.fetch_add(1, Relaxed);
-        Connected(Arc::clone(self))
-    }
-
-    /// Accepted connections that are open.
-    #[must_use]
-    pub fn connections(&self) -> i64 {
-        self.connections.load(Relaxed)
-    }
-
-    /// Calls that have started and not ended. Zero once all is quiet: tests hold on to that.
-    #[must_use]
-    pub fn in_flight(&self) -> i64 {
-        let started = self.started.load(Relaxed);
-        let ended: u64 = self.ended.iter().map(|count| count.load(Relaxed)).sum();
-        i64::try_from(started).unwrap_or(i64::MAX) - i64::try_from(ended).unwrap_or(i64::MAX)
-    }
-}
-
-/// An open connection.
-#[derive(Debug)]
-pub struct Connected(Arc<Calls>);
-
-impl Drop for Connected {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
     }
 }
 
@@ -308,36 +214,12 @@ struct Scrape {
     gauges: Arc<Snapshot>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DirectionLabel {
-    direction: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OutcomeLabels {
-    direction: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    direction: &'static str,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BuildLabels {
-    version: &'static str,
-}
-
 type NoLabels = [(&'static str, &'static str); 0];
 const NO_LABELS: NoLabels = [];
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.counts(&mut encoder)?;
-        self.refusals(&mut encoder)?;
-        self.durations(&mut encoder)?;
+        calls::show(&self.metrics, &mut Page::new(&mut encoder))?;
         self.metrics.closed.encode(&mut encoder)?;
         self.metrics.retries.encode(&mut encoder)?;
         endpoints::encode(&mut encoder, &self.gauges.destinations)?;
@@ -354,13 +236,9 @@ impl Collector for Scrape {
         self.gauges.tenants.show(page)?;
         mesh_telemetry::process(page)?;
         mesh_telemetry::runtime(page, &self.gauges.runtimes)?;
-        let build = BuildLabels { version: env!("CARGO_PKG_VERSION") };
-        let mut info =
-            encoder.encode_descriptor("tenon_build_info", "Version of this binary", None, MetricType::Gauge)?;
-        ConstGauge::new(1u64).encode(info.encode_family(&build)?)?;
-        let mut ready =
-            encoder.encode_descriptor("tenon_ready", "1 when /ready answers 200", None, MetricType::Gauge)?;
-        ConstGauge::new(u64::from(self.gauges.ready)).encode(ready.encode_family(&NO_LABELS)?)?;
+        let build = [("version", env!("CARGO_PKG_VERSION"))];
+        page.gauge("tenon_build_info", "Version of this binary", [(build, 1u64)])?;
+        page.gauge("tenon_ready", "1 when /ready answers 200", [(NO_LABELS, u64::from(self.gauges.ready))])?;
         if let Some(standing) = &self.gauges.standing {
             membership::encode(&mut encoder, standing)?;
         }
@@ -368,85 +246,10 @@ impl Collector for Scrape {
     }
 }
 
-impl Scrape {
-    fn each(&self) -> impl Iterator<Item = (&'static str, &Arc<Calls>)> {
-        Direction::ALL.into_iter().map(|direction| (direction.as_str(), self.metrics.calls(direction)))
-    }
-
-    fn counts(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut started =
-            encoder.encode_descriptor("tenon_calls_started", "Calls that came in", None, MetricType::Counter)?;
-        for (direction, calls) in self.each() {
-            ConstCounter::new(calls.started.load(Relaxed))
-                .encode(started.encode_family(&DirectionLabel { direction })?)?;
-        }
-        let mut ended =
-            encoder.encode_descriptor("tenon_calls_ended", "Calls that ended, by how", None, MetricType::Counter)?;
-        for (direction, calls) in self.each() {
-            for outcome in Outcome::ALL {
-                let labels = OutcomeLabels { direction, outcome: outcome.as_str() };
-                ConstCounter::new(calls.ended[outcome as usize].load(Relaxed)).encode(ended.encode_family(&labels)?)?;
-            }
-        }
-        let mut connections =
-            encoder.encode_descriptor("tenon_connections", "Open accepted connections", None, MetricType::Gauge)?;
-        for (direction, calls) in self.each() {
-            let open = calls.connections.load(Relaxed);
-            ConstGauge::new(open).encode(connections.encode_family(&DirectionLabel { direction })?)?;
-        }
-        Ok(())
-    }
-
-    fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut refusals =
-            encoder.encode_descriptor("tenon_refusals", "Refusals, by reason", None, MetricType::Counter)?;
-        for (direction, calls) in self.each() {
-            for (reason, count) in Reason::ALL.iter().zip(&calls.refused) {
-                let labels = ReasonLabels { direction, reason: reason.as_str() };
-                ConstCounter::new(count.load(Relaxed)).encode(refusals.encode_family(&labels)?)?;
-            }
-        }
-        let mut audited = encoder.encode_descriptor(
-            "tenon_audited_calls",
-            "Calls that audit mode let pass and enforcement would have refused",
-            None,
-            MetricType::Counter,
-        )?;
-        for (direction, calls) in self.each() {
-            ConstCounter::new(calls.audited.load(Relaxed))
-                .encode(audited.encode_family(&DirectionLabel { direction })?)?;
-        }
-        Ok(())
-    }
-
-    fn durations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let mut duration = encoder.encode_descriptor(
-            "tenon_call_duration_seconds",
-            "From the request's headers to the end of the answer",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (direction, calls) in self.each() {
-            let buckets: Vec<(f64, u64)> = BOUNDS
-                .iter()
-                .copied()
-                .chain([f64::INFINITY])
-                .zip(&calls.buckets)
-                .map(|(bound, count)| (bound, count.load(Relaxed)))
-                .collect();
-            let count = buckets.iter().map(|(_, count)| count).sum();
-            #[expect(clippy::cast_precision_loss, reason = "a sum of seconds for people")]
-            let sum = calls.nanoseconds.load(Relaxed) as f64 / 1e9;
-            let label = DirectionLabel { direction };
-            let mut family = duration.encode_family(&label)?;
-            family.encode_histogram::<NoLabels>(sum, count, &buckets, None)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use mesh_telemetry::documented;
 
     use super::*;
@@ -521,16 +324,5 @@ mod tests {
         let docs = include_str!("../../../docs/telemetry.md");
         let (emitted, listed) = (documented::emitted(&text), documented::listed(docs, &["Sidecar", "Every process"]));
         assert_eq!(emitted, listed);
-    }
-
-    #[test]
-    fn what_started_and_ended_is_no_longer_in_flight() {
-        let calls = Calls::default();
-        calls.started();
-        calls.started();
-        calls.ended(Outcome::Finished, Duration::from_millis(3));
-        assert_eq!(calls.in_flight(), 1);
-        calls.ended(Outcome::Cancelled, Duration::from_secs(30));
-        assert_eq!(calls.in_flight(), 0);
     }
 }

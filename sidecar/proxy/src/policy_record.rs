@@ -14,6 +14,9 @@ use tenon_proto::policy::v1::{ExternalClient, ServicePolicy};
 
 use crate::outside;
 
+/// A record of so many bytes is no small part of a message.
+const LARGE: usize = 256 << 10;
+
 /// A service's policy, checked to compile: one that does not is refused (NACK) and the last good one stays. Cheap to clone.
 /// The policy reads its texts in the bytes that the replica needs anyway, so that they are in memory once.
 #[derive(Clone, Debug)]
@@ -119,7 +122,9 @@ impl Usable {
 
 impl replica::Value for PolicyRecord {
     fn decode(key: &str, revision: u64, raw: Bytes) -> Result<Self, String> {
-        let raw = Bytes::copy_from_slice(&raw);
+        // A large one is most of the message that it came in, whose buffer lives as long as the stream: one copy is enough. What
+        // is small would keep a buffer that is larger than it.
+        let raw = if raw.len() >= LARGE { raw } else { Bytes::copy_from_slice(&raw) };
         let (everybody, rest) = Usable::of(raw.clone())?;
         let canary = rest.canary.map(|canary| Canary {
             instances: canary.instances,
