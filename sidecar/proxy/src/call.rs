@@ -365,7 +365,7 @@ impl Call {
     fn measure(&self, outcome: Outcome, code: Code, took: Duration) {
         let (facts, direction, ledger) = (self.facts(), self.direction, &self.worker.ledger);
         if facts.grpc {
-            // What callers invent is told apart from nothing: a path, or of those that the app calls a service.
+            // What anybody may have invented makes no series: a path, and whom the app wants to call.
             let path = if self.known && code != Code::Unimplemented { facts.uri.path() } else { "" };
             let service = if self.passed || direction == Direction::Inbound { &*facts.service } else { "" };
             let code = u8::try_from(code as i32).unwrap_or_default();

@@ -20,7 +20,7 @@ use tenon_proto::policy::v1::{RecentDecision, flow::Decision as WireDecision};
 use tokio::sync::Notify;
 
 pub use self::{
-    ends::{Ended, Ending, Exemplar, Measure, Measures},
+    ends::{Ended, Ending, Measure, Measures},
     flows::{Flow, Flows},
     recent::{Grounds, Recent, Remembered, Wanted},
     tenants::Tenants,
@@ -29,7 +29,7 @@ use crate::metrics::Outcome;
 
 /// Flows that one worker tells apart between two takings.
 const FLOWS_OF_A_WORKER: usize = 2_048;
-/// The same of [`Ended`] between two scrapes: each has half a kilobyte.
+/// The same of [`Ends`] between two scrapes: each has half a kilobyte.
 const ENDS_OF_A_WORKER: usize = 512;
 /// Decisions that are remembered, and what they may take, of all workers.
 const REMEMBERED: usize = 4_096;

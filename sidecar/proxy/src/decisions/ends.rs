@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_telemetry::{Counts, RPC_BYTES, RPC_SECONDS};
+use mesh_telemetry::{Counts, Exemplar, RPC_BYTES, RPC_SECONDS};
 
 use crate::metrics::{Direction, Outcome};
 
@@ -39,17 +39,6 @@ pub struct Measures {
     exemplars: Vec<(usize, Exemplar)>,
 }
 
-/// A call that shows what a number is made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Exemplar {
-    /// Of its trace.
-    pub trace: [u8; 16],
-    /// What it took.
-    pub took: Duration,
-    /// When it ended, since 1970.
-    pub at: Duration,
-}
-
 #[derive(Clone, Debug, Default)]
 struct Sizes {
     buckets: [u64; RPC_BYTES.len() + 1],
@@ -84,7 +73,7 @@ impl Measures {
         self.request.had(call.request);
         self.response.had(call.response);
         if let Some((trace, at)) = call.traced {
-            self.shows(bucket, Exemplar { trace, took: call.took, at });
+            self.shows(bucket, Exemplar { trace, value: call.took.as_secs_f64(), at });
         }
     }
 

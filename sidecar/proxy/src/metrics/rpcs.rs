@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use mesh_telemetry::{Counts, Exemplar, OTHER_METHOD, Page, code_name, with_exemplars};
+use mesh_telemetry::{Counts, OTHER_METHOD, Page, code_name, with_exemplars};
 
 use super::Direction;
 use crate::decisions::{Ending, Ends, Ledgers, Measures};
@@ -114,10 +114,7 @@ impl Rpcs {
     /// Puts the exemplars into the text that [`Rpcs::show`] has written.
     pub(super) fn with_exemplars(&self, mut text: String) -> String {
         for (side, (prefix, _)) in Direction::ALL.into_iter().zip(SIDES) {
-            let shown =
-                |it: crate::decisions::Exemplar| Exemplar { trace: it.trace, value: it.took.as_secs_f64(), at: it.at };
-            let exemplars: Vec<_> =
-                self.of(side).flat_map(|row| row.measures.exemplars().map(|it| it.map(shown))).collect();
+            let exemplars: Vec<_> = self.of(side).flat_map(|row| row.measures.exemplars()).collect();
             text = with_exemplars(&text, &format!("{prefix}_duration_seconds"), &exemplars);
         }
         text
