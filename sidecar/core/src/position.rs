@@ -38,11 +38,18 @@ fn decimal(text: &[u8]) -> Result<u64, PositionError> {
     if text.is_empty() || (text[0] == b'0' && text.len() > 1) {
         return Err(PositionError);
     }
+    let digit = |byte: &u8| byte.wrapping_sub(b'0');
+    if text.len() < 20 {
+        // No number of 19 digits is too large.
+        let (number, digits) = text.iter().fold((0_u64, true), |(number, digits), byte| {
+            (number.wrapping_mul(10).wrapping_add(u64::from(digit(byte))), digits & (digit(byte) < 10))
+        });
+        return digits.then_some(number).ok_or(PositionError);
+    }
     text.iter()
         .try_fold(0_u64, |number, byte| {
-            let digit = byte.wrapping_sub(b'0');
-            let read = number.checked_mul(10)?.checked_add(u64::from(digit))?;
-            (digit < 10).then_some(read)
+            let read = number.checked_mul(10)?.checked_add(u64::from(digit(byte)))?;
+            (digit(byte) < 10).then_some(read)
         })
         .ok_or(PositionError)
 }

@@ -16,6 +16,28 @@ pub fn since_epoch() -> Duration {
     CLOCK.now()
 }
 
+/// One look at the clock, for all that wants to know the time: looking costs more than most that it is looked at for.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// For measuring.
+    pub instant: Instant,
+    /// Time since 1970-01-01 UTC, as [`since_epoch`] tells it.
+    pub since_epoch: Duration,
+}
+
+impl Moment {
+    /// This one.
+    pub fn now() -> Self {
+        let instant = Instant::now();
+        Self { instant, since_epoch: CLOCK.at(instant) }
+    }
+
+    /// As [`unix_seconds`].
+    pub fn unix_seconds(self) -> u64 {
+        self.since_epoch.as_secs()
+    }
+}
+
 /// Whole seconds since 1970-01-01 UTC.
 pub fn unix_seconds() -> u64 {
     since_epoch().as_secs()
@@ -51,7 +73,11 @@ impl Clock {
     }
 
     fn now(&self) -> Duration {
-        Duration::from_nanos(self.time_at_start.load(Ordering::Relaxed)) + self.started.elapsed()
+        self.at(Instant::now())
+    }
+
+    fn at(&self, moment: Instant) -> Duration {
+        Duration::from_nanos(self.time_at_start.load(Ordering::Relaxed)) + moment.duration_since(self.started)
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 
 use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Response};
+use mesh_identity::clock::Moment;
 use sidecar_core::{
     Position, Reason, Refusal,
     balance::{Ended, Slot, is_own_fault},
@@ -59,6 +60,8 @@ pub struct Call {
     /// a count that two cores change costs each of them more than all else here.
     worker: Arc<Worker>,
     started: Instant,
+    /// When the clock was last looked at for it: where it came in, or had to wait.
+    looked: Moment,
     /// Shared with the bodies of the call.
     pub line: Arc<Line>,
     /// It was not sent to the app: the caller's sidecar may be told so.
@@ -95,13 +98,14 @@ pub struct Call {
 }
 
 impl Call {
-    /// Opens the account, before any decision.
-    pub fn start(direction: Direction, worker: &Arc<Worker>, facts: Facts) -> Self {
+    /// Opens the account of a call that came in at `started`, before any decision.
+    pub fn start(direction: Direction, worker: &Arc<Worker>, started: Moment, facts: Facts) -> Self {
         worker.live.metrics.calls(direction).started();
         Self {
             direction,
             worker: Arc::clone(worker),
-            started: Instant::now(),
+            started: started.instant,
+            looked: started,
             line: Arc::new(Line::new(facts)),
             unsent: direction == Direction::Inbound,
             deadline: None,
@@ -164,6 +168,17 @@ impl Call {
     #[must_use]
     pub fn started(&self) -> tokio::time::Instant {
         tokio::time::Instant::from_std(self.started)
+    }
+
+    /// What time it is for it, which has not waited since.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.looked
+    }
+
+    /// It has waited for something.
+    pub fn has_waited(&mut self) {
+        self.looked = Moment::now();
     }
 
     /// Hands the account over to the answer's body.
@@ -344,20 +359,19 @@ impl Call {
             let refusal = refusal.clone();
             self.decided_against(&refusal);
         }
-        let took = self.started.elapsed();
+        let ended = Moment::now();
+        let took = ended.instant.duration_since(self.started);
         self.counters().ended(outcome, took);
         self.measure(outcome, code, took);
         if let Some(slot) = &self.slot {
-            slot.ended(shown_at_the_end(outcome, status), health::now());
+            slot.ended(shown_at_the_end(outcome, status), health::ns(ended));
         }
         self.tell(outcome, status, took);
         self.line.end(outcome != Outcome::Finished);
-        if let (Some(admission), Outcome::Refused) = (&mut self.admission, outcome)
-            && status == Some(Reason::Deadline.as_str())
-        {
-            admission.overdue();
+        if let Some(admission) = self.admission.take() {
+            let overdue = outcome == Outcome::Refused && status == Some(Reason::Deadline.as_str());
+            admission.end(ended.instant, overdue);
         }
-        self.admission = None;
         (self.place, self.serving, self.slot, self.lease) = (None, None, None, None);
     }
 

@@ -171,7 +171,7 @@ pub async fn begin(
 ) -> Result<Attempt, Failed> {
     let mut why = String::new();
     for _ in 0..HAND_OVERS {
-        let (mut connection, lease) = match worker.pool.open(target) {
+        let (mut connection, lease) = match worker.pool.open(target, call.started().into_std()) {
             Some(leased) => leased,
             None => match until_over(call, worker.pool.connect(target)).await {
                 Err(refusal) => return Err(Failed::Waiting(refusal)),

@@ -1,10 +1,9 @@
 //! Header hygiene: what a request may carry across each border of the mesh (DESIGN §3).
 
-use std::cell::RefCell;
+use std::{cell::RefCell, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, uri};
-use mesh_identity::clock;
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 use sidecar_core::Named;
 
@@ -59,9 +58,9 @@ pub fn random<const N: usize>() -> [u8; N] {
     bytes
 }
 
-/// A new request id: UUID v7, so that ids sort by time.
-pub fn new_request_id() -> HeaderValue {
-    let milliseconds = u64::try_from(clock::since_epoch().as_millis()).unwrap_or_default();
+/// The id of a request that came at this time since 1970: UUID v7, so that ids sort by time.
+pub fn new_request_id(at: Duration) -> HeaderValue {
+    let milliseconds = u64::try_from(at.as_millis()).unwrap_or_default();
     let random: [u8; 10] = random();
     let mut buffer = uuid::Uuid::encode_buffer();
     let id = uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid();
@@ -125,6 +124,6 @@ mod tests {
 
     #[test]
     fn no_two_request_ids_are_the_same() {
-        assert_ne!(new_request_id(), new_request_id());
+        assert_ne!(new_request_id(Duration::ZERO), new_request_id(Duration::ZERO));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use mesh_config::names::ServiceName;
-use mesh_identity::clock;
+use mesh_identity::clock::Moment;
 use sidecar_core::{
     balance::{Load, Turn},
     outbound::Destination,
@@ -97,7 +97,12 @@ fn tell(destination: &Destination) {
 
 /// Monotonic ns, as the data path counts them.
 pub fn now() -> u64 {
-    u64::try_from(clock::since_epoch().as_nanos()).unwrap_or(u64::MAX)
+    ns(Moment::now())
+}
+
+/// A moment as [`now`] tells it.
+pub fn ns(moment: Moment) -> u64 {
+    u64::try_from(moment.since_epoch.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Asker {

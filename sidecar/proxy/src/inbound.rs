@@ -5,7 +5,7 @@ use std::sync::Arc;
 use h2::RecvStream;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use mesh_identity::clock;
+use mesh_identity::clock::{self, Moment};
 use sidecar_core::{
     Lookup, Reason, Refusal, Token, Transaction,
     inbound::{self, Head, Stop, Verdict, Waited},
@@ -29,12 +29,12 @@ use crate::{
 
 /// Accounts for the call; cannot fail.
 pub async fn serve(worker: Arc<Worker>, caller: Arc<Caller>, request: Request<Incoming>) -> Response<CallBody> {
-    let said = Said::of(request.headers());
+    let (started, said) = (Moment::now(), Said::of(request.headers()));
     // Ids of the mesh's own calls go on; nobody outside chooses what its operators look for.
     let id = if caller.is_outside() { None } else { said.foreign_request_id() };
-    let id = id.unwrap_or_else(headers::new_request_id);
+    let id = id.unwrap_or_else(|| headers::new_request_id(started.since_epoch));
     let facts = Facts::of(&request, &said, (Arc::clone(&worker.service), Arc::clone(&caller.name)), id);
-    let mut call = Call::start(Direction::Inbound, &worker, facts);
+    let mut call = Call::start(Direction::Inbound, &worker, started, facts);
     call.watch(request.headers());
     let answer = match admit(&worker, &caller, &request, &said, &mut call).await {
         Ok(admitted) => send(&worker, &caller, request, admitted, &mut call).await,
@@ -75,7 +75,8 @@ async fn admit(
     let verdict = decide(worker, caller, request.uri().path(), said, token, call).await?;
     let tenant = verdict.tenant.as_ref().map(|tenant| tenant.id());
     let limits = &worker.live.limits;
-    call.admission = Some(limits.admit(&worker.seats, tenant, &caller.name, request.uri().path())?);
+    call.admission =
+        Some(limits.admit(&worker.seats, tenant, &caller.name, request.uri().path(), call.now().instant)?);
     call.passes(verdict.audited.as_ref());
     call.deadline = forward::deadline(said);
     let stale = said.stale(tenant);
@@ -120,6 +121,7 @@ async fn decide(
 ) -> Result<Verdict<TenantRef>, Refusal> {
     if caller.is_outside() {
         have_key(worker, caller, said, token).await?;
+        call.has_waited();
     }
     let head = Head {
         path,
@@ -138,11 +140,13 @@ async fn decide(
             Err(Stop::WaitFor(position)) => {
                 waited.for_revision = true;
                 let _late = Box::pin(timeout(FRESHNESS_WAIT, worker.live.tenants.wait_for(position))).await;
+                call.has_waited();
             }
             Err(Stop::Resolve(wanted)) => {
                 waited.for_tenant = true;
                 let resolved = Box::pin(worker.live.tenants.resolve(&wanted));
                 answer = Some(forward::before(forward::deadline(said), resolved).await?);
+                call.has_waited();
             }
         }
     }
@@ -172,7 +176,7 @@ fn ask(
     answer: Option<&Lookup<TenantRef>>,
     call: &mut Call,
 ) -> Result<Verdict<TenantRef>, Stop> {
-    let (state, now) = (worker.live.inbound(), clock::unix_seconds());
+    let (state, now) = (worker.live.inbound(), call.now().unix_seconds());
     let tenants = Answered { tenants: &worker.live.tenants, answer };
     let decision = inbound::decide(&state, &tenants, &mut *worker.credentials(), caller.peer(), head, now, waited);
     if let Ok(Verdict { tenant: Some(tenant), .. }) = &decision {
@@ -199,7 +203,7 @@ fn rewrite(
             headers.insert(headers::TENANT_ID, id);
         }
         if let Some(context) = worker.ready.context(tenant) {
-            headers.insert(headers::TENANT_CONTEXT, context);
+            headers.insert(headers::TENANT_CONTEXT, context.value);
         }
     }
     headers.insert(headers::CALLER, caller.header.clone());

@@ -151,7 +151,7 @@ impl Limits {
         Err(Stop::Refused(refusal))
     }
 
-    /// A seat at the app for a call of `path`, for `tenant` or else for whoever calls.
+    /// A seat at the app from `now` on for a call of `path`, for `tenant` or else for whoever calls.
     ///
     /// # Errors
     /// `OVERLOADED`: there is no room for one more call of this tenant, or of anybody.
@@ -161,17 +161,23 @@ impl Limits {
         tenant: Option<&str>,
         caller: &str,
         path: &str,
+        now: Instant,
     ) -> Result<Admission, Refusal> {
         self.spare_memory()?;
-        let party = match tenant {
-            Some(tenant) => self.tenants.get(tenant, &self.hashes),
-            None => self.callers.get(caller, &self.hashes),
-        };
+        let party = seats.party(tenant.map_or(Bearer::Caller(caller), Bearer::Tenant));
         if self.app.admit(&party).is_err() {
             self.count(Why::Concurrency);
             return Err(Refusal::new(Reason::Overloaded, "this instance has no room for more calls of this tenant"));
         }
-        Ok(Admission::new(seats, party, self.class(path)))
+        Ok(Admission::new(seats, party, self.class(path), now))
+    }
+
+    /// Who that is, and whether it is told apart from all others.
+    fn party(&self, who: Bearer<'_>) -> (Arc<Party>, bool) {
+        match who {
+            Bearer::Tenant(tenant) => self.tenants.get(tenant, &self.hashes),
+            Bearer::Caller(caller) => self.callers.get(caller, &self.hashes),
+        }
     }
 
     /// # Errors
@@ -245,20 +251,21 @@ impl Parties {
         }
     }
 
-    /// Only the first call of a party allocates.
+    /// Only the first call of a party allocates. Says also whether it shares its place with nobody.
     #[expect(clippy::cast_possible_truncation, reason = "one of a few places")]
-    fn get(&self, name: &str, hashes: &RandomState) -> Arc<Party> {
+    fn get(&self, name: &str, hashes: &RandomState) -> (Arc<Party>, bool) {
         let known = self.known.pin();
         if let Some(party) = known.get(name) {
-            return Arc::clone(party);
+            return (Arc::clone(party), true);
         }
         if known.len() >= PARTIES {
-            return Arc::clone(&self.crowd[hashes.hash_one(name) as usize % CROWD]);
+            return (Arc::clone(&self.crowd[hashes.hash_one(name) as usize % CROWD]), false);
         }
-        Arc::clone(known.get_or_insert_with(name.into(), Arc::default))
+        (Arc::clone(known.get_or_insert_with(name.into(), Arc::default)), true)
     }
 
     /// Those who have not come for a long time. Should one come this very moment, it is known twice until that call ends.
+    /// Seats remember only who came lately.
     fn forget(&self, turn: u64) {
         self.known.pin().retain(|_, party| party.is_busy() || party.seen() + FORGOTTEN > turn);
     }

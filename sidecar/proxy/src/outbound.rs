@@ -9,7 +9,7 @@ use std::sync::Arc;
 use h2::RecvStream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use mesh_identity::clock;
+use mesh_identity::clock::Moment;
 use sidecar_core::{
     Named, Reason, Refusal,
     balance::Endpoint,
@@ -23,7 +23,7 @@ use crate::{
     call::{Call, Facts},
     forward::{self, Outgoing},
     headers,
-    health::now,
+    health::{now, ns},
     lookups,
     metrics::Direction,
     open::Question,
@@ -38,10 +38,11 @@ pub async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<
     if lookups::are_meant(authority(&request)) {
         return lookups::serve(&worker.lookups, request).await;
     }
-    let (said, parties) = (Said::of(request.headers()), (service_named(&request), Arc::clone(&worker.service)));
-    let mut facts = Facts::of(&request, &said, parties, headers::new_request_id());
+    let (started, said) = (Moment::now(), Said::of(request.headers()));
+    let parties = (service_named(&request), Arc::clone(&worker.service));
+    let mut facts = Facts::of(&request, &said, parties, headers::new_request_id(started.since_epoch));
     facts.tenant = facts.tenant.or_else(|| said.tenant_host.first().cloned());
-    let mut call = Call::start(Direction::Outbound, &worker, facts);
+    let mut call = Call::start(Direction::Outbound, &worker, started, facts);
     call.watch(request.headers());
     let state = worker.live.outbound();
     let answer = match admit(&worker, &state, &request, &said, &mut call).await {
@@ -70,12 +71,12 @@ async fn admit<'s>(
     call: &mut Call,
 ) -> Result<Admitted<'s>, Refusal> {
     forward::refuse_tunnels(request)?;
-    let verdict = decide(worker, state, authority(request), said).await?;
+    let verdict = decide(worker, state, authority(request), said, call).await?;
     call.is_of(verdict.tenant.id());
     worker.live.limits.spare_memory()?;
     call.passes(None);
     let (route, memory) = (verdict.destination.route(), verdict.destination.memory());
-    let retries = Retries::new(route, memory, request.uri().path(), now());
+    let retries = Retries::new(route, memory, request.uri().path(), ns(call.now()));
     call.deadline = forward::deadline_within(said, retries.method().timeout, call);
     call.enter(&worker.open, Question::Outbound);
     let stale = said.stale(verdict.tenant.id());
@@ -103,7 +104,7 @@ async fn send(
     call: &mut Call,
 ) -> Result<Response<RecvStream>, Refusal> {
     let nobody = || Refusal::new(Reason::NoEndpoint, "no instance is left to try");
-    let mut endpoint = verdict.candidates.next(now()).ok_or_else(nobody)?;
+    let mut endpoint = verdict.candidates.next(ns(call.now())).ok_or_else(nobody)?;
     loop {
         let tried = attempt(worker, &mut verdict, endpoint, &mut outgoing, &mut retries, call).await;
         let next = next(worker, &tried, &outgoing, &mut retries, call);
@@ -122,6 +123,7 @@ async fn send(
         if let Next::After(pause) = next {
             forward::until_over(call, tokio::time::sleep(pause)).await?;
         }
+        call.has_waited();
     }
 }
 
@@ -174,6 +176,7 @@ async fn decide<'s>(
     state: &'s outbound::State,
     authority: &str,
     said: &Said<'_>,
+    call: &mut Call,
 ) -> Result<Verdict<'s, TenantRef>, Refusal> {
     let unchecked = !worker.live.config.checks();
     let ids = if unchecked { Named::None } else { said.tenant_id.named() };
@@ -186,6 +189,7 @@ async fn decide<'s>(
             // Boxed: it is rare, and every call's future would otherwise have room for it.
             let resolved = Box::pin(tenants.resolve(&wanted));
             let answer = forward::before(forward::deadline(said), resolved).await?;
+            call.has_waited();
             Ok(outbound::decide(state, &Answered { tenants, answer: Some(&answer) }, &head, serving, true)?)
         }
     }
@@ -202,7 +206,7 @@ fn prepare(
     let service = verdict.destination.service();
     if worker.live.config.checks() {
         let own = |token: &HeaderValue| worker.ready.token(token);
-        let token = worker.live.minting.look_at(service.as_str(), clock::unix_seconds(), own);
+        let token = worker.live.minting.look_at(service.as_str(), call.now().unix_seconds(), own);
         let headers = request.headers_mut();
         stale.strip(headers);
         name_tenant(worker, headers, stale, &verdict.tenant);
@@ -222,17 +226,21 @@ fn prepare(
 
 /// Whose call it is; where the app named the tenant by its id, that is there already.
 fn name_tenant(worker: &Worker, headers: &mut HeaderMap, stale: Stale, tenant: &CallFor<TenantRef>) {
+    let revision = match tenant {
+        CallFor::Tenant(tenant, position) => worker.ready.revision(tenant, *position),
+        CallFor::Nobody | CallFor::Unknown(_) | CallFor::Unresolved(_) => None,
+    };
+    let indexed = revision.as_ref().is_some_and(|revision| revision.often);
     if stale.keeps_tenant() {
         if let Some(id) = headers.get_mut(&headers::TENANT_ID) {
-            id.set_sensitive(true);
+            id.set_sensitive(!indexed);
         }
-    } else if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
-        headers.insert(headers::TENANT_ID, headers::never_indexed(id));
+    } else if let Some(Ok(mut id)) = tenant.id().map(HeaderValue::from_str) {
+        id.set_sensitive(!indexed);
+        headers.insert(headers::TENANT_ID, id);
     }
-    if let CallFor::Tenant(tenant, position) = tenant
-        && let Some(revision) = worker.ready.revision(tenant, *position)
-    {
-        headers.insert(headers::TENANT_REVISION, revision);
+    if let Some(revision) = revision {
+        headers.insert(headers::TENANT_REVISION, revision.value);
     }
 }
 

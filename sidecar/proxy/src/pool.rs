@@ -186,10 +186,10 @@ impl Pool {
         Self { identity, upstreams: Mutex::default(), alive: Arc::default() }
     }
 
-    /// A connection that is open at this moment and takes one more stream, if there is one.
-    pub fn open(&self, target: &Target) -> Option<Leased> {
+    /// A connection that is open at this moment and takes one more stream, if there is one, for a call of `when`.
+    pub fn open(&self, target: &Target, when: Instant) -> Option<Leased> {
         let upstream = self.upstream(target);
-        let leased = upstream.open();
+        let leased = upstream.open(when);
         if leased.is_some() && upstream.needs_more() {
             let (identity, alive) = (Arc::clone(&self.identity), Arc::clone(&self.alive));
             tokio::spawn(async move { upstream.grow(&identity, &alive).await });
@@ -259,7 +259,7 @@ impl Pool {
 }
 
 impl Upstream {
-    fn open(&self) -> Option<Leased> {
+    fn open(&self, when: Instant) -> Option<Leased> {
         let mut connections = lock(&self.connections);
         connections.retain(|connection| !connection.state.ended.load(Relaxed));
         let found = connections.iter().find(|connection| connection.has_room());
@@ -267,7 +267,7 @@ impl Upstream {
         let full = || (connections.len() >= CONNECTIONS).then(|| connections.iter().min_by_key(|c| c.calls()));
         let leased = found.or_else(|| full().flatten())?.lease();
         drop(connections);
-        *lock(&self.used) = Instant::now();
+        *lock(&self.used) = when;
         Some(leased)
     }
 
@@ -290,7 +290,7 @@ impl Upstream {
     /// The handshake belongs to no call: one whose time is over leaves it to those that wait.
     async fn connect(self: Arc<Self>, identity: Arc<Identity>, alive: Arc<Alive>) -> Result<Leased, ConnectError> {
         let alone = Arc::clone(&self.connecting).lock_owned().await;
-        if let Some(leased) = self.open() {
+        if let Some(leased) = self.open(Instant::now()) {
             return Ok(leased);
         }
         if let Some((at, error)) = &*lock(&self.failed)

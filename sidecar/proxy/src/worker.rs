@@ -113,7 +113,7 @@ pub fn start(
         authority,
         pool: Pool::new(Arc::clone(&live.identity)),
         open: Arc::default(),
-        seats: Arc::new(Seats::new(Arc::clone(&live.limits))),
+        seats: Arc::new(Seats::new(Arc::clone(&live.limits), number)),
         ledger: Arc::clone(live.decisions.of(number)),
         lookups: lookups::routes(live),
         guarding: Guarding::new(Arc::clone(live.metrics.closed())),

@@ -30,6 +30,8 @@ const HUNGRY: u64 = 250;
 const FORGET: f64 = 0.9;
 /// How much above its share nobody is held to it, so that who takes just its share is not refused by chance.
 const SLACK: f64 = 1.2;
+/// Workers whose latencies are written apart; any more share them.
+const SHARDS: usize = 8;
 /// A latency that is longer is taken for a minute.
 const LONGEST_US: u64 = 60_000_000;
 
@@ -58,9 +60,13 @@ pub struct Concurrency {
     turn: AtomicU64,
     /// The share of a party that was not there at the last look, in thousandths of a call.
     newcomer: AtomicU64,
-    /// Latency since the last look.
-    classes: [Class; CLASSES],
+    /// Latency since the last look, by worker: lines that two cores write cost each of them more than what is written.
+    latencies: [Latencies; SHARDS],
 }
+
+#[derive(Debug)]
+#[repr(align(128))]
+struct Latencies([Class; CLASSES]);
 
 #[derive(Debug, Default)]
 struct Class {
@@ -169,7 +175,7 @@ impl Concurrency {
             somebody: AtomicBool::new(false),
             turn: AtomicU64::new(1),
             newcomer: AtomicU64::new(u64::from(limit) * 500),
-            classes: std::array::from_fn(|_| Class::default()),
+            latencies: std::array::from_fn(|_| Latencies(std::array::from_fn(|_| Class::default()))),
         }
     }
 
@@ -183,7 +189,9 @@ impl Concurrency {
             // Its flood is not to be there before the next look sees it.
             self.bites.store(true, Relaxed);
         }
-        party.seen.store(turn, Relaxed);
+        if party.seen() != turn {
+            party.seen.store(turn, Relaxed);
+        }
         party.came.fetch_add(1, Relaxed);
         let before = self.in_use.fetch_add(1, AcqRel);
         if before >= limit && self.bites.load(Relaxed) && !self.has_a_right(party, before, limit) {
@@ -211,9 +219,9 @@ impl Concurrency {
         bunch && before < limit + limit / 2
     }
 
-    /// The head of the answer to a call has come `took` after it was let in.
-    pub fn answered(&self, class: usize, took: Duration) {
-        let class = &self.classes[class % CLASSES];
+    /// The head of the answer to a call of this worker has come `took` after it was let in.
+    pub fn answered(&self, worker: usize, class: usize, took: Duration) {
+        let class = &self.latencies[worker % SHARDS].0[class % CLASSES];
         // Within what a sum of squares has room for.
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).min(LONGEST_US);
         class.calls.fetch_add(1, Relaxed);
@@ -231,6 +239,12 @@ impl Concurrency {
         party.spent.fetch_add(u64::try_from(held.as_micros()).unwrap_or(u64::MAX), Relaxed);
     }
 
+    /// Whether `party` came so lately that it is not forgotten within the next `looks`, where those are that did not come for
+    /// twice as many.
+    pub fn knows(&self, party: &Party, looks: u64) -> bool {
+        party.seen() + looks > self.turn.load(Relaxed)
+    }
+
     /// Sets the limit by what happened since the last look, `passed` ago, and the shares of `parties`: all of those that
     /// may make calls. `alone`: whether a party that has the app to itself is refused too.
     pub fn look<'p>(
@@ -241,20 +255,23 @@ impl Concurrency {
         (now, passed): (Duration, Duration),
     ) {
         let turn = self.turn.fetch_add(1, Relaxed);
-        let window = Window {
-            classes: std::array::from_fn(|index| {
-                let class = &self.classes[index];
-                Latency {
-                    calls: class.calls.swap(0, Relaxed),
-                    sum: class.sum.swap(0, Relaxed),
-                    squares: class.squares.swap(0, Relaxed),
-                }
-            }),
+        let mut window = Window {
+            classes: [Latency::default(); CLASSES],
             peak: self.peak.swap(self.in_use.load(Relaxed), Relaxed),
             fewest: self.fewest.swap(self.in_use.load(Relaxed), Relaxed),
             in_use: self.in_use.load(Relaxed),
             refused: self.turned_away.swap(0, Relaxed),
         };
+        for latencies in &self.latencies {
+            let had_calls = |(_, more): &(&mut Latency, &Class)| more.calls.load(Relaxed) > 0;
+            for (class, more) in window.classes.iter_mut().zip(&latencies.0).filter(had_calls) {
+                class.add(Latency {
+                    calls: more.calls.swap(0, Relaxed),
+                    sum: more.sum.swap(0, Relaxed),
+                    squares: more.squares.swap(0, Relaxed),
+                });
+            }
+        }
         gradient.set_bounds(limits);
         let decided = gradient.look(&window, now);
         self.limit.store(decided.limit, Relaxed);

@@ -150,15 +150,20 @@ impl Window {
 
     fn add(&mut self, other: &Window) {
         for (class, more) in self.classes.iter_mut().zip(&other.classes) {
-            class.calls = class.calls.saturating_add(more.calls);
-            class.sum = class.sum.saturating_add(more.sum);
-            class.squares = class.squares.saturating_add(more.squares);
+            class.add(*more);
         }
         self.peak = self.peak.max(other.peak);
     }
 }
 
 impl Latency {
+    /// Calls of the same class.
+    pub fn add(&mut self, more: Latency) {
+        self.calls = self.calls.saturating_add(more.calls);
+        self.sum = self.sum.saturating_add(more.sum);
+        self.squares = self.squares.saturating_add(more.squares);
+    }
+
     fn mean(&self) -> f64 {
         float(self.sum) / f64::from(self.calls)
     }

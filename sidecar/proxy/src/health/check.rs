@@ -1,6 +1,6 @@
 //! One `grpc.health.v1.Health/Check`, the way every call between sidecars goes: mTLS, a token, the callee's allowlist.
 
-use std::{future::poll_fn, net::SocketAddr};
+use std::{future::poll_fn, net::SocketAddr, time::Instant};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::RecvStream;
@@ -50,7 +50,7 @@ async fn answer(
     token: HeaderValue,
 ) -> Result<(HeaderMap, Bytes), String> {
     let target = Target::Sidecar(address, service.clone());
-    let (mut connection, _lease) = match pool.open(&target) {
+    let (mut connection, _lease) = match pool.open(&target, Instant::now()) {
         Some(leased) => leased,
         None => pool.connect(&target).await.map_err(|error| error.to_string())?,
     };

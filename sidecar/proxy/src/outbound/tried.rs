@@ -12,7 +12,7 @@ use crate::{
     call::Call,
     forward::{self, Answer, Failed, Outgoing},
     headers::{self, named},
-    health::now,
+    health::{now, ns},
     pool::Target,
     worker::Worker,
 };
@@ -37,7 +37,7 @@ pub async fn attempt(
     retries: &Retries<'_>,
     call: &Call,
 ) -> Tried {
-    let (slot, began) = (endpoint.load.start(), now());
+    let (slot, began) = (endpoint.load.start(), ns(call.now()));
     let result = forward::attempt(worker, target, outgoing, retries.previous_attempts(), call).await;
     Tried::of(result, slot, began, retries, call)
 }

@@ -116,7 +116,7 @@ fn quick_app_of_two() -> (Concurrency, Gradient, Limits, [Party; 2]) {
     for turn in 0..200_u32 {
         for party in &parties {
             app.admit(party).expect("room");
-            app.answered(0, Duration::from_millis(2));
+            app.answered(turn as usize, 0, Duration::from_millis(2));
             app.leave(party, Duration::from_millis(2));
         }
         let tick = Duration::from_millis(100);

@@ -178,7 +178,7 @@ impl Model {
                     let took = self.now - call.since;
                     let tenant = &mut self.tenants[call.tenant];
                     tenant.latencies.push(took as f64 / 1_000.0);
-                    self.app.answered(call.class, Duration::from_micros(took));
+                    self.app.answered(0, call.class, Duration::from_micros(took));
                     self.app.leave(&tenant.party, Duration::from_micros(took));
                     while self.working < self.servers {
                         let Some(next) = self.waiting.pop_front() else { break };
