@@ -95,32 +95,37 @@ impl Ready {
 
     /// Counts a call of the tenant.
     fn place(&self, tenant: &Tenant, value: impl FnOnce(&mut Place) -> Option<HeaderValue>) -> Option<Value> {
-        if tenant.context().len() > LONGEST {
-            // It is not held here: one of the replica's records may be large.
-            let mut value = value(&mut Place::default())?;
-            value.set_sensitive(true);
-            return Some(Value { value, often: false });
-        }
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.calls += 1;
-        if places.calls == WINDOW {
-            places.begin_window();
-        }
-        let address = tenant.address();
-        // Records are some hundred bytes apart.
-        let place = &mut places.all[(address >> 6 ^ address >> 14) % PLACES];
-        if place.tenant.as_ref().map(Tenant::address) != Some(address) {
-            *place = Place { tenant: Some(tenant.clone()), ..Place::default() };
-        }
+        let mut apart = Place::default();
+        let place = places.of(tenant).unwrap_or(&mut apart);
         place.calls += 1;
-        let often = place.often;
-        let mut value = value(place)?;
+        let (often, value) = (place.often, value(place));
+        let mut value = value?;
         value.set_sensitive(!often);
         Some(Value { value, often })
     }
 }
 
 impl Places {
+    /// The place of a tenant, which may take it from another one; none of a large record, since it would be held here, nor
+    /// where a tenant that comes often has it.
+    fn of(&mut self, tenant: &Tenant) -> Option<&mut Place> {
+        self.calls += 1;
+        if self.calls == WINDOW {
+            self.begin_window();
+        }
+        let address = tenant.address();
+        // Records are some hundred bytes apart.
+        let place = &mut self.all[(address >> 6 ^ address >> 14) % PLACES];
+        if place.tenant.as_ref().map(Tenant::address) != Some(address) {
+            if place.often || tenant.context().len() > LONGEST {
+                return None;
+            }
+            *place = Place { tenant: Some(tenant.clone()), ..Place::default() };
+        }
+        Some(place)
+    }
+
     fn begin_window(&mut self) {
         self.calls = 0;
         for place in &mut self.all {
@@ -202,7 +207,7 @@ mod tests {
             }
         }
         assert_eq!(both(&often), [true; 2]);
-        for other in &others {
+        for other in others.iter().chain(&others) {
             both(other);
         }
         assert_eq!(both(&often), [false; 2], "it has not come lately");
