@@ -203,7 +203,7 @@ fn rewrite(
             headers.insert(headers::TENANT_ID, id);
         }
         if let Some(context) = worker.ready.context(tenant) {
-            headers.insert(headers::TENANT_CONTEXT, context.value);
+            headers.insert(headers::TENANT_CONTEXT, context);
         }
     }
     headers.insert(headers::CALLER, caller.header.clone());

@@ -226,21 +226,17 @@ fn prepare(
 
 /// Whose call it is; where the app named the tenant by its id, that is there already.
 fn name_tenant(worker: &Worker, headers: &mut HeaderMap, stale: Stale, tenant: &CallFor<TenantRef>) {
-    let revision = match tenant {
-        CallFor::Tenant(tenant, position) => worker.ready.revision(tenant, *position),
-        CallFor::Nobody | CallFor::Unknown(_) | CallFor::Unresolved(_) => None,
-    };
-    let indexed = revision.as_ref().is_some_and(|revision| revision.often);
     if stale.keeps_tenant() {
         if let Some(id) = headers.get_mut(&headers::TENANT_ID) {
-            id.set_sensitive(!indexed);
+            id.set_sensitive(true);
         }
-    } else if let Some(Ok(mut id)) = tenant.id().map(HeaderValue::from_str) {
-        id.set_sensitive(!indexed);
-        headers.insert(headers::TENANT_ID, id);
+    } else if let Some(Ok(id)) = tenant.id().map(HeaderValue::from_str) {
+        headers.insert(headers::TENANT_ID, headers::never_indexed(id));
     }
-    if let Some(revision) = revision {
-        headers.insert(headers::TENANT_REVISION, revision.value);
+    if let CallFor::Tenant(tenant, position) = tenant
+        && let Some(revision) = worker.ready.revision(tenant, *position)
+    {
+        headers.insert(headers::TENANT_REVISION, revision);
     }
 }
 
