@@ -309,6 +309,8 @@ impl Shared {
     ) -> Result<Decision<LifecycleResponse>, StoreError> {
         let LifecycleEvent { event_id, tenant_id, expected_revision, change } = event;
         let key = events::key(event_id);
+        // Before the event is looked for: one that another writer applies between the two would be refused by what it did.
+        let found = self.record(tenant_id).await?;
         if let Some(record) = self.journal.get(&key).await? {
             let known = AppliedEvent::decode(record.value).map_err(|source| StoreError::Damaged { id: key, source })?;
             if known.digest[..] != events::digest(event) {
@@ -317,7 +319,6 @@ impl Shared {
             let before = LifecycleResponse { epoch: head.epoch, revision: known.revision, repeated_event: true };
             return Ok(Decision::Stands(before));
         }
-        let found = self.record(tenant_id).await?;
         let revision = found.as_ref().map(|record| record.revision);
         if *expected_revision != 0 && revision != Some(*expected_revision) {
             let (id, expected) = (tenant_id.clone(), *expected_revision);
